@@ -1,7 +1,5 @@
 """cachebus: a two-level cache that is coherent. See the README for the first five minutes."""
 
-from loguru import logger as _logger
-
 from cachebus.base.choices import Codec, ContextMatch, OnOutage, Wait
 from cachebus.base.hashing import generate_resource_id_hash
 from cachebus.base.templates import Template
@@ -93,5 +91,3 @@ __all__ = [
     "with_context",
     "write_guard",
 ]
-
-_logger.disable("cachebus")  # a library is silent until its user says `logger.enable("cachebus")`

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from cachebus import context
 from cachebus.assembly.factory import Parts
 from cachebus.base.ids import Id
+from cachebus.base.log import logger
 from cachebus.base.parameters import Source
 from cachebus.calls import checked_ttl
 from cachebus.context import Context
@@ -94,6 +95,12 @@ class Aside:
             value, error = _deserialized(call.deserializer, value)
         if error is not None and call.raise_errors:
             raise error
+        if error is not None:
+            logger.warning(
+                'get_with_cache_aside gives None for a {}: {} is in metrics["error"]; raise_errors=True raises it',
+                call.data_type,
+                type(error).__name__,
+            )
         metrics = self._metrics(found, error, (self._clock() - call.began_s) * 1000.0)
         if around is not None:
             around.add_metric("cache_hit", metrics["cache_hit"])

@@ -14,6 +14,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from cachebus.base.choices import OnOutage
 from cachebus.base.ids import check_part
+from cachebus.base.log import Logs
 from cachebus.errors import ConfigError
 from cachebus.policy import Policy, closest, unknown
 
@@ -54,6 +55,9 @@ class Settings(BaseSettings):
     ssl_check_hostname: bool = Field(True, description="whether the server's certificate must name its host")
     namespace: str = Field("cachebus", description="prefix of all keys in L2; caches that share it share everything")
     node_name: str | None = Field(None, max_length=64, description="a readable part of the node's id")
+    logs: Logs = Field(
+        "logging", description='where log lines go: to the standard library\'s logger "cachebus", or to loguru'
+    )
     default_tenant: str | None = Field(
         None, description="whose data it is where neither the call nor a Context names a tenant: for services without"
     )

@@ -6,9 +6,8 @@ import asyncio
 from contextlib import suppress
 from typing import Final
 
-from loguru import logger
-
 from cachebus.base.clock import Clock
+from cachebus.base.log import logger
 from cachebus.core.ports import Bus, Change
 from cachebus.errors import BusUnavailable, CacheBusError
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from loguru import logger
-
 from cachebus.base.backoff import Backoff
 from cachebus.base.clock import OtherClock
+from cachebus.base.log import logger
 from cachebus.core.ports import Change, ProbeReply
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.keys.plan import Plan

@@ -9,6 +9,7 @@ from cachebus.assembly.backends import kafka_bus, redis_store, route_of
 from cachebus.base.budget import Budget
 from cachebus.base.clock import OtherClock, monotonic
 from cachebus.base.home import Home
+from cachebus.base.log import logger
 from cachebus.core.membership import Confirmed, MembershipView
 from cachebus.core.ports import Caller, Change, ProbeReply
 from cachebus.errors import L2Unavailable
@@ -73,6 +74,7 @@ class Session:
         A wrong number of shards must be refused here. Later, invalidations would go to shards that no cache reads, and
         that hold nothing by which they could be refused.
         """
+        logger.use(self._settings.logs)
         try:
             await self._meet()
             if self._publisher is not None:

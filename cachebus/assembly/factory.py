@@ -14,6 +14,7 @@ from cachebus.assembly.backends import backends
 from cachebus.assembly.world import World, world_of
 from cachebus.base.clock import Clock, monotonic
 from cachebus.base.home import Home
+from cachebus.base.log import logger
 from cachebus.cascade import CascadeTable
 from cachebus.core.node import Node
 from cachebus.core.ports import Bus, Store
@@ -103,6 +104,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
 
     `world`: for a URL of memory://, in place of the one of its name.
     """
+    logger.use(settings.logs)
     home = Home()
     in_memory = settings.url.get_secret_value().startswith("memory://")
     world = (world or world_of(settings, clock)) if in_memory else None

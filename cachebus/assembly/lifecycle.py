@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
-from loguru import logger
-
 from cachebus.assembly.factory import Parts, build
 from cachebus.assembly.figures import figures, health_of, is_ready
 from cachebus.assembly.world import World
 from cachebus.base import home
 from cachebus.base.clock import Clock, monotonic
+from cachebus.base.log import logger
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.core.node import OnApplied
 from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable

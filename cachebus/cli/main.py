@@ -16,6 +16,7 @@ except ImportError as missing:
 from loguru import logger
 
 from cachebus import __version__
+from cachebus.base.log import logger as log
 from cachebus.cli.demo import demo
 from cachebus.cli.doctor import doctor
 from cachebus.cli.operate.act import get, invalidate
@@ -65,10 +66,10 @@ def _common(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the library's log on stderr.")] = False,
 ) -> None:
+    log.use("loguru", for_good=True)
     logger.remove()
     if verbose:
         logger.add(sys.stderr, level="DEBUG", diagnose=False, backtrace=False)
-        logger.enable("cachebus")
 
 
 def run() -> None:

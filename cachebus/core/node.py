@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from math import ceil
 from typing import Final
 
-from loguru import logger
-
 from cachebus.base.clock import Clock, OtherClock
+from cachebus.base.log import logger
 from cachebus.core.admission import INF, Offer, ReadBounds, deadline_s, entry_bytes, fast_until_s
 from cachebus.core.answers import BEYOND, NEVER, Heard, HeardSoFar, Probed, Reservation
 from cachebus.core.blocked import Blocked

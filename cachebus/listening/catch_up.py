@@ -7,8 +7,7 @@ import random
 from collections.abc import Sequence
 from contextlib import suppress
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.core.node import Node
 from cachebus.core.ports import LogEntry, Store
 from cachebus.listening.attention import Attention

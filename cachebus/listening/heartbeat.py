@@ -9,9 +9,9 @@ from functools import partial
 from typing import NamedTuple
 
 import anyio
-from loguru import logger
 
 from cachebus.base.clock import Clock
+from cachebus.base.log import logger
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.listening.outages import Notices
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.core.ports import Store
 
 Part = Literal["L2", "bus"]

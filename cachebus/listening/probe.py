@@ -7,9 +7,8 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable
 from functools import partial
 
-from loguru import logger
-
 from cachebus.base.clock import boottime_s, monotonic
+from cachebus.base.log import logger
 from cachebus.core.answers import NO_EPOCH, Probed
 from cachebus.core.node import Node
 from cachebus.core.ports import Store

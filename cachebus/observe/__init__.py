@@ -1,4 +1,4 @@
-"""What a cache counts, and how it is seen from outside. Logs go to loguru under the name `cachebus`, off by default."""
+"""What a cache counts, and how it is seen from outside."""
 
 from cachebus.observe.counters import OTHER, TYPES_MAX, Counters, Latency, TypeCounters
 from cachebus.observe.stats import Health, LatencyStats, ShardStats, Stats, TypeStats

@@ -9,8 +9,7 @@ In each case the callers are given the value as every node will decode it.
 
 from __future__ import annotations
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.core.ports import LeaseReply
 from cachebus.errors import L2Unavailable, NotSerializable
 from cachebus.reading.fetch import AsOf, Fetcher
@@ -124,7 +123,13 @@ class Fill:
         except Exception as error:  # noqa: BLE001 (a value's own methods may raise anything)
             data_type = self._key.family.data_type
             self._node.counters.of(data_type).serialization_errors += 1
-            logger.error("a loaded {} can't be cached: {}: {}", data_type, type(error).__name__, error)
+            if logger.once("can't be cached", data_type, str(error)):
+                logger.error(
+                    "a loaded {} can't be cached, and is loaded at each read: {}: {}",
+                    data_type,
+                    type(error).__name__,
+                    error,
+                )
             return None, found._replace(serialization_error=True)
         return record, found._replace(value=value, copy=copier(record, value, self._rules))
 

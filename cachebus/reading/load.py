@@ -10,8 +10,7 @@ Where the source fails, the key rests in cases 1 and 3, and an expired value is 
 
 from __future__ import annotations
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.core.node import Node
 from cachebus.errors import ConfigError
 from cachebus.keys.key import Key

@@ -18,8 +18,7 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, Final
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.base.parameters import Source, name_of, not_async, passing_of
 from cachebus.errors import ConfigError, LoadTimeout
 from cachebus.policy import Rules

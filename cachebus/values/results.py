@@ -10,7 +10,7 @@ from decimal import Decimal
 from typing import Any, Final, Union, get_args, get_origin
 from uuid import UUID
 
-_PLAIN: Final = {type(None), bool, int, float, str, bytes, list, dict, tuple, set, frozenset, object}
+_PLAIN: Final = {type(None), bool, int, float, str, bytes, list, dict, tuple, set, frozenset, object, Any}
 _AS_THEY_ARE: Final = _PLAIN | {date, datetime, time, timedelta, Decimal, UUID}
 """What values of these types come back as, without a model."""
 

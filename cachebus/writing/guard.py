@@ -14,8 +14,7 @@ from collections import deque
 from types import TracebackType
 from typing import Any, Self
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.core.node import Node
 from cachebus.core.shard import Shard
 from cachebus.errors import CacheBusError, ConfigError

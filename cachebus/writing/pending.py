@@ -19,9 +19,8 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from itertools import islice
 
-from loguru import logger
-
 from cachebus.base.backoff import Backoff
+from cachebus.base.log import logger
 from cachebus.core.node import Node
 from cachebus.core.ports import Change, Store
 from cachebus.errors import L2Unavailable

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import msgspec
-from loguru import logger
 
 from cachebus.base.clock import Clock, OtherClock
+from cachebus.base.log import logger
 from cachebus.keys.key import Keyspace
 from cachebus.keys.plan import AT_ONCE, Plan
 from cachebus.observe import Counters

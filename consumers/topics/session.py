@@ -14,9 +14,9 @@ from aiokafka.errors import (
     OffsetOutOfRangeError,
     TopicAuthorizationFailedError,
 )
-from loguru import logger
 
 from cachebus.base.clock import monotonic, wall_s
+from cachebus.base.log import logger
 from cachebus.consumers.topics.brokers import EARLIEST, Brokers, Topic
 from cachebus.consumers.topics.commits import MOVED_ON, Committer, assignment_of
 from cachebus.consumers.topics.held import HeldMessage

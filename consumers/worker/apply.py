@@ -8,9 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from loguru import logger
-
 from cachebus.base.clock import monotonic
+from cachebus.base.log import logger
 from cachebus.cascade import Cascade
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters

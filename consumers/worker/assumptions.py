@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from loguru import logger
-
 from cachebus.base.clock import Clock, monotonic
+from cachebus.base.log import logger
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.worker.retry import TELL_EVERY_S
 from cachebus.consumers.worker.source import Finding

@@ -8,9 +8,8 @@ import random
 from collections.abc import Sequence
 from typing import Final
 
-from loguru import logger
-
 from cachebus.base.clock import monotonic, wall_s
+from cachebus.base.log import logger
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter

@@ -6,9 +6,8 @@ import asyncio
 import random
 from typing import Final
 
-from loguru import logger
-
 from cachebus.base.clock import Clock, monotonic
+from cachebus.base.log import logger
 from cachebus.consumers.monitoring.health import Health
 
 FIRST_S: Final = 0.05

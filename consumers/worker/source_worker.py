@@ -8,9 +8,8 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
-from loguru import logger
-
 from cachebus.base.clock import monotonic, wall_s
+from cachebus.base.log import logger
 from cachebus.cascade import Cascade
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import PERMANENT, REFUSED, Applier, Carried
@@ -101,7 +100,7 @@ class SourceWorker(Worker):
                 said = describe(error)
                 if said != self._unexpected:
                     self._unexpected = said
-                    logger.opt(exception=error).error("{}: unexpected, and tried again: {}", self.name, said)
+                    logger.error("{}: unexpected, and tried again: {}", self.name, said, exception=error)
                 await self._retry.wait(describe(error))
 
     async def _run_session(self, session: Session) -> None:

@@ -7,9 +7,8 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
-from loguru import logger
-
 from cachebus.base.clock import monotonic
+from cachebus.base.log import logger
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import Applier

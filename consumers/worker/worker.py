@@ -9,8 +9,8 @@ from typing import Final
 
 import anyio
 from anyio.abc import TaskStatus
-from loguru import logger
 
+from cachebus.base.log import logger
 from cachebus.consumers.monitoring.endpoint import Endpoint
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.monitoring.meters import Meters

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from cachebus.base.choices import Wait
 from cachebus.base.home import Home
+from cachebus.base.log import logger
 from cachebus.bus.kafka.client import Endings, connecting, end_producer, quietly
 from cachebus.bus.kafka.topic import topic_there
 from cachebus.cascade import Cascade
@@ -64,6 +65,7 @@ class KafkaProducer(Producer):
         return cls(settings, cascades, timeout_s=timeout_s)
 
     async def __aenter__(self) -> Self:
+        logger.use(self.settings.logs)
         await self._linked()
         self._home = Home()
         return self

@@ -16,7 +16,6 @@ import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, RecordsToDelete
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from loguru import logger
 
 from cachebus import Cache
 from cachebus.base.clock import monotonic
@@ -29,6 +28,7 @@ from cachebus.tools.servers.redis import free_port
 from tests.support.caches import D_S, Source, nodes, past, quick, until
 from tests.support.events import event_of
 from tests.support.kafka_fleet import QUICK_S, WHERE, bus_of, fresh_by, shared, travels, written
+from tests.support.logs import told
 
 
 @pytest.fixture
@@ -77,25 +77,21 @@ async def test_g1_g9_kafka_broker_hangs(
     """SIGSTOP: connections stay open, nothing is answered. It is told once, and not by the driver."""
     a, b = fleet
     source = await shared(a, b, "k")
-    told: list[str] = []
-    sink = logger.add(lambda message: told.append(message.record["message"]), level="INFO")
-    logger.enable("cachebus")
     caplog.set_level(logging.INFO)
     kafka.pause()
-    try:
-        at_s = await written(a, source, "k", "new")
-        await fresh_by(b, source, "k", "new", at_s + D_S)
-        await until(lambda: not a.stats().bus_connected and not b.stats().bus_connected)
-        at_s = await written(a, source, "k", "newer")
-        await fresh_by(b, source, "k", "newer", at_s + D_S)
-    finally:
-        kafka.resume()
-        await until(lambda: a.stats().bus_connected and b.stats().bus_connected)
-        logger.remove(sink)
-        logger.disable("cachebus")
+    with told() as lines:
+        try:
+            at_s = await written(a, source, "k", "new")
+            await fresh_by(b, source, "k", "new", at_s + D_S)
+            await until(lambda: not a.stats().bus_connected and not b.stats().bus_connected)
+            at_s = await written(a, source, "k", "newer")
+            await fresh_by(b, source, "k", "newer", at_s + D_S)
+        finally:
+            kafka.resume()
+            await until(lambda: a.stats().bus_connected and b.stats().bus_connected)
     await travels(a, b, source)
-    assert sum("could not be published" in line for line in told) == 1, told
-    assert len(told) <= 10, told
+    assert sum("could not be published" in line for line in lines) == 1, lines
+    assert len(lines) <= 10, lines
     assert not [record for record in caplog.records if record.name.startswith("aiokafka")]
     gc.collect()  # now the loop is told of failures that nobody asked for, and the test fails by them
 

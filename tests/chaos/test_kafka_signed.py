@@ -17,7 +17,7 @@ from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import D_S, nodes, quick, until
 from tests.support.events import event_of
 from tests.support.kafka_fleet import WHERE, fresh_by, on_topic, sent, shared, travels, written
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 
 SIGNED = {"kafka_events_key": "the right one"}
 
@@ -51,7 +51,7 @@ async def test_g1_g9_kafka_events_that_are_unsigned_or_wrongly_signed(redis_url:
         DirectProducer.open(quick(redis_url, **setup)) as producer,
     ):
         source = await shared(a, b, "k")
-        with warnings_of("cachebus") as told:
+        with lines_told("WARNING") as told:
             await travels(a, b, source)
             for count, writer in enumerate((unsigned, wrong), 1):
                 at_s = await written(writer, source, "k", f"new {count}")
@@ -122,7 +122,7 @@ async def test_of_a_flood_of_unsigned_messages_one_line_a_minute_tells(setup: di
     heard: list[tuple[int, bytes]] = []
     taking = Taking(Envelope.of(settings), lambda *one: heard.append(one), counters, lambda: now_s)
     key = message_key(setup["namespace"], 1, b"f" * 16)
-    with warnings_of("cachebus") as told:
+    with lines_told("WARNING") as told:
         for at_s in (0.0, WARN_EVERY_S - 0.1, WARN_EVERY_S, 2 * WARN_EVERY_S - 0.1, 3 * WARN_EVERY_S):
             now_s = 1000.0 + at_s
             for offset in range(100):

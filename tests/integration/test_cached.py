@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from cachebus import Cache, CacheManager, ConfigError, Context, Policy, TenantRequired, cached, lifespan
 from cachebus.settings import Settings
+from cachebus.values.results import model_of
 from tests.support.caches import nodes, quick
 
 calls: list[Any] = []
@@ -155,6 +156,22 @@ async def test_a_policy_that_is_registered_later_keeps_the_model(cache: Cache) -
     cache.register(policies={"price": Policy(ttl_s=60)})
     assert isinstance(await price(1), Price)
     assert isinstance(await price(1), Price)
+
+
+@pytest.mark.parametrize("said", [Any, Any | None, object, dict, dict[str, Any], list[dict[str, int]], "Unknown", None])
+def test_what_says_nothing_asks_for_nothing(said: Any) -> None:
+    async def function() -> Any: ...
+
+    function.__annotations__["return"] = said
+    assert model_of(function) is None
+
+
+@pytest.mark.parametrize("said", [Price, Price | None, list[Price], dict[str, Line], Price | Line])
+def test_what_is_no_plain_value_asks_for_its_model(said: Any) -> None:
+    async def function() -> Any: ...
+
+    function.__annotations__["return"] = said
+    assert model_of(function) is not None
 
 
 async def test_two_models_of_one_type_are_refused(redis_url: str) -> None:

@@ -21,7 +21,7 @@ from cachebus.tools.servers.mariadb import MariaDBServer
 from tests.support import changes
 from tests.support.caches import quick, until
 from tests.support.changes import CODE, END, STORY, Heard, running, tell
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 from tests.support.mariadb import CONNECTOR, IN_MARIADB, SCHEMA, followed, tell_mariadb
 from tests.support.servers import to_be_had
 
@@ -146,7 +146,7 @@ async def test_what_mariadb_alone_has(
         "INSERT INTO shop.wholes VALUES (1); INSERT INTO shop.parts VALUES (7, 1); DELETE FROM shop.wholes",
         "INSERT INTO shop.parts VALUES (99, NULL)",
     )
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(worker):
             await tell_mariadb(mariadb.url, story)
             await until(lambda: heard.has("part", "99") and worker.meters.count("dead") == 3, within_s=60)

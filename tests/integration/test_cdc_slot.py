@@ -26,6 +26,7 @@ from tests.conftest import connected
 from tests.support.caches import quick, until
 from tests.support.cdc_slot import ORDER, THE_END, worker
 from tests.support.changes import END, RULES, SCHEMA, Heard, fetched, rules, running, tell
+from tests.support.logs import told
 
 DEAD = "SELECT reason, payload, attempts, source FROM cachebus_cdc_dead ORDER BY id"
 
@@ -265,21 +266,13 @@ async def test_a_server_that_removes_what_it_was_to_keep_is_noticed(redis_url: s
 
 
 async def test_wal_that_is_held_back_is_measured_and_warned_of(database: str, redis_url: str) -> None:
-    from loguru import logger
-
-    said: list[str] = []
-    sink = logger.add(said.append, format="{message}")
-    logger.enable("cachebus.consumers")
     await tell(database, [SCHEMA])
     one = worker(database, redis_url, wal_warning_bytes=1)
-    try:
+    with told() as said:
         async with running(one):
             await until(lambda: any("GiB of WAL" in line for line in said))
             assert one.meters.registry.get_sample_value("cachebus_cdc_wal_retained_bytes")
             assert one.meters.registry.get_sample_value("cachebus_cdc_active") == 1
-    finally:
-        logger.remove(sink)
-        logger.disable("cachebus.consumers")
 
 
 async def test_what_is_set_up_wrong_is_told_with_what_mends_it(

@@ -24,7 +24,7 @@ from cachebus.consumers.worker.preflight import preflight
 from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import quick, until
 from tests.support.changes import Heard, running
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 
 RULES = """
 tenants = ["acme", "globex"]
@@ -126,7 +126,7 @@ async def test_no_envelope_ends_it_or_holds_up_another(topic: Topic, redis_url: 
     worker = TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source())
     heard = Heard(worker)
     await topic.put(*ODD.values(), *UNUSABLE.values(), changed(10**400), changed("last"))
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(worker):
             await until(lambda: heard.has("order", "last"))
     assert heard.asked["K acme:order:odd"] == len(ODD)
@@ -195,7 +195,7 @@ async def test_what_was_missed_is_made_up_for_without_waiting_for_a_primary_that
         await until(lambda: heard.asked["D acme order"])
         await until(lambda: heard.has("order", "5"))
         absent.there = True
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(TopicsWorker(settings, parse_rules(RULES), topic.source())):
             await topic.put(changed("6"))
     assert not [line for line in told if "removed before they were read" in line], "once"
@@ -253,7 +253,7 @@ async def test_a_rule_whose_table_never_comes_is_told_where_others_come_that_no_
     topic: Topic, redis_url: str
 ) -> None:
     worker = TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source())
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(worker):
             await topic.put(changed("1", table="order"), changed("2", table="order"))
             await until(lambda: [line for line in told if "Is a name mistyped?" in line])
@@ -268,6 +268,6 @@ async def test_it_is_told_by_a_look_alone_by_the_names_of_topics(
     topic = Topic(kafka.address)
     topic.name = f"cdc{secrets.token_hex(4)}.{named}"
     await topic.made()
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         await preflight(TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source()))
     assert any("Is a name mistyped?" in line for line in told) == (named == "public.order")

@@ -28,7 +28,7 @@ from tests.support.caches import nodes, quick, until
 from tests.support.changes import running
 from tests.support.command import cachebus, ran
 from tests.support.commands import worker_of
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 from tests.support.require import require
 
 KAFKA = {"bus": "kafka", "kafka_bootstrap_servers": "127.0.0.1:9092"}
@@ -93,10 +93,10 @@ def test_a_topic_is_judged_by_its_configuration() -> None:
         with pytest.raises(ConfigError, match=r"kafka-configs\.sh --alter .*--entity-name t .*cleanup\.policy=delete"):
             check_configuration("t", {"cleanup.policy": policy})
     for fine in ({}, {"retention.ms": "-1"}, {"retention.ms": "60000"}, {"retention.ms": "odd"}):
-        with warnings_of("cachebus") as lines:
+        with lines_told("WARNING") as lines:
             check_configuration("t", {"cleanup.policy": "delete", **fine})
         assert not lines
-    with warnings_of("cachebus") as lines:
+    with lines_told("WARNING") as lines:
         check_configuration("t", {"retention.ms": "5000"})
     assert len(lines) == 1
     assert "retention.ms=3600000" in lines[0]
@@ -121,7 +121,7 @@ async def test_the_topic_is_made_and_a_compacted_one_refused(redis_url: str, kaf
         with pytest.raises(ConfigError, match=f"{compacted} is compacted"):
             async with Cache(quick(**setup, kafka_topic=compacted)):
                 pass
-        with warnings_of("cachebus") as lines:
+        with lines_told("WARNING") as lines:
             async with Cache(quick(**setup, kafka_topic=narrow)):
                 pass
         assert any(f"--topic {narrow} --partitions 4" in line for line in lines)

@@ -25,7 +25,7 @@ from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import PATIENCE_S, nodes, until
 from tests.support.changes import Heard, running
 from tests.support.commands import QUICKLY, committed, dead, dead_topic, held, invalidation, made, put, setup, worker_of
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 from tests.support.odd_commands import ODD
 
 
@@ -110,7 +110,7 @@ async def test_poison_is_set_aside_with_the_reason_and_holds_nothing_up(
     await put(settings, invalidation("a"), *(value for value, _ in POISON), invalidation("b"))
     await put(settings, b"signed by nobody", key=b"k" * 5000, headers=[("attempts", b"2"), ("x" * 10, b"y" * 5000)])
     worker = worker_of(settings)
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(worker):
             await gone(caches, "a", "b")
             await until(lambda: worker.meters.count("dead") == len(POISON) + 1)
@@ -333,7 +333,7 @@ async def test_it_drains_at_once_while_l2_is_not_there_yet(kafka: KafkaServer) -
 async def test_a_broker_that_is_away_at_the_start_is_told_once_and_waited_for(redis_url: str) -> None:
     worker = worker_of(setup(redis_url, f"127.0.0.1:{free_port()}"))
     task = asyncio.create_task(worker.run())
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         await until(lambda: worker._retry._tries > 2)
     assert len([line for line in told if "kafka is out of reach" in line]) == 1
     assert not worker.health.is_up("kafka") and worker.health.is_up("l2")
@@ -377,7 +377,7 @@ async def test_what_kafka_removed_unread_is_told_and_the_rest_is_read(
     finally:
         await admin.close()
     worker = worker_of(settings)
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(worker):
             await applied(worker, 5)
             await until(lambda: any("were removed before they were read" in line for line in told))

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from loguru import logger
 
 from cachebus import Cache
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import ask
 from tests.support.caches import nodes, parts, until
+from tests.support.logs import WITH_LEVEL, told
 from tests.support.replicas import led
 
 
@@ -24,14 +24,8 @@ def stack() -> Iterator[ExitStack]:
 @contextmanager
 def lines_of_replicas() -> Iterator[list[str]]:
     """What the log says of replicas."""
-    lines: list[str] = []
-    logger.enable("cachebus")
-    sink = logger.add(lines.append, format="{level} {message}", filter=lambda line: "replicas" in line["message"])
-    try:
+    with told(form=WITH_LEVEL, of="replicas") as lines:
         yield lines
-    finally:
-        logger.remove(sink)
-        logger.disable("cachebus")
 
 
 async def probed(cache: Cache) -> None:

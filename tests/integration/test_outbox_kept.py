@@ -12,7 +12,6 @@ from typing import Any
 
 import asyncpg
 import pytest
-from loguru import logger
 
 from cachebus import Cache, ConfigError
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, letting, replay, standing
@@ -23,6 +22,7 @@ from cachebus.consumers.worker import dead_letter_writer
 from cachebus.consumers.worker.preflight import preflight
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, until
+from tests.support.logs import WITH_LEVEL, told
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings
 from tests.support.outbox_rows import GOOD, gone
 from tests.support.worker_health import why
@@ -61,12 +61,8 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def said() -> Iterator[list[str]]:
     """What the log says."""
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(str(message)), format="{level} {message}")
-    logger.enable("cachebus.consumers")
-    yield lines
-    logger.remove(sink)
-    logger.disable("cachebus.consumers")
+    with told(form=WITH_LEVEL) as lines:
+        yield lines
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.caches import nodes, until
 from tests.support.command import descendants
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings, waiting
 
 SELDOM = RelayOptions(poll_interval_s=3600)
@@ -215,7 +215,7 @@ async def put_into(connection: asyncpg.Connection, table: str, *commands: str) -
 
 
 async def test_a_missing_table_is_waited_for_and_the_remedy_told(database: str, redis_url: str) -> None:
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(relay_of(database, redis_url)) as relay:
             await until(lambda: told)
             assert "--create-table" in told[0]
@@ -270,7 +270,7 @@ async def test_poison_is_set_aside_and_holds_up_nothing(tables: str, redis_url: 
     relay = OutboxRelay(tables, settings(redis_url), cascades, QUICKLY)
     async with connected(tables) as connection:
         await put(connection, invalidation("a"), *POISON, invalidation("b"))
-        with warnings_of("cachebus.consumers") as told:
+        with lines_told("WARNING") as told:
             async with running(relay):
                 await gone(caches, "a", "b")
                 await until(lambda: _none(tables))
@@ -433,7 +433,7 @@ async def test_while_the_database_is_away_it_waits_and_says_so_and_then_goes_on(
     tables: str, redis_url: str, postgres: PostgresServer, caches: list[Cache]
 ) -> None:
     await fill(caches, "before", "after")
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(relay_of(tables, redis_url)) as relay:
             await until(lambda: relay.health.ready)
             await asyncio.to_thread(postgres.kill)

@@ -10,7 +10,7 @@ from cachebus.consumers.outbox.postgres import PostgresOutbox, PostgresSession
 from cachebus.consumers.worker.source import Finding, Look
 from tests.conftest import connected
 from tests.support.caches import until
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings, waiting
 
 ROLE = "relay_of_the_tests"
@@ -149,7 +149,7 @@ async def test_rows_in_a_table_that_was_swapped_for_another_are_told_and_can_be_
         await connection.execute(why.partition("to mend it: ")[2])
         await until(lambda: relay.meters.count("applied") == 1)
         await until(lambda: relay.health.ready)
-        with warnings_of("cachebus.consumers") as told:
+        with lines_told("WARNING") as told:
             await connection.execute("DROP TABLE before")  # which has none any more
             await put(connection, invalidation("x"))
             await until(lambda: relay.meters.count("applied") == 2)
@@ -173,7 +173,7 @@ async def looked(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("often")
 async def test_rows_that_went_with_their_table_are_told_as_missed(database: str, redis_url: str) -> None:
     await create_tables(database)
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with connected(database) as connection, running(relay_of(database, redis_url)) as relay:
             await until(lambda: relay.health.ready)
             async with connection.transaction():

@@ -9,7 +9,6 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
-from loguru import logger
 
 from cachebus import Cache, CacheManager, LoadTimeout, Policy, get_with_cache_aside, lifespan
 from cachebus.core.details import details
@@ -18,6 +17,7 @@ from cachebus.reading.request import Loaded, Request
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.aging import aging
 from tests.support.caches import PATIENCE_S, Source, asked, key_of, nodes, parts, quick, rules_of, until
+from tests.support.logs import told
 from tests.support.patience import SAFE, SOFT, expired, read, reading, settled
 from tests.support.resting import SHORT
 from tests.support.servers import any_binary
@@ -26,9 +26,6 @@ from tests.support.servers import any_binary
 
 
 async def test_who_waits_for_a_loader_that_swallows_its_cancellation_is_told_of_the_limit(redis_url: str) -> None:
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(str(message)), level="WARNING", format="{message}")
-    logger.enable("cachebus")
     ends = asyncio.Event()
 
     async def load() -> int:
@@ -38,19 +35,18 @@ async def test_who_waits_for_a_loader_that_swallows_its_cancellation_is_told_of_
         return 1
 
     before = asyncio.all_tasks()
-    try:
-        async with nodes(redis_url, 2, policies={"config": Policy(load_timeout_s=0.1, retries=3)}) as (a, b):
-            async with asyncio.timeout(PATIENCE_S):
-                with pytest.raises(LoadTimeout, match=r"longer than 0\.1 s"):
-                    await a.get_or_load("config", "x", load, tenant_id="acme")
-            assert not ends.is_set()
-            assert await read(b, Source(x=2)) == 2
-            assert a.stats().flights == 0
-            assert await read(a, Source(x=3)) == 2, "its lease was given back"
-    finally:
-        ends.set()
-        logger.disable("cachebus")
-        logger.remove(sink)
+    with told("WARNING") as lines:
+        try:
+            async with nodes(redis_url, 2, policies={"config": Policy(load_timeout_s=0.1, retries=3)}) as (a, b):
+                async with asyncio.timeout(PATIENCE_S):
+                    with pytest.raises(LoadTimeout, match=r"longer than 0\.1 s"):
+                        await a.get_or_load("config", "x", load, tenant_id="acme")
+                assert not ends.is_set()
+                assert await read(b, Source(x=2)) == 2
+                assert a.stats().flights == 0
+                assert await read(a, Source(x=3)) == 2, "its lease was given back"
+        finally:
+            ends.set()
     assert any("left behind" in line for line in lines)
     await until(lambda: asyncio.all_tasks() <= before)
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
-from loguru import logger
 
 from cachebus import Cache, ConfigError
 from cachebus.base.clock import monotonic
@@ -22,6 +21,7 @@ from cachebus.producers.command import Invalidate, InvalidateCoordinated, Relate
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.at_work import at_work, invalidation
 from tests.support.caches import nodes, quick, until
+from tests.support.logs import WITH_LEVEL, told
 from tests.support.memory_source import Gone, MemorySource, Poisoned, scope
 
 GOOD = "good"
@@ -30,12 +30,8 @@ GOOD = "good"
 @pytest.fixture
 def said() -> Any:
     """What the workers' log says."""
-    lines: list[str] = []
-    sink = logger.add(lambda message: lines.append(str(message)), format="{level} {message}")
-    logger.enable("cachebus.consumers")
-    yield lines
-    logger.remove(sink)
-    logger.disable("cachebus.consumers")
+    with told(form=WITH_LEVEL) as lines:
+        yield lines
 
 
 @pytest.fixture

@@ -39,7 +39,7 @@ from tests.support.commands import (
     setup,
     worker_of,
 )
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 from tests.support.odd_commands import ODD
 from tests.support.topics import admin_of, figure
 from tests.support.worker_health import why
@@ -76,7 +76,7 @@ async def remade(admin: AIOKafkaAdminClient, topic: str) -> None:
 async def test_a_topic_that_is_made_anew_is_read_from_its_beginning_and_told(settings: Settings) -> None:
     worker = worker_of(settings)
     heard = Heard(worker)
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(worker), admin_of(settings) as admin:
             await put(settings, *(invalidation(f"a{number}") for number in range(30)))
             await until(lambda: worker.meters.count("applied") == 30)
@@ -87,7 +87,7 @@ async def test_a_topic_that_is_made_anew_is_read_from_its_beginning_and_told(set
             await until(lambda: any("nobody can name what they touched" in line for line in told))
             await until(lambda: all_committed(settings, 40))
             assert figure(worker, "cut_total") == 1
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(worker_of(settings)):
             await put(settings, invalidation("c"))
             await until(lambda: all_committed(settings, 41))
@@ -127,7 +127,7 @@ async def test_what_was_missed_is_told_until_it_is_made_up_for_by_whoever_comes(
             await until(lambda: all_committed(settings, 7))
     assert figure(first, "cut_total") == 1
     for times in (1, 0):
-        with warnings_of("cachebus.consumers") as told:
+        with lines_told("WARNING") as told:
             async with running(worker_of(settings)) as _:
                 await put(settings, invalidation("more"))
                 await until(lambda: any("the group has no offsets" in line for line in told) or not times)  # noqa: B023
@@ -231,7 +231,7 @@ async def test_partitions_that_are_added_are_read_from_their_beginning(settings:
 
 async def test_a_topic_that_is_deleted_is_told_and_made_again(settings: Settings) -> None:
     worker = worker_of(settings)
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(worker), admin_of(settings) as admin:
             await put(settings, invalidation("a"))
             await until(lambda: worker.meters.count("applied") == 1)

@@ -19,7 +19,7 @@ from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import until
 from tests.support.changes import running
 from tests.support.commands import committed, dead_topic, invalidation, made, producing, put, setup, worker_of
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 from tests.support.topics import figure
 from tests.support.worker_health import why
 
@@ -58,7 +58,7 @@ async def test_another_program_in_the_group_is_told_and_what_it_has_read_is_said
 ) -> None:
     await made(settings)
     worker = worker_of(settings)
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         async with running(worker):
             await put(settings, *map(invalidation, range(20)))
             await until(lambda: worker.meters.count("applied") == 20)
@@ -90,7 +90,7 @@ async def test_offsets_that_somebody_has_set_are_told(settings: Settings) -> Non
         consumer.assign(parts)
         ends = await consumer.end_offsets(parts)
         await consumer.commit({part: OffsetAndMetadata(end, "") for part, end in ends.items()})
-    with warnings_of("cachebus.consumers") as told:
+    with lines_told("WARNING") as told:
         worker = worker_of(settings)
         async with running(worker):
             await until(lambda: any("not those that its workers have committed" in line for line in told))

@@ -28,6 +28,7 @@ from cachebus.consumers.worker.worker import Worker, serve
 from cachebus.keys.plan import Plan
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, quick, until
+from tests.support.logs import told
 
 ROOT = Path(__file__).parents[2]
 
@@ -155,20 +156,14 @@ def test_a_stuck_loop_is_not_live() -> None:
 
 
 def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
-    from loguru import logger
-
-    said: list[str] = []
-    sink = logger.add(lambda message: said.append(str(message)), format="{message}")
-    logger.enable("cachebus.consumers")
     clock = Clock()
     retry = Retry("database", Health("test", ("database",), clock), clock=clock)
-    for _ in range(int(3 * TELL_EVERY_S)):
-        retry.failed("refused")
-        clock.now_s += 1
-    retry.over()
-    retry.over()
-    logger.remove(sink)
-    logger.disable("cachebus.consumers")
+    with told() as said:
+        for _ in range(int(3 * TELL_EVERY_S)):
+            retry.failed("refused")
+            clock.now_s += 1
+        retry.over()
+        retry.over()
     assert [line.split(":")[0].strip() for line in said] == [
         "database is out of reach",
         "database is out of reach for 60 s, tried 61 times",
@@ -178,21 +173,13 @@ def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
 
 
 def test_another_reason_is_told_after_five_seconds_and_no_oftener() -> None:
-    from loguru import logger
-
-    said: list[str] = []
-    sink = logger.add(lambda message: said.append(str(message)), format="{message}")
-    logger.enable("cachebus.consumers")
     clock = Clock()
     health = Health("test", ("database",), clock)
     retry = Retry("database", health, clock=clock)
-    try:
+    with told() as said:
         for second in range(23):
             retry.failed("refused" if second < 3 else "read only" if second < 12 else f"odd {second % 2}")
             clock.now_s += 1
-    finally:
-        logger.remove(sink)
-        logger.disable("cachebus.consumers")
     assert [line.strip() for line in said] == [
         "database is out of reach: refused",
         "database is out of reach for 5 s, tried 6 times: read only",
@@ -310,10 +297,10 @@ async def test_a_pause_is_cut_short_by_draining() -> None:
 
 PROGRAM = """
 import asyncio, sys
-from loguru import logger
+from cachebus.base.log import logger
 from cachebus.consumers.worker.worker import serve
 from tests.integration.test_worker import Idle
-logger.enable("cachebus.consumers")
+logger.use("loguru")
 Idle.finish_s = float(sys.argv[1])
 print(asyncio.run(serve(Idle("test", ()), drain_timeout_s=float(sys.argv[2]))))
 """

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from loguru import logger
 
 from cachebus import Cache, InvalidationFailed
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, parts, until
+from tests.support.logs import WITH_LEVEL, told
 
 TIMES = {"staleness_bound_s": 0.6, "probe_interval_s": 0.1, "db_timeout_s": 5.0}
 
@@ -50,16 +50,10 @@ async def test_an_end_that_does_not_reach_l2_is_told_lost_once_l2_is_back_withou
         except InvalidationFailed:
             assert not pending_max
         assert (guard.lost, *counts(cache)) == (False, 1, 0), "nothing is known yet"
-        lines: list[str] = []
-        logger.enable("cachebus")
-        sink = logger.add(lines.append, format="{level} {message}")
-        try:
+        with told(form=WITH_LEVEL) as lines:
             own_server.restart()
             await in_another_epoch(cache, epoch)
             await until(lambda: guard.lost)
-        finally:
-            logger.remove(sink)
-            logger.disable("cachebus")
         assert counts(cache) == (1, 1)
         assert any(line.startswith("WARNING a write guard was lost") for line in lines)
 

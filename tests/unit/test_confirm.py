@@ -19,7 +19,7 @@ from cachebus.core.membership import (
 from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeRow, NodesReply
 from cachebus.testing import FakeClock, Fleet
 from cachebus.writing.confirm import CROWD_MIN, Confirmer, _SharedLooks, check_wait
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 
 D_S = 2.0
 CHANGE = Change(b"e", 5, True)
@@ -204,7 +204,7 @@ async def test_a_node_that_alone_keeps_nothing_is_told_of_one_that_does() -> Non
     """Also once that has left; and who keeps it is told nothing, since waits go by it anyway."""
     clock = FakeClock()
     async with Fleet(1, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_without_l2=False) as fleet:
-        with warnings_of("cachebus") as said:
+        with lines_told("WARNING") as said:
             await fleet.probe()
             assert said == []
             async with Cache(

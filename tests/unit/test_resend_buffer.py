@@ -17,7 +17,7 @@ from cachebus.keys.plan import AT_ONCE, Plan
 from cachebus.observe import Counters
 from cachebus.testing import FakeClock
 from cachebus.writing.resend_buffer import ENTRY_OVERHEAD_BYTES, KEEP_S, ResendBuffer, born_s, packed
-from tests.support.logs import warnings_of
+from tests.support.logs import told as lines_told
 
 space = Keyspace(1)
 OLD, NEW, NEWER = b"0" * 16, b"1" * 16, b"2" * 16
@@ -199,7 +199,7 @@ def test_much_is_repeated_in_parts() -> None:
 def test_too_much_loses_the_oldest_which_is_counted_and_told_once_a_minute() -> None:
     clock, counters = FakeClock(), Counters()
     buffer = filled(clock, 10 * (ENTRY_OVERHEAD_BYTES + len(packed(plan("00")))), counters)
-    with warnings_of("cachebus") as said:
+    with lines_told("WARNING") as said:
         for at in range(14):
             buffer.note(plan(f"{at:02}"), OLD, clock())
         clock.advance(KEEP_S - 1)
@@ -232,7 +232,7 @@ def test_one_that_is_larger_than_all_the_room_is_dropped_itself() -> None:
 def test_without_room_nothing_is_kept_counted_or_told() -> None:
     clock, counters = FakeClock(), Counters()
     buffer = filled(clock, 0, counters)
-    with warnings_of("cachebus") as said:
+    with lines_told("WARNING") as said:
         buffer.note(plan("a"), OLD, clock())
     assert (len(buffer), counters.resend_dropped, said) == (0, 0, [])
     assert repeated(buffer) == ([], [])

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Final, TypeVar
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.errors import BusUnavailable, ConfigError
 from cachebus.settings import Settings
 

@@ -11,10 +11,9 @@ import random
 from collections.abc import Sequence
 from typing import Any, Final
 
-from loguru import logger
-
 from cachebus.base.backoff import Attempts
 from cachebus.base.clock import Clock
+from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess, quietly
 from cachebus.bus.kafka.connection import Address, KafkaConnection
 from cachebus.bus.kafka.reach import Reach

@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
-from loguru import logger
-
 from cachebus.base.backoff import Attempts
 from cachebus.base.clock import Clock
+from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess, quietly
 from cachebus.bus.kafka.connection import Address, KafkaConnection
 from cachebus.bus.kafka.envelope import Headers

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from loguru import logger
-
 from cachebus.base.clock import Clock
+from cachebus.base.log import logger
 from cachebus.bus.kafka.envelope import Envelope
 from cachebus.core.ports import Listener
 from cachebus.observe import Counters

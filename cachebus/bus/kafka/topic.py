@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.bus.kafka.brokers import Brokers
 from cachebus.bus.kafka.client import BACKOFF_MS, KafkaAccess, quietly
 from cachebus.bus.kafka.connection import Address, unavailable

@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import Callable
 from typing import Final
 
-from loguru import logger
-
 from cachebus.base.backoff import Attempts, Backoff
 from cachebus.base.clock import Clock
+from cachebus.base.log import logger
 from cachebus.bus.kafka.brokers import Brokers
 from cachebus.bus.kafka.client import KafkaAccess, quietly
 from cachebus.bus.kafka.topic import Layout, ensure, look

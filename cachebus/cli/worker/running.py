@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from loguru import logger
 
+from cachebus.base.log import logger as log
 from cachebus.cascade import Cascade
 from cachebus.cli.worker.checking import check, is_asked
 from cachebus.errors import ConfigError
@@ -81,7 +82,7 @@ def run_worker(make: Callable[[], Worker], *, health_port: int, health_host: str
         check(make)
     logger.remove()
     logger.add(sys.stderr, level="INFO", format=LOG_FORMAT, diagnose=False, backtrace=False)
-    logger.enable("cachebus")
+    log.use("loguru", for_good=True)
 
     async def main() -> bool:
         endpoint = Endpoint(health_port, health_host) if health_port else None

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import asyncpg
-from loguru import logger
 
+from cachebus.base.log import logger
 from cachebus.consumers.cdc.slot import dead, held, storage
 from cachebus.consumers.cdc.slot import slot as slots
 from cachebus.consumers.cdc.slot.slot import literal

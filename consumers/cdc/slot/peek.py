@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.consumers.cdc.slot.pgoutput import Begin, Commit, Decoder, PgOutputError, Relation, Told
 from cachebus.consumers.cdc.slot.storage import OWN_TABLES, lsn_of
 from cachebus.consumers.worker.clean import clean

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Final
 
 import asyncpg
-from loguru import logger
 from prometheus_client import CollectorRegistry, Gauge
 from pydantic import SecretStr
 
 from cachebus.base.clock import monotonic
+from cachebus.base.log import logger
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import Rules
 from cachebus.consumers.cdc.slot.catalogue import plain_url

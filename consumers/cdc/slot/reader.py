@@ -7,9 +7,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
-from loguru import logger
 
 from cachebus.base.clock import monotonic, wall_s
+from cachebus.base.log import logger
 from cachebus.consumers.cdc.slot.catalogue import quoted
 from cachebus.consumers.cdc.slot.encodings import python_name
 from cachebus.consumers.cdc.slot.peek import PEEK, Change, PassedOver, Peek, Progress

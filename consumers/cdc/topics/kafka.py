@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from loguru import logger
-
+from cachebus.base.log import logger
 from cachebus.consumers.cdc.rules.router import TABLES_REMEMBERED, Router
 from cachebus.consumers.cdc.rules.rules import Rule, Rules
 from cachebus.consumers.cdc.topics.debezium import parse_envelope
