@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.pages import ROOT, blocks, file
 
 README = ROOT / "README.md"
@@ -17,13 +19,14 @@ def environment(url: str = "") -> dict[str, str]:
     return {**os.environ, "CACHEBUS_URL": url, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
 
 
-def test_the_first_program_needs_no_server_and_prints_what_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "begins"), [("first.py", "loading a7"), ("decorated.py", "loading 7")])
+def test_a_program_that_needs_no_server_prints_what_is_said(tmp_path: Path, name: str, begins: str) -> None:
     program, told = (
-        block.code for block in blocks(README) if block.title == "first.py" or "loading a7" in block.code[:12]
+        block.code for block in blocks(README) if block.title == name or block.code.startswith(f"{begins}\n")
     )
-    (tmp_path / "first.py").write_text(program)
+    (tmp_path / name).write_text(program)
     done = subprocess.run(
-        [sys.executable, tmp_path / "first.py"], env=environment(), check=True, capture_output=True, text=True
+        [sys.executable, tmp_path / name], env=environment(), check=True, capture_output=True, text=True
     )
     assert done.stdout == told
 
