@@ -58,4 +58,4 @@ def test_a_second_process_sees_the_firsts_invalidation(redis_url: str, tmp_path:
 
 
 def test_it_shows_no_other_python_than_these() -> None:
-    assert [block.title for block in blocks(README, "python")] == ["first.py", "reader.py", "writer.py"]
+    assert [block.title for block in blocks(README, "python")] == ["first.py", "reader.py", "writer.py", "decorated.py"]
