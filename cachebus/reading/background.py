@@ -15,6 +15,7 @@ from cachebus.reading.flight import Departure, Flight, Fly
 from cachebus.reading.freshness import Freshness
 from cachebus.reading.lease import Lease, LeaseAnswer
 from cachebus.reading.load import SourceLoad
+from cachebus.reading.look_up import look_up
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.request import Found, Request
 from cachebus.reading.resting import Rest, Rests
@@ -35,15 +36,6 @@ class Background:
         self._fetch, self._node = parts.fetch, parts.fetch.node
         self.pauses = Rests(parts.fetch.clock)
         """What is not tried again at once."""
-
-    async def look_up(self, request: Request) -> Found:
-        """What L2 has, by a plain get where this node may judge it; past its soft expiry it is loaded meanwhile."""
-        seen = await self._fetch.found(request.key, request.after, admit=request.use_memory)
-        if seen.value is not MISSING:
-            self._parts.rests.saw(request.key.l1, seen.version)
-        if seen.soft:
-            self.refresh(request, seen.version)
-        return Found(seen.value, "l2", copy=seen.copy)
 
     def _begin(self, name: str, request: Request, fly: Fly, refreshes: bytes = b"") -> None:
         """Start a flight for which nobody waits, unless there is one of this name."""
@@ -122,7 +114,7 @@ class Background:
                 self._parts.rests.end(key.l1)
                 self._node.take_away(key, seq)
                 return NOTHING
-            return await self.look_up(flight.request)
+            return await look_up(self._parts, flight.request, self.refresh)
         except L2Unavailable:
             self._node.counters.l2_errors += 1
             return NOTHING

@@ -17,6 +17,7 @@ from cachebus.reading.fetch import MISSING
 from cachebus.reading.flight import Flight
 from cachebus.reading.lease import Lease, LeaseAnswer
 from cachebus.reading.load import SourceLoad
+from cachebus.reading.look_up import look_up
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.request import Found
 from cachebus.reading.resting import Rest
@@ -68,7 +69,9 @@ class Miss:
         """What L2 has, or what may be served while the source rests or another node loads for too long; else the right
         to load, or word of a guard."""
         if not self._flight.departure.must_load:
-            found = await self._lease.budget.spent_on(self._background.look_up(self._flight.request))
+            found = await self._lease.budget.spent_on(
+                look_up(self._parts, self._flight.request, self._background.refresh)
+            )
             if found.value is not MISSING:
                 return found
         answer = await self._ask_for_lease()
