@@ -11,7 +11,7 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar, overload
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
 
 from cachebus.base.hashing import generate_resource_id_hash
 from cachebus.base.parameters import check_async, name_of
@@ -48,6 +48,8 @@ class CachedFunction(Generic[P, T]):
     """An async function whose results are cached. It is called as the function is; `.key`, `.get`, `.invalidate` and
     `.refresh` take the same arguments. Made by `@cached`."""
 
+    __name__: str
+    __qualname__: str
     __wrapped__: Callable[P, Awaitable[T]]
 
     def __init__(self, declared: Declared, function: Callable[P, Awaitable[T]], bound: tuple[Any, ...] = ()) -> None:
@@ -124,7 +126,7 @@ class CachedFunction(Generic[P, T]):
 class StaticFunction(CachedFunction[P, T]):
     """A static method's: it is bound to nothing."""
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
+    def __get__(self, instance: object, owner: type | None = None) -> Self:
         """Itself."""
         return self
 
@@ -132,9 +134,22 @@ class StaticFunction(CachedFunction[P, T]):
 class ClassFunction(CachedFunction[P, T]):
     """A class method's: it is bound to the class, also where it is asked of the class."""
 
-    def __get__(self, instance: object, owner: type | None = None) -> Any:
+    def __get__(self, instance: object, owner: type | None = None) -> CachedFunction[P, T]:  # type: ignore[override]
         """The same with the class."""
         return CachedFunction(self._declared, self.__wrapped__, (owner or type(instance),))
+
+
+class Decorator(Protocol):
+    """What `@cached(...)` gives: it is put above a function, a method, a class method or a static one."""
+
+    @overload
+    def __call__(self, function: staticmethod[P, Awaitable[T]]) -> StaticFunction[P, T]: ...
+    @overload
+    def __call__(self, function: classmethod[Any, P, Awaitable[T]]) -> ClassFunction[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[T]]) -> CachedFunction[P, T]: ...
+    def __call__(self, function: Any) -> Any:
+        """The cached function; `ConfigError`."""
 
 
 def declaration_of(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from cachebus import context, values
 from cachebus.aside import TEMPLATE, Aside, Call, Metrics
@@ -13,16 +13,13 @@ from cachebus.base.ids import Id, check_part
 from cachebus.base.parameters import Source
 from cachebus.cache import Cache
 from cachebus.context import Context
-from cachebus.decorator import CachedFunction, ClassFunction, StaticFunction, declaration_of
+from cachebus.decorator import CachedFunction, ClassFunction, Decorator, StaticFunction, declaration_of
 from cachebus.errors import L2Unavailable
 from cachebus.keys.plan import coordinated, target
 from cachebus.manager import CacheManager, current_cache
 from cachebus.policy import Rules
 from cachebus.receipt import Receipt
 from cachebus.wire.packing import carried
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 async def get_with_cache_aside(
@@ -280,7 +277,7 @@ def cached(
     tags: Sequence[str] = (),
     ignore: Sequence[str] = (),
     cache: Cache | None = None,
-) -> Callable[[Callable[P, Awaitable[T]]], CachedFunction[P, T]]:
+) -> Decorator:
     """Cache an async function's results: `@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}")`.
 
     - the ids: templates over the function's arguments, escaped where they have several (see `Template`). One that is an
@@ -308,10 +305,8 @@ def cached(
         "collection_id": collection_id,
     }
 
-    def decorate(function: Callable[P, Awaitable[T]]) -> CachedFunction[P, T]:
-        plain: Any = function
-        if isinstance(plain, staticmethod | classmethod):
-            plain = plain.__func__
+    def decorate(function: Any) -> Any:
+        plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
         declared = declaration_of(plain, data_type, templates, tags, ttl, ignore, cache)
         if isinstance(function, staticmethod):
             return StaticFunction(declared, plain)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Final
 
 from cachebus.assembly.factory import Parts
-from cachebus.listening.outages import Part
+from cachebus.listening.outages import Backend
 from cachebus.observe import Health, Stats
 
-COSTS: Final[dict[Part, str]] = {
+COSTS: Final[dict[Backend, str]] = {
     "L2": "reads go to the source, and invalidations are refused or wait",
     "bus": "events are found by probes, within the staleness bound",
 }

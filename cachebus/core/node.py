@@ -119,7 +119,7 @@ class Node:
             self.on_applied(shard, view.epoch.decode(), view.applied, self.clock())
         return heard
 
-    def wrote(self, shard: int, change: Change, body: bytes, part: events.Part) -> None:
+    def wrote(self, shard: int, change: Change, body: bytes, part: events.WritePart) -> None:
         """Apply an own write, of which L2 has just replied, before its caller is told. In another epoch than this
         node's nothing that it holds of the shard may be believed: the write must hold here at once."""
         if not change.head:
@@ -287,7 +287,7 @@ class Node:
         if view.below(entry.seq, bucket):
             self.counters.lost_to_watermarks += 1
             return True
-        return view.hides(entry.seq, bucket, scopes) or view.doubts.cover(scopes, group.born)
+        return view.hides(entry.seq, bucket, scopes) or view.doubts.cover(scopes, group.born_at_drop)
 
     def admit(self, offer: Offer) -> bool:
         """Let what is offered into L1, if nothing has overtaken it. Gives whether it was."""

@@ -58,7 +58,7 @@ class Plan:
 
     def body(self, origin: str, *, probe: bool = False) -> bytes:
         """The body of the event that tells of it: by whom, and whether nodes are to probe at once."""
-        return events.encode_body([events.Part([key.l1 for key in self.keys], self.scopes, origin)], probe=probe)
+        return events.encode_body([events.WritePart([key.l1 for key in self.keys], self.scopes, origin)], probe=probe)
 
 
 class Planner:

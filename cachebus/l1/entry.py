@@ -27,16 +27,16 @@ class Group:
 
     `valid_until` (seconds, monotonic) is the shard's coherence lease; minus infinity retires the group for good, and
     with it every entry that still points to it. `generation` says in which life of the shard it began (`Groups.lives`).
-    `leased` is False for groups of values loaded without a coherence lease. `born`: how many drops the shard had
-    counted when it began.
+    `leased` is False for groups of values loaded without a coherence lease. `born_at_drop`: how many drops the shard
+    had counted when it began.
     """
 
-    __slots__ = ("born", "data_type", "generation", "hits", "leased", "shard", "valid_until")
+    __slots__ = ("born_at_drop", "data_type", "generation", "hits", "leased", "shard", "valid_until")
 
     def __init__(
-        self, shard: int, data_type: str, valid_until: float, generation: int, leased: bool, born: int = 0
+        self, shard: int, data_type: str, valid_until: float, generation: int, leased: bool, born_at_drop: int = 0
     ) -> None:
-        self.born = born
+        self.born_at_drop = born_at_drop
         self.shard = shard
         self.data_type = data_type
         self.valid_until = valid_until

@@ -83,7 +83,7 @@ class MemoryShard(MemoryHistory):
         px_ms = self._px_until(latest_ms, px_ms)
         if latest_ms is not None and not 0 < record.expires_ms <= latest_ms:
             expires_ms = latest_ms
-            record.place(record.epoch, record.seq, expires_ms=expires_ms)
+            record.set_position(record.epoch, record.seq, expires_ms=expires_ms)
         self.records[key.l2] = (record.encode(key.l2), self.clock() + px_ms / 1000 if px_ms else float("inf"))
         return expires_ms
 
@@ -283,7 +283,7 @@ class MemoryShard(MemoryHistory):
         head = self.announce(scopes, body)
         expires_ms = 0
         if not guarded:
-            record.place(self.epoch, self.seq)
+            record.set_position(self.epoch, self.seq)
             expires_ms = self.put(key, record, px_ms, caller)
             self.note_contexts(key)
         return Change(self.epoch, self.seq, not guarded, head, expires_ms, self.bound_ms)

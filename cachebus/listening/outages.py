@@ -7,7 +7,7 @@ from typing import Literal
 from cachebus.base.log import logger
 from cachebus.core.ports import Store
 
-Part = Literal["L2", "bus"]
+Backend = Literal["L2", "bus"]
 
 
 class Notices:
@@ -32,22 +32,22 @@ class Outages:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._why: dict[Part, dict[int, str]] = {"L2": {}, "bus": {}}
+        self._why: dict[Backend, dict[int, str]] = {"L2": {}, "bus": {}}
 
-    def lost(self, part: Part, shard: int, why: str) -> None:
+    def lost(self, part: Backend, shard: int, why: str) -> None:
         """The shard can't be reached; each reason is logged once."""
         known = self._why[part]
         if why not in known.values():
             logger.warning("{} out of reach: {}", part, why)
         known[shard] = why
 
-    def back(self, part: Part, shard: int) -> None:
+    def back(self, part: Backend, shard: int) -> None:
         """The shard is reached; the last one to come back is logged."""
         known = self._why[part]
         if known.pop(shard, None) is not None and not known:
             logger.info("{}: all is well again", part)
 
-    def reasons(self, part: Part) -> dict[str, list[int]]:
+    def reasons(self, part: Backend) -> dict[str, list[int]]:
         """Why it is out of reach, and for which shards each."""
         found: dict[str, list[int]] = {}
         for shard, why in sorted(self._why[part].items()):

@@ -32,7 +32,7 @@ class Receiver:
             self.node.counters.messages_unknown += 1
 
     def _on_event(self, shard: int, message: bytes) -> None:
-        if self.node.shards[shard].has_heard(*events.place(message)):
+        if self.node.shards[shard].has_heard(*events.position_of(message)):
             self.node.counters.events_repeated += 1  # as all of this node's own, when the bus brings them
             return
         try:

@@ -41,7 +41,7 @@ class Background:
         """Start a flight for which nobody waits, unless there is one of this name."""
         if self._parts.flights.find(name) is None:
             fresh = Freshness.of_a_get(self._node.shards[request.key.shard], request, self._fetch.clock())
-            self._parts.flights.begin(name, Departure(request, fresh, refreshes=refreshes), fly).keep()
+            self._parts.flights.begin(name, Departure(request, fresh, refreshes=refreshes), fly).run_on()
 
     # -- ahead of expiry ------------------------------------------------------------------------------------------
 
@@ -81,7 +81,7 @@ class Background:
     async def _loaded_again(self, flight: Flight, lease: Lease, answer: LeaseAnswer) -> Found:
         """Load under the lease, over the version that is to be refreshed."""
         request = flight.request
-        left_s, tags = lease.kept(answer)
+        left_s, tags = lease.left_and_tags(answer)
         if not flight.has_room_for(tags):
             return NOTHING
         flight.add(request._replace(tags=tags, ttl_s=None))  # who asked has got what carries them

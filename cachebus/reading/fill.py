@@ -42,7 +42,7 @@ class Fill:
             self._supersede(granted.seq, granted.epoch, as_of)
             return found  # it may have been read before an invalidation that L2 does not know of yet
         kept_ms = keep_ms(record, self._rules)
-        record.place(granted.epoch, granted.seq, created_ms=self._read_ms(granted.epoch, as_of))
+        record.set_position(granted.epoch, granted.seq, created_ms=self._read_ms(granted.epoch, as_of))
         try:
             change = await self._lease.store(record, kept_ms, over)
         except L2Unavailable:
@@ -56,7 +56,7 @@ class Fill:
             logger.debug("what was loaded of {} was replaced meanwhile, and is not kept", self._key.family.data_type)
             return found
         self._node.counters.fills += 1
-        record.place(granted.epoch, granted.seq, expires_ms=change.expires_ms)
+        record.set_position(granted.epoch, granted.seq, expires_ms=change.expires_ms)
         self._admit(found, record, as_of, fenced=True)
         return found
 
@@ -66,7 +66,7 @@ class Fill:
         epoch = as_of.reservation.epoch
         self._supersede(seq, epoch, as_of, told=False)
         if record is not None:
-            record.place(epoch, seq)
+            record.set_position(epoch, seq)
             self._admit(found, record, as_of, fenced=False)
         return found
 

@@ -154,7 +154,7 @@ class Flight:
         if request.ttl_s is not None:
             self._ttl_s = request.ttl_s if self._ttl_s is None else min(self._ttl_s, request.ttl_s)
 
-    def keep(self) -> None:
+    def run_on(self) -> None:
         """Go on in the background even when nobody waits."""
         self._kept = True
 
@@ -168,7 +168,7 @@ class Flight:
         self._fallback = fallback
         self._notify()
 
-    def spare(self) -> None:
+    def release_waiters(self) -> None:
         """From now on nobody waits who can be given the fallback: it is all up to a source that has failed before."""
         self._spares = True
         self._notify()
@@ -208,7 +208,7 @@ class Flight:
             if request is not None and request.rules.fail_safe_s is not None:
                 stale = await self._meanwhile(request)
                 if stale is not None:
-                    self.keep()
+                    self.run_on()
                     return stale
             return await asyncio.shield(self._task)
         except asyncio.CancelledError:

@@ -143,7 +143,7 @@ class Lease:
         value = self._fetch.decode_and_admit(key, record, answer.as_of if self._request.admits else None)
         return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self._request.rules))
 
-    def kept(self, answer: LeaseAnswer) -> tuple[float, Sequence[str]]:
+    def left_and_tags(self, answer: LeaseAnswer) -> tuple[float, Sequence[str]]:
         """How long the record has until its hard expiry, in seconds, and its tags."""
         record = self._record(answer)
         if record is None:

@@ -51,7 +51,7 @@ class Miss:
                 answer = None
             if isinstance(answer, Found):
                 return answer
-            self._spare()
+            self._release_waiters()
             if answer is None:
                 return await self._go_on_without_l2()
             if answer.outcome is LeaseOutcome.GUARDED:
@@ -103,7 +103,7 @@ class Miss:
                 return answer
             # L2 has sent its expired record, and it is no fallback: have it not send the same again at each turn.
             nothing_would_do = nothing_would_do or (answer.reply.record is not None and flight.fallback is None)
-            self._spare()
+            self._release_waiters()
             self._lease.wait_anew()
             pause_s, left_s = min(backoff_s, max(answer.reply.wait_ms, 1) / 1000), deadline_s - clock()
             # 1. A pause that ends after the deadline: this flight asks once more.
@@ -127,11 +127,11 @@ class Miss:
         if kept is not None or not (waits_with_its_own or reply.outcome is LeaseOutcome.GUARDED):
             flight.fall_back_on(kept)
 
-    def _spare(self) -> None:
+    def _release_waiters(self) -> None:
         """L2 has been looked into, and it is up to the source: where that has failed before, it may hang now."""
         fallback = self._flight.fallback
         if fallback is not None and self._parts.rests.of(self._key.l1, fallback.version) is not Rest.NONE:
-            self._flight.spare()
+            self._flight.release_waiters()
 
     def _waited_in_vain(self) -> Found:
         """Another node has been loading for too long: who has something to serve need not wait as long again."""

@@ -48,7 +48,7 @@ class CorruptEvent(ValueError):
     """The bytes are no event of this format."""
 
 
-class Part(msgspec.Struct, array_like=True, gc=False):
+class WritePart(msgspec.Struct, array_like=True, gc=False):
     """What one write replaces: `keys` (L1 names), `scopes` (and tags); by whom, why, and in which trace."""
 
     keys: list[str]
@@ -59,7 +59,7 @@ class Part(msgspec.Struct, array_like=True, gc=False):
 
 
 class _Body(msgspec.Struct, array_like=True, gc=False):
-    parts: list[Part]
+    parts: list[WritePart]
     more: dict[str, Any] = {}
 
 
@@ -73,7 +73,7 @@ class Event:
         epoch: bytes,
         seq: int,
         published_us: int,
-        parts: Sequence[Part],
+        parts: Sequence[WritePart],
         *,
         more: Mapping[str, Any] | None = None,
         left_out: bool = False,
@@ -108,7 +108,7 @@ _encoder = msgspec.msgpack.Encoder()
 _decode_body = msgspec.msgpack.Decoder(_Body).decode
 
 
-def encode_body(parts: Sequence[Part], *, probe: bool = False) -> bytes:
+def encode_body(parts: Sequence[WritePart], *, probe: bool = False) -> bytes:
     """CRC and body: the part of an event that its publisher writes."""
     body = _encoder.encode(_Body(list(parts), {"probe": True} if probe else {}))
     return _CRC.pack(crc32(body)) + body
@@ -134,7 +134,7 @@ def encode(epoch: bytes, seq: int, published_us: int, body: bytes) -> bytes:
     return encode_head(epoch, seq, published_us, body) + body
 
 
-def with_head(head: bytes, body: bytes, parts: Sequence[Part]) -> Event:
+def with_head(head: bytes, body: bytes, parts: Sequence[WritePart]) -> Event:
     """The event of a head that a script has just made around a body of these parts; `CorruptEvent`."""
     if len(head) != HEAD_BYTES or _check(head[:_CHECK_AT] + body[: _CRC.size]) != head[_CHECK_AT:]:
         raise CorruptEvent("its head is damaged")
@@ -146,7 +146,7 @@ def _check(data: bytes) -> bytes:
     return sha1(data, usedforsecurity=False).hexdigest()[:8].encode()
 
 
-def place(data: bytes) -> tuple[bytes, int]:
+def position_of(data: bytes) -> tuple[bytes, int]:
     """Epoch and seq as they stand in an event's head, of bytes that need not be one."""
     return data[4:20], int.from_bytes(data[20:28], "big")
 

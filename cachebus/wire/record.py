@@ -90,7 +90,7 @@ class Record(msgspec.Struct, eq=False):
         """Whether it may be given out past its expiry while the source fails: where it is what the source has said."""
         return not self.flags & (FLAG_NOT_FOUND | FLAG_MAKESHIFT)
 
-    def place(self, epoch: bytes, seq: int, *, expires_ms: int = 0, created_ms: int | None = None) -> None:
+    def set_position(self, epoch: bytes, seq: int, *, expires_ms: int = 0, created_ms: int | None = None) -> None:
         """Note where it stands in L2's history. And where that has turned out to be something else: when it expires
         there, and as of when the source has answered."""
         self.epoch, self.seq = epoch, seq

@@ -55,7 +55,7 @@ class Delivery:
             await self._bus.publish(plan.shard, change.head + body)
 
     def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
-        self._node.wrote(plan.shard, change, body, events.Part([key.l1 for key in plan.keys], plan.scopes))
+        self._node.wrote(plan.shard, change, body, events.WritePart([key.l1 for key in plan.keys], plan.scopes))
         shard = self._node.shards[plan.shard]
         if shard.epoch != change.epoch or shard.applied < change.seq:
             self._nudge(plan.shard)

@@ -89,7 +89,7 @@ class Writer:
             return receipt_of(plan, change)
         await self._delivery.spread(plan, change, body, sent_at_s)
         if request.rules.l1 and change.stored:
-            record.place(change.epoch, change.seq, expires_ms=change.expires_ms)
+            record.set_position(change.epoch, change.seq, expires_ms=change.expires_ms)
             self._fetch.admit(key, kept, record, AsOf(reservation, sent_at_s))
         return await self._receipt_for(plan, change, wait=request.wait)
 

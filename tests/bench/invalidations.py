@@ -167,7 +167,7 @@ async def the_flood(bench: Bench, other: Talk) -> list[Row]:
     theirs: list[float] = []
     count = bench.scale.flood
     epoch, seq = await other.ask(do="place")
-    body = events.encode_body([events.Part(["acme\x1fagent_config\x1fagent-1\x1e\x1e\x1e"], [], "somebody")])
+    body = events.encode_body([events.WritePart(["acme\x1fagent_config\x1fagent-1\x1e\x1e\x1e"], [], "somebody")])
     for turn in range(bench.scale.flood_rounds):
         first = seq + 1 + turn * count
         messages = [events.encode(epoch.encode(), first + n, 0, body) for n in range(count)]

@@ -17,7 +17,7 @@ from cachebus import Cache, Settings
 from cachebus.assembly.backends import redis_store, route_of
 from cachebus.base.clock import monotonic
 from cachebus.cascade import CascadeTable
-from cachebus.core.ports import Caller, Leased, Store
+from cachebus.core.ports import Caller, LeaseOutcome, Store
 from cachebus.keys.key import Key, Keyspace
 from cachebus.keys.plan import Plan, Planner
 from cachebus.policy import PolicyTable
@@ -234,7 +234,7 @@ class _Fleet:
     async def _fill(self, number: int) -> None:
         key, token = self._key("document", number), f"{self._callers[0].node}-{next(self._tokens):x}"
         lease = await self._store.lease(key, self._callers[0], token, LEASE_MS)
-        assert lease.outcome is Leased.GRANTED
+        assert lease.outcome is LeaseOutcome.GRANTED
         record = self._record()
         record.epoch, record.seq = lease.epoch, lease.seq
         change = await self._store.fill(key, self._callers[0], token, record, keep_ms(record, self._rules), b"")

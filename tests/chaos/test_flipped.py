@@ -22,7 +22,7 @@ from cachebus.testing import FakeClock, Faults, Fleet
 from cachebus.tools.harness.proxy import Proxy, dialer
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.wire import event as events
-from cachebus.wire.event import Part
+from cachebus.wire.event import WritePart
 from tests.support.caches import deaf, heard, nodes, parts, until
 from tests.support.flips import flipped
 
@@ -36,7 +36,7 @@ X, TAGGED, OTHER = space.key("doc", "x", "acme"), space.key("view", "t", "acme")
 class Producer:
     """What it replaces, and with which event."""
 
-    made: list[Part]
+    made: list[WritePart]
     gone: list[tuple[str, str, dict[str, Any]]] = field(default_factory=list)
 
     def replace(self, fleet: Fleet) -> bytes:
@@ -48,13 +48,13 @@ class Producer:
 
 
 PRODUCERS = {
-    "a key": Producer([Part([X.l1], [])], [("doc", "x", {})]),
+    "a key": Producer([WritePart([X.l1], [])], [("doc", "x", {})]),
     "scopes and tags": Producer(
-        [Part([], ["D\x1facme\x1fdoc", "G\x1facme\x1ft", "I\x1facme\x1flist\x1fall"])],
+        [WritePart([], ["D\x1facme\x1fdoc", "G\x1facme\x1ft", "I\x1facme\x1flist\x1fall"])],
         [("doc", "x", {}), ("view", "t", {}), ("list", "all", {"agent_id": "a7"})],
     ),
     "two parts": Producer(
-        [Part([X.l1], [], "n"), Part([], ["Y\x1fview", "TA\x1facme\x1fa7"], "m", "why", "trace")],
+        [WritePart([X.l1], [], "n"), WritePart([], ["Y\x1fview", "TA\x1facme\x1fa7"], "m", "why", "trace")],
         [("doc", "x", {}), ("view", "t", {}), ("list", "all", {"agent_id": "a7"})],
     ),
 }
@@ -189,7 +189,7 @@ async def test_over_a_real_server_a_flipped_bit_heals_within_d(redis_server: Emb
     async with Proxy(dialer(parse_address(redis_server.url))) as proxy, nodes(redis_server.url, 1) as (writer,):
         proxy.spoil(spoil)
         async with nodes(f"redis://127.0.0.1:{proxy.port}/0", 1) as (reader,):
-            body = events.encode_body([Part([X.l1], [], parts(writer).node.id)])
+            body = events.encode_body([WritePart([X.l1], [], parts(writer).node.id)])
             for bit in one_of_each_byte(bytes(events.HEAD_BYTES) + body):
                 await _holds_old(writer, reader)
                 spoil.bit = bit

@@ -13,7 +13,7 @@ from cachebus import Cache
 from cachebus.base.clock import monotonic
 from cachebus.keys.key import bucket_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.wire.event import Part, encode, encode_body
+from cachebus.wire.event import WritePart, encode, encode_body
 from tests.support.caches import D_S, deaf, heard, nodes, past, until
 
 CHANNEL, LOG = "{cachebus:0}:events:0", "{cachebus:0}:log"
@@ -42,7 +42,7 @@ def send(server: EmbeddedServer, *commands: tuple[str | bytes, ...]) -> list[str
 def noise(seed: int, count: int = 60) -> list[bytes]:
     """Random bytes, and what looks like an event or a record and is none."""
     dice = random.Random(seed)
-    good = encode(b"a" * 16, 7, 0, encode_body([Part(["x"], [])]))
+    good = encode(b"a" * 16, 7, 0, encode_body([WritePart(["x"], [])]))
     record = b"\xcb\x02" + bytes(61)
     found = [b"", b"CB2", b"CBW", b"CBW\xff\xfe", good[:40], good[:-1], good + b"x", b"CB2" + bytes(60), record]
     for _ in range(count):
@@ -91,10 +91,10 @@ async def test_an_event_from_nowhere_costs_a_flush_at_most(redis_server: Embedde
     await a.set("config", "x", 1, tenant_id="acme")
     epoch = a.stats().shards[0].epoch.encode()
     for seq in (a.stats().shards[0].applied + 5, 2**62):
-        send(redis_server, ("PUBLISH", CHANNEL, encode(epoch, seq, 0, encode_body([Part(["x"], ["T\x1fother"])]))))
+        send(redis_server, ("PUBLISH", CHANNEL, encode(epoch, seq, 0, encode_body([WritePart(["x"], ["T\x1fother"])]))))
         await until(lambda: all(c.stats().shards[0].gap == 0 and c.stats().gaps for c in pair))
         await coherent(pair)
-    send(redis_server, ("PUBLISH", CHANNEL, encode(b"f" * 16, 3, 0, encode_body([Part([], [])]))))
+    send(redis_server, ("PUBLISH", CHANNEL, encode(b"f" * 16, 3, 0, encode_body([WritePart([], [])]))))
     await until(lambda: b.stats().events_foreign)
     await until(lambda: all(cache.ready() for cache in pair))
     await coherent(pair)

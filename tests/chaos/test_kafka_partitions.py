@@ -102,7 +102,7 @@ class Brought:
         self.seen: set[tuple[int, int]] = set()
 
     def __call__(self, shard: int, message: bytes) -> None:
-        self.seen.add((shard, events.place(message)[1]))
+        self.seen.add((shard, events.position_of(message)[1]))
         self.listener(shard, message)
 
     @classmethod

@@ -47,7 +47,7 @@ def tag(name: str) -> str:
 
 def body(keys: Sequence[Key] = (), scopes: Sequence[str] = (), origin: str = "") -> bytes:
     """An event's body."""
-    return events.encode_body([events.Part([k.l1 for k in keys], list(scopes), origin)])
+    return events.encode_body([events.WritePart([k.l1 for k in keys], list(scopes), origin)])
 
 
 def joined(invalidated: Invalidated | None) -> dict[str, int]:

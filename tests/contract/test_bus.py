@@ -337,7 +337,7 @@ class Tenancy:
         await self.store.close()
 
     async def invalidate(self, name: str) -> Change:
-        body = events.encode_body([events.Part([], [name])])
+        body = events.encode_body([events.WritePart([], [name])])
         return await self.store.invalidate(1, Caller("", 0, b""), [], [name], body)
 
 

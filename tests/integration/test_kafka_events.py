@@ -15,7 +15,7 @@ from cachebus.observe import Counters
 from cachebus.producers import DirectProducer
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.wire.event import place
+from cachebus.wire.event import position_of
 from tests.support.caches import D_S, nodes, quick, until
 from tests.support.kafka_fleet import fresh_by, on_topic, shared, travels, written
 
@@ -42,7 +42,10 @@ async def test_two_stores_share_a_topic_and_a_namespace_and_no_key(
     setup["shards"] = 3
     heard: list[tuple[int, bytes, int]] = []
     ears = kafka_bus(
-        quick(redis_url, **setup), monotonic, lambda shard, message: heard.append((shard, *place(message))), Counters()
+        quick(redis_url, **setup),
+        monotonic,
+        lambda shard, message: heard.append((shard, *position_of(message))),
+        Counters(),
     )
     async with (
         nodes(redis_url, **setup) as (a, b),
@@ -75,7 +78,7 @@ async def test_two_stores_share_a_topic_and_a_namespace_and_no_key(
     assert len(epochs[0] | epochs[1]) == 6
     for one in found:
         _, shard, epoch = one.key.decode().split(":")
-        assert one.key == message_key(setup["namespace"], int(shard), place(one.value)[0])
+        assert one.key == message_key(setup["namespace"], int(shard), position_of(one.value)[0])
         assert epoch in epochs[0] | epochs[1]
         assert one.partition == int(shard) % 2
     assert {key.rpartition(b":")[2].decode() for key in {one.key for one in found}} >= {r.epoch for r in receipts}

@@ -24,7 +24,7 @@ async def test_an_event_with_a_scope_of_no_known_shape_is_lost_and_not_applied(r
             await a.set("doc", "1", turn, "acme")
             assert await b.get("doc", "1", "acme") == turn
             names = [shapeless, "T\x1facme"]
-            body = events.encode_body([events.Part([], names, "another client")])
+            body = events.encode_body([events.WritePart([], names, "another client")])
             await parts(a).store.invalidate(0, PRODUCER, [], names, body)
             told_s = monotonic()
             await past(told_s + D_S)
@@ -75,7 +75,7 @@ async def test_an_own_write_answered_in_another_epoch_has_the_node_ask_at_once(r
         with deaf(a):
             store = parts(a).store
             await store._links.of(0).call("FLUSHALL")  # type: ignore[attr-defined]
-            body = events.encode_body([events.Part([], [], "producer")])
+            body = events.encode_body([events.WritePart([], [], "producer")])
             await store.invalidate(0, PRODUCER, [], [], body)
             await a.invalidate("doc", 1, "acme")
             await until(a.ready)

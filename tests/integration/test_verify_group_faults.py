@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from cachebus.tools.verify.fleet.crew import Crew
 
 from cachebus.base.clock import monotonic
 from cachebus.errors import L2Unavailable
@@ -16,8 +15,9 @@ from cachebus.tools.harness.proxy import HOST
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
 from cachebus.tools.verify.fleet.messages import Job
+from cachebus.tools.verify.fleet.processes import Fleet
 from cachebus.tools.verify.nemesis.faults import FAULTS, chosen
-from cachebus.tools.verify.plan import planned
+from cachebus.tools.verify.plan import make_plan
 from cachebus.tools.verify.run import Run
 from cachebus.tools.verify.target.group import GroupUnderTest, Kind, grouped
 from cachebus.tools.verify.target.node_proxies import NodeProxies, NodeProxy
@@ -34,12 +34,12 @@ ALL = "primary-frozen,failover-unseen,failover-newcomer,split"
 @asynccontextmanager
 async def staged(kind: Kind) -> AsyncIterator[tuple[Testbed, GroupUnderTest]]:
     """A testbed with ways for two nodes, and no node. The primaries have two replicas, or one in a Cluster."""
-    async with grouped(kind, any_binary(), "verify", seed=2) as server, Crew(no_job, 0) as crew:
+    async with grouped(kind, any_binary(), "verify", seed=2) as server, Fleet(no_job, 0) as fleet:
         assert server.group is not None
         proxies: dict[int, NodeProxy] = {}
         async with NodeProxies(server.dials) as one, NodeProxies(server.dials) as other:
             proxies |= zip(NODES, (one, other), strict=True)
-            yield Testbed(BOUND_S, server, proxies, crew), server.group
+            yield Testbed(BOUND_S, server, proxies, fleet), server.group
 
 
 def no_job(node: int, life: int) -> Job:
@@ -48,7 +48,7 @@ def no_job(node: int, life: int) -> Job:
 
 
 def occurrence(name: str, seed: int = 1) -> Occurrence:
-    """A strike of this fault."""
+    """One occurrence of this fault."""
     return Occurrence(0.0, FAULTS[name], 0, LASTS_S, seed)
 
 
@@ -56,7 +56,7 @@ def occurrence(name: str, seed: int = 1) -> Occurrence:
 async def test_every_promise_is_kept_through_them(kind: Kind) -> None:
     any_binary()
     faults = chosen(ALL)
-    plan = planned(
+    plan = make_plan(
         url=None, seconds=25.0, seed=4, faults=faults, nodes=3, bound_s=0.5, rate=300, write_rate=20, kind=kind
     )
     verdict = await Run(plan).verdict()

@@ -215,13 +215,13 @@ def _join_with_any_token(flight: Flight, request: Any, joinable: Crippled = Flig
 
 
 def _take_as_answered(
-    fetcher: Fetcher, key: Any, record: Any, enters: Any, data: bytes = b"", *, taken: Crippled = Fetcher.taken
+    fetcher: Fetcher, key: Any, record: Any, enters: Any, data: bytes = b"", *, own: Crippled = Fetcher.decode_and_admit
 ) -> object:
-    found = taken(fetcher, key, record, enters, data)
+    found = own(fetcher, key, record, enters, data)
     if found is not MISSING:
         return found
     with patch.object(Shard, "hides", _no):
-        return taken(fetcher, key, record, None, data)
+        return own(fetcher, key, record, None, data)
 
 
 def _keep_from_itself(delivery: Delivery, plan: Any, change: Any, body: bytes) -> None:
@@ -468,7 +468,7 @@ RULES = {
         "what L2 found valid is looked at again: the node may have heard more by now",
         "TAG-READ",
         "G3",
-        ((Fetcher, "taken", _take_as_answered),),
+        ((Fetcher, "decode_and_admit", _take_as_answered),),
     ),
     "joining": Rule(
         "a flight is joined only while a value of its age could be served", "SMALL", "G1", ((Flight, "joinable", _yes),)

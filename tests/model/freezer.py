@@ -155,7 +155,7 @@ class Freezer:
         if place and group.valid_until != NEVER:
             raise AssertionError("a group has been retired, and its entries are served still")
         scopes = (*scopes_of(entry.key)[1], *(() if extra is None else extra.tags))
-        if place and shard.doubts.cover(scopes, group.born):
+        if place and shard.doubts.cover(scopes, group.born_at_drop):
             place = 3
         if group.generation != self._rig.node.groups.lives[0]:
             place = 2

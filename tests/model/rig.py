@@ -333,7 +333,7 @@ def message_place(message: bytes) -> tuple[bytes, int]:
 def body_of(setup: Setup, kind: str) -> bytes:
     """The body of an invalidation by somebody elsewhere."""
     keys, scopes = setup.target(kind)
-    return events.encode_body([events.Part([key.l1 for key in keys], list(scopes))])
+    return events.encode_body([events.WritePart([key.l1 for key in keys], list(scopes))])
 
 
 def garbled(message: bytes) -> bytes:

@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from cachebus.keys.key import Keyspace
 from cachebus.wire import event as events
-from cachebus.wire.event import CorruptEvent, Event, Part
+from cachebus.wire.event import CorruptEvent, Event, WritePart
 
 u64 = st.integers(0, 2**64 - 1)
 names = st.lists(st.text(max_size=30), max_size=20)
 text = st.text(max_size=30)
-parts = st.lists(st.builds(Part, names, names, text, text, text), max_size=5)
+parts = st.lists(st.builds(WritePart, names, names, text, text, text), max_size=5)
 epochs = st.binary(min_size=16, max_size=16)
 buckets = st.sampled_from(["--", "**", "00", "a7"])
 space = Keyspace(1)
@@ -38,7 +38,7 @@ def fields(event: Event) -> tuple[object, ...]:
 
 @given(epochs, u64, u64, parts, st.booleans(), st.booleans(), buckets, u64)
 def test_it_comes_back_as_it_went(
-    epoch: bytes, seq: int, us: int, made: list[Part], probe: bool, left_out: bool, bucket: str, low: int
+    epoch: bytes, seq: int, us: int, made: list[WritePart], probe: bool, left_out: bool, bucket: str, low: int
 ) -> None:
     body = events.encode_body(made, probe=probe)
     head = events.encode_head(epoch, seq, us, body, left_out=left_out, bucket=bucket, low=low)
@@ -48,12 +48,12 @@ def test_it_comes_back_as_it_went(
     more = {"probe": True} if probe else None
     want = Event(epoch, seq, us, made, more=more, left_out=left_out, bucket=bucket, low=low)
     assert fields(event) == fields(want)
-    assert events.place(head + body) == (epoch, seq)
+    assert events.position_of(head + body) == (epoch, seq)
 
 
 @given(epochs, u64, u64, parts, st.booleans(), buckets, u64)
 def test_a_head_with_its_parts_is_what_others_read(
-    epoch: bytes, seq: int, us: int, made: list[Part], left_out: bool, bucket: str, low: int
+    epoch: bytes, seq: int, us: int, made: list[WritePart], left_out: bool, bucket: str, low: int
 ) -> None:
     """The node that has written builds the event of the script's reply, and nobody has to decode the body."""
     body = events.encode_body(made)
@@ -62,7 +62,7 @@ def test_a_head_with_its_parts_is_what_others_read(
 
 
 @given(epochs, u64, u64, parts)
-def test_a_plain_one_raises_no_watermark(epoch: bytes, seq: int, us: int, made: list[Part]) -> None:
+def test_a_plain_one_raises_no_watermark(epoch: bytes, seq: int, us: int, made: list[WritePart]) -> None:
     body = events.encode_body(made)
     assert events.encode(epoch, seq, us, body) == events.encode_head(epoch, seq, us, body) + body
     event = events.decode(events.encode(epoch, seq, us, body))
@@ -70,24 +70,24 @@ def test_a_plain_one_raises_no_watermark(epoch: bytes, seq: int, us: int, made: 
 
 
 def test_any_sequence_of_names_will_do() -> None:
-    assert events.encode_body([Part(("a",), ("b", "c"))]) == events.encode_body((Part(["a"], ["b", "c"]),))  # type: ignore[arg-type]
+    assert events.encode_body([WritePart(("a",), ("b", "c"))]) == events.encode_body((WritePart(["a"], ["b", "c"]),))  # type: ignore[arg-type]
 
 
 def test_keys_and_scopes_of_a_real_invalidation() -> None:
     keys = [space.key("doc", "größe:1", "acme", agent_id=7).l1, space.key("system", 1, None).l1]
     scopes = [space.scope("acme")[1], space.tags("acme", ["plan:pro"])[1][0]]
-    body = events.encode_body([Part(keys, scopes, "host-1")])
+    body = events.encode_body([WritePart(keys, scopes, "host-1")])
     event = events.decode(events.encode(b"f" * 16, 2, 0, body))
     assert (event.keys, event.scopes, event.origin) == (keys, scopes, "host-1")
 
 
 def test_of_several_parts_nobody_alone_is_the_origin() -> None:
-    one, other = Part(["a"], ["b"], "n"), Part(["c"], [], "n")
+    one, other = WritePart(["a"], ["b"], "n"), WritePart(["c"], [], "n")
     event = Event(b"f" * 16, 2, 0, [one, other])
     assert (event.keys, event.scopes, event.origin) == (["a", "c"], ["b"], "")
 
 
-GOOD = events.encode(b"f" * 16, 2, 0, events.encode_body([Part(["a"], [])]))
+GOOD = events.encode(b"f" * 16, 2, 0, events.encode_body([WritePart(["a"], [])]))
 HEAD_SIZE = events.HEAD_BYTES + 4
 
 
@@ -95,7 +95,7 @@ HEAD_SIZE = events.HEAD_BYTES + 4
 def test_one_cut_off_is_corrupt(size: int) -> None:
     with pytest.raises(CorruptEvent):
         events.decode(GOOD[:size])
-    epoch, seq = events.place(GOOD[:size])
+    epoch, seq = events.position_of(GOOD[:size])
     assert len(epoch) <= 16
     assert seq <= 2
 
@@ -108,7 +108,7 @@ def test_these_are_none(data: bytes) -> None:
 
 def test_a_head_whose_check_is_anothers_is_damaged() -> None:
     """The seq alone is another: whoever believed it would take the next event for known."""
-    other = events.encode(b"f" * 16, 3, 0, events.encode_body([Part(["a"], [])]))
+    other = events.encode(b"f" * 16, 3, 0, events.encode_body([WritePart(["a"], [])]))
     with pytest.raises(CorruptEvent, match="head"):
         events.decode(GOOD[:20] + other[20:28] + GOOD[28:])
 

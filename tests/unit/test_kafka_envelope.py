@@ -15,7 +15,7 @@ from cachebus.bus.kafka.signature import SIGNATURE, Keyring
 from cachebus.producers.command import InvalidCommand
 from cachebus.producers.kafka.message import NAMESPACE, Seal
 from cachebus.settings import Settings
-from cachebus.wire.event import place
+from cachebus.wire.event import position_of
 from tests.support.events import event_of
 
 EPOCH = b"0123456789abcdef"
@@ -128,7 +128,7 @@ def test_the_beginning_of_a_value_cannot_be_passed_off_as_the_end_of_its_key() -
     """The zero byte that parts them may be in the value as well."""
     value = b"CB\0rest"
     _, headers = envelope(b"k").around(3, value)
-    key = message_key("cachebus", 3, place(value)[0])
+    key = message_key("cachebus", 3, position_of(value)[0])
     longer, rest = key + b"\0CB", b"rest"
     assert key + b"\0" + value == longer + b"\0" + rest
     assert envelope(b"k").shard_of(longer) == 3

@@ -192,7 +192,7 @@ async def test_a_get_answered_with_no_string_loses_the_connection_before_others_
     """An answer to another question: those behind it may be so, too, and one of them may fit."""
     connection, wire = connected()
     if kind == "alone":
-        connection._alone = ALONE_MIN
+        connection._lone_ticks = ALONE_MIN
     asked = [connection.get(str(number)) for number in range(2 if kind == "many" else 1)]
     await tick()
     asked.append(connection.get("behind"))

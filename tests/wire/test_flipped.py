@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cachebus.wire import event as events
-from cachebus.wire.event import Part
+from cachebus.wire.event import WritePart
 from tests.support.flips import flipped
 
 EPOCH = b"0123456789abcdef"
 KEY = "acme\x1fdoc\x1f7\x1e\x1e\x1e"
 
 
-def event_of(parts: list[Part], *, probe: bool = False, left_out: bool = False, bucket: str = "--") -> bytes:
+def event_of(parts: list[WritePart], *, probe: bool = False, left_out: bool = False, bucket: str = "--") -> bytes:
     body = events.encode_body(parts, probe=probe)
     head = events.encode_head(
         EPOCH, 258, 1_700_000_000_123_456, body, left_out=left_out, bucket=bucket, low=0 if bucket == "--" else 7
@@ -21,11 +21,13 @@ def event_of(parts: list[Part], *, probe: bool = False, left_out: bool = False, 
 
 
 EVENTS = {
-    "a key": event_of([Part([KEY], [], "node-1")]),
-    "scopes and tags": event_of([Part([], ["D\x1facme\x1fdoc", "I\x1facme\x1fdoc\x1f7", "G\x1facme\x1fplan"])]),
-    "ids left out": event_of([Part([KEY], ["I\x1facme\x1fdoc\x1f7"], "node-1")], left_out=True),
-    "a low watermark": event_of([Part([], ["N"], "node-1")], bucket="**"),
-    "two parts": event_of([Part([KEY], [], "node-1"), Part([], ["T\x1facme"], "", "why", "trace")], probe=True),
+    "a key": event_of([WritePart([KEY], [], "node-1")]),
+    "scopes and tags": event_of([WritePart([], ["D\x1facme\x1fdoc", "I\x1facme\x1fdoc\x1f7", "G\x1facme\x1fplan"])]),
+    "ids left out": event_of([WritePart([KEY], ["I\x1facme\x1fdoc\x1f7"], "node-1")], left_out=True),
+    "a low watermark": event_of([WritePart([], ["N"], "node-1")], bucket="**"),
+    "two parts": event_of(
+        [WritePart([KEY], [], "node-1"), WritePart([], ["T\x1facme"], "", "why", "trace")], probe=True
+    ),
     "nothing": event_of([]),
 }
 

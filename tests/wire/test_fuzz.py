@@ -14,7 +14,7 @@ from cachebus.core.ports import About, NodeRow
 from cachebus.l2.replies import BOUND_MAX_MS, node_row, row_rest
 from cachebus.wire import event as events
 from cachebus.wire import record as records
-from cachebus.wire.event import CorruptEvent, Part
+from cachebus.wire.event import CorruptEvent, WritePart
 from cachebus.wire.record import CorruptRecord, Record
 
 NAME = "acme:doc:7"
@@ -35,12 +35,12 @@ record_bytes = st.builds(
     seq=u64,
     version=st.binary(min_size=4, max_size=4),
 )
-parts = st.lists(st.builds(Part, texts, texts, st.text(max_size=20), st.text(max_size=20), st.text(max_size=20)))
+parts = st.lists(st.builds(WritePart, texts, texts, st.text(max_size=20), st.text(max_size=20), st.text(max_size=20)))
 buckets = st.sampled_from(["--", "**", "00", "ff", "a1"])
 
 
 def event_of(
-    epoch: bytes, seq: int, us: int, made: list[Part], probe: bool, left_out: bool, bucket: str, low: int
+    epoch: bytes, seq: int, us: int, made: list[WritePart], probe: bool, left_out: bool, bucket: str, low: int
 ) -> bytes:
     body = events.encode_body(made, probe=probe)
     return events.encode_head(epoch, seq, us, body, left_out=left_out, bucket=bucket, low=low) + body

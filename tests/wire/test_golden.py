@@ -16,7 +16,7 @@ from cachebus.l2.replies import NAME, log_seq, node_row, row_rest
 from cachebus.receipt import Receipt
 from cachebus.wire import event as events
 from cachebus.wire import record as records
-from cachebus.wire.event import Part
+from cachebus.wire.event import WritePart
 from cachebus.wire.record import Record
 
 KEY_NAME = "acme:doc:7"
@@ -68,8 +68,8 @@ RECORDS = {
     ),
 }
 ONE, OTHER = (
-    Part(["acme\x1fdoc\x1f7\x1e\x1e\x1e"], ["I\x1facme\x1fdoc\x1f7"], "node-1"),
-    Part([], ["D\x1facme\x1fdoc"], "node-1", "nightly import", "4bf9"),
+    WritePart(["acme\x1fdoc\x1f7\x1e\x1e\x1e"], ["I\x1facme\x1fdoc\x1f7"], "node-1"),
+    WritePart([], ["D\x1facme\x1fdoc"], "node-1", "nightly import", "4bf9"),
 )
 BODY = (
     "af247052 92 92"
@@ -119,11 +119,11 @@ def test_an_event_of_two_parts() -> None:
     assert parts_of(event) == parts_of(events.with_head(head, body, [ONE, OTHER]))
     assert (event.keys, event.scopes) == (ONE.keys, [*ONE.scopes, *OTHER.scopes])
     assert (event.origin, OTHER.reason, OTHER.trace) == ("", "nightly import", "4bf9")
-    assert events.place(bytes.fromhex(EVENT)) == (EPOCH, 258)
+    assert events.position_of(bytes.fromhex(EVENT)) == (EPOCH, 258)
 
 
 def test_an_event_of_one_part_that_leaves_ids_out() -> None:
-    body = events.encode_body([Part(["k"], [])])
+    body = events.encode_body([WritePart(["k"], [])])
     data = events.encode_head(EPOCH, 259, 1_700_000_000_123_457, body, left_out=True) + body
     assert data == bytes.fromhex(PLAIN)
     event = events.decode(data)

@@ -10,13 +10,13 @@ import msgspec
 import pytest
 
 from cachebus.base.clock import monotonic
-from cachebus.core.ports import About, Caller, Leased, Stale
+from cachebus.core.ports import About, Caller, LeaseOutcome, Stale
 from cachebus.keys.key import Keyspace, bucket_of
 from cachebus.l2.redis import RedisStore
 from cachebus.resp import Connection, Fixed, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.wire import event as events
-from cachebus.wire.event import Part
+from cachebus.wire.event import WritePart
 from cachebus.wire.record import Record
 from tests.support.caches import until
 
@@ -59,7 +59,7 @@ def mapping(flat: list[bytes]) -> dict[bytes, bytes]:
 
 
 def body_of(*scopes: str) -> bytes:
-    return events.encode_body([Part([], list(scopes), "node-1")])
+    return events.encode_body([WritePart([], list(scopes), "node-1")])
 
 
 async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
@@ -175,7 +175,7 @@ async def test_a_lease_that_rests(store: RedisStore, redis: Connection) -> None:
 
     await until(rests)
     reply = await store.lease(key, bob, "bob-0", 60_000, stale=Stale.OWN)
-    assert reply.outcome is Leased.RESTING
+    assert reply.outcome is LeaseOutcome.RESTING
     assert await redis.call("GET", LEASE) == b"r" + granted.epoch + b"ann-1f"
     assert 0 < reply.wait_ms <= 5_000
 

@@ -7,7 +7,7 @@ from typing import Self
 
 from cachebus.bus.kafka.signature import SIGNATURE, Keyring
 from cachebus.settings import Settings
-from cachebus.wire.event import place
+from cachebus.wire.event import position_of
 
 Headers = list[tuple[str, bytes]]
 
@@ -37,7 +37,7 @@ class Envelope:
 
     def around(self, shard: int, event: bytes) -> tuple[bytes, Headers]:
         """Key and headers of the message whose value is this event."""
-        epoch, _ = place(event)
+        epoch, _ = position_of(event)
         key = message_key(self._namespace, shard, epoch)
         return key, [] if self._keyring is None else [(SIGNATURE, self._keyring.sign(key, event))]
 

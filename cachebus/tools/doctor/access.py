@@ -269,7 +269,7 @@ async def _life(store: RedisStore) -> None:
     """Every operation once, each with the answer that it must have: a refusal inside a script may hide in another."""
     key, caller = Keyspace(1).key("doctor", "1", "doctor"), Caller("doctor", 0, b"")
     scopes = (*key.scopes[2:4], tag_scope("doctor", "1"))
-    body = events.encode_body([events.Part([key.l1], list(scopes), "doctor")])
+    body = events.encode_body([events.WritePart([key.l1], list(scopes), "doctor")])
     place = await store.probe(0, caller, with_invalidated=False)
     await store.invalidate(0, caller, [key], scopes, body)
     again = await store.probe(0, caller, with_invalidated=True)
