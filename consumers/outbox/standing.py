@@ -10,6 +10,7 @@ import asyncpg
 from cachebus.consumers.outbox import vacuum
 from cachebus.consumers.outbox.letting import Resting
 from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.partitions import tree_of
 from cachebus.consumers.worker.source import Finding
 from cachebus.producers.outbox.table import OutboxTable
 
@@ -295,8 +296,8 @@ SELECT attname::text AS name, quote_ident(attname) AS quoted, format_type(atttyp
 FROM pg_attribute WHERE attrelid = $1 AND attnum > 0 AND NOT attisdropped"""
 
 # Of partitions too. A rule that does something else instead surely keeps rows; a trigger may.
-_KEEPERS: Final = """\
-WITH parts AS (SELECT relid FROM pg_partition_tree(to_regclass($1)) UNION SELECT to_regclass($1))
+_KEEPERS: Final = f"""\
+WITH parts AS (SELECT relid FROM {tree_of("to_regclass($1)")} AS tree)
 SELECT format('DROP RULE %I ON %s;', rulename, ev_class::regclass) AS drop, true AS surely
 FROM pg_rewrite r JOIN parts ON relid = ev_class WHERE is_instead AND ev_type IN ('2', '4')
 UNION ALL

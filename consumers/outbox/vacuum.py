@@ -7,6 +7,7 @@ from typing import Final
 import asyncpg
 
 from cachebus.consumers.worker.clean import clean
+from cachebus.consumers.worker.partitions import tree_of
 from cachebus.consumers.worker.source import Finding
 from cachebus.producers.outbox.table import OutboxTable
 
@@ -35,17 +36,18 @@ async def findings(connection: asyncpg.Connection, table: OutboxTable) -> list[F
     return [Finding(ASSUMPTION, table.rows, problem, f"{clean(keeper['ends'])} VACUUM {table.rows};")]
 
 
-_GONE: Final = """\
-WITH parts AS (SELECT relid FROM pg_partition_tree(to_regclass($1)) UNION SELECT to_regclass($1))
-SELECT coalesce(sum(pg_stat_get_dead_tuples(relid)), 0)::bigint FROM parts"""
+_GONE: Final = f"""\
+SELECT coalesce(sum(pg_stat_get_dead_tuples(relid)), 0)::bigint FROM {tree_of("to_regclass($1)")} AS parts"""
 
 _KEEPER: Final = """\
 SELECT who, ends FROM (
     SELECT format('a transaction of the session %s (%s), begun %s', pid,
             coalesce(nullif(application_name, ''), usename), xact_start::timestamp(0)) AS who,
-        format('SELECT pg_terminate_backend(%s);', pid) AS ends, age(backend_xmin) AS age
+        format('SELECT pg_terminate_backend(%s);', pid) AS ends, greatest(age(backend_xid), age(backend_xmin)) AS age
     FROM pg_stat_activity
-    WHERE backend_xmin IS NOT NULL AND backend_type = 'client backend' AND datname = current_database()
+    -- One that has written, and is idle in its transaction, has a backend_xid alone. VACUUM itself keeps nothing.
+    WHERE coalesce(backend_xid, backend_xmin) IS NOT NULL AND backend_type = 'client backend'
+        AND datname = current_database() AND query !~* '^\\s*vacuum'
         AND xact_start < statement_timestamp() - make_interval(secs => $1)
     UNION ALL
     SELECT format('the standby of %s (hot_standby_feedback)', coalesce(nullif(application_name, ''), usename)),
@@ -56,7 +58,9 @@ SELECT who, ends FROM (
     FROM pg_prepared_xacts
     WHERE database = current_database() AND prepared < statement_timestamp() - make_interval(secs => $1)
     UNION ALL
-    SELECT format('the replication slot %s', slot_name), format('SELECT pg_drop_replication_slot(%L);', slot_name),
+    SELECT format('the replication slot %s', slot_name),
+        CASE WHEN active THEN 'end what runs on the standby that uses it;'
+            ELSE format('SELECT pg_drop_replication_slot(%L);', slot_name) END,
         age(xmin)
-    FROM pg_replication_slots WHERE xmin IS NOT NULL AND NOT active) AS keepers
+    FROM pg_replication_slots WHERE xmin IS NOT NULL) AS keepers
 ORDER BY age DESC LIMIT 1"""

@@ -90,7 +90,7 @@ async def test_what_cache_aside_has_swallowed_without_the_errors_text(redis_url:
 
 
 def test_of_one_kind_so_many_a_minute(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    now_s, told_by = 0.0, Logger()
+    now_s, told_by = 0.0, Logger()  # of its own: others may go to loguru
     monkeypatch.setattr("cachebus.base.log.monotonic", lambda: now_s)
     caplog.set_level(logging.INFO, "cachebus")
     for number in range(AT_ONCE + 5):

@@ -25,7 +25,8 @@ def told(level: str = "INFO", form: str = "%(message)s", of: str = "") -> Iterat
     """The lines from this level on, and with this text in them, as they come; none is held back because of what another
     test has heard."""
     listener, log = _Listener(level, form, of), logging.getLogger("cachebus")
-    before = log.level
+    before, where = log.level, (logger._loguru, logger._pinned)  # a command that ran in this process has pinned it
+    logger._loguru, logger._pinned = None, False
     logger._told.clear()
     logger._once.clear()
     log.addHandler(listener)
@@ -33,6 +34,7 @@ def told(level: str = "INFO", form: str = "%(message)s", of: str = "") -> Iterat
     try:
         yield listener.lines
     finally:
+        logger._loguru, logger._pinned = where
         log.setLevel(before)
         log.removeHandler(listener)
 

@@ -34,8 +34,6 @@ class Brokers:
     async def ask(self, request: Any) -> Any:
         """The first answer; `BusUnavailable` where there is none within `connect_timeout_s`. No broker is connected to
         twice, and no connection is left but that of the answer."""
-        from aiokafka.errors import KafkaError
-
         opened = [] if self._kept is None else [self._kept]
         self._kept = None
         try:
@@ -44,15 +42,13 @@ class Brokers:
                 return answer
         except TimeoutError:
             raise unavailable(self._access, f"no answer in {self._access.connect_timeout_s:g} s") from None
-        except (KafkaError, OSError) as error:
+        except Exception as error:
             raise unavailable(self._access, error) from error
         finally:
             await asyncio.gather(*(one.close() for one in opened if one is not self._kept))
 
     async def _first(self, request: Any, opened: list[KafkaConnection]) -> tuple[KafkaConnection, Any]:
         """The first to answer, and the answer; else what the last one raised. Adds to `opened`."""
-        from aiokafka.errors import KafkaError
-
         ways = deque(partial(self._asked_anew, address, request, opened) for address in self._known)
         ways.extendleft(partial(_asked, kept, request, self._access.timeout_s) for kept in opened)
         asking, failed = set[asyncio.Task[tuple[KafkaConnection, Any]]](), Exception()
@@ -68,7 +64,7 @@ class Brokers:
                 for task in done:
                     try:
                         return task.result()
-                    except (KafkaError, OSError) as error:
+                    except Exception as error:  # noqa: BLE001 (damaged answers raise anything: others may do better)
                         failed = error
         finally:
             await ended(*asking)
@@ -83,15 +79,13 @@ class Brokers:
 
     async def ask_at(self, address: Address, request: Any) -> Any:
         """The answer of this one; `BusUnavailable`."""
-        from aiokafka.errors import KafkaError
-
         try:
             connection = await KafkaConnection.open(self._access, address)
             try:
                 return await connection.ask(request, self._access.timeout_s)
             finally:
                 await connection.close()
-        except (KafkaError, OSError) as error:
+        except Exception as error:
             raise unavailable(self._access, error) from error
 
     async def forget(self) -> None:

@@ -101,10 +101,14 @@ class KafkaBus:
         try:
             await self._sender.flush()
         finally:
-            await self._watch.close()  # first, as it has the others begin
-            await self._sender.close()
-            if self._ears is not None:
-                await self._ears.close()
+            try:
+                await self._watch.close()  # first, as it has the others begin
+            finally:
+                try:
+                    await self._sender.close()
+                finally:
+                    if self._ears is not None:
+                        await self._ears.close()
 
     async def publish(self, shard: int, message: bytes) -> None:
         """Hand an event over. Neither waits nor fails: L2 has it already, and the nodes' probes look there."""

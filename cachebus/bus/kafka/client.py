@@ -129,7 +129,7 @@ def quietly() -> Iterator[deque[str]]:
         import aiokafka.admin  # noqa: F401
     except ImportError as error:
         raise ConfigError(MISSING) from error
-    for name in [name for name in logging.root.manager.loggerDict if name.partition(".")[0] == "aiokafka"]:
+    for name in [name for name in list(logging.root.manager.loggerDict) if name.partition(".")[0] == "aiokafka"]:
         logging.getLogger(name).addFilter(_quiet)  # which does so once
     said: deque[str] = deque(maxlen=1)
     token = _ours.set(said)

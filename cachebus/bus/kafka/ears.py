@@ -28,6 +28,7 @@ FETCH_WAIT_S: Final = 0.25
 FETCH_BYTES: Final = 50 * 1024 * 1024
 PARTITION_BYTES: Final = 1024 * 1024
 """The most that comes at once, in all and of a partition, but for a message that is larger."""
+LEAST_BYTES: Final = 16 * 1024
 MOST_AT_ONCE: Final = 500
 MOST_BEHIND: Final = 10_000
 """So many messages a partition that is back may be ahead of where it was lost. Where it is further, or has fewer than
@@ -48,6 +49,8 @@ class Ear:
         self.placed = False
         """Whether its leader has that offset."""
         self.leader: Address | None = None
+        self.most_bytes = PARTITION_BYTES
+        """The most that is asked for at once: as much as comes in time."""
 
 
 class KafkaEars:
@@ -65,7 +68,6 @@ class KafkaEars:
         self._ears: list[Ear] = []
         self._hearing: dict[Address, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
-        self._told = ""
         self.opened = 0
         """How many connections there have been."""
 
@@ -97,6 +99,8 @@ class KafkaEars:
             for ear in self._ears:
                 ear.reach.lost(f"{self._access.topic} has other partitions")
                 ear.placed = False
+        for ear in self._ears[wanted:]:
+            ear.reach.end(f"{self._access.topic} has fewer partitions")
         del self._ears[wanted:]
         while len(self._ears) < wanted:
             self._ears.append(Ear(len(self._ears), Reach(self._access, self._clock), Attempts(self._clock), position))
@@ -122,6 +126,8 @@ class KafkaEars:
                     for ear in self._of(leader):
                         ear.placed = False
                         ear.reach.lost(error)
+                        if isinstance(error, TimeoutError):  # over a slow link it may have been too much
+                            ear.most_bytes = max(LEAST_BYTES, ear.most_bytes // 4)
                     self._watch.miss()
 
     async def _hear_over(self, connection: KafkaConnection, attempts: Attempts) -> None:
@@ -165,7 +171,7 @@ class KafkaEars:
             1,
             FETCH_BYTES,
             0,
-            [(self._access.topic, [(ear.number, ear.position or 0, PARTITION_BYTES) for ear in ears])],
+            [(self._access.topic, [(ear.number, ear.position or 0, ear.most_bytes) for ear in ears])],
         )
         asked = {ear.number: ear.position for ear in ears}
         answer = await connection.ask(request, self._access.timeout_s + FETCH_WAIT_S)
@@ -179,6 +185,7 @@ class KafkaEars:
                 self._refused(ear, code)
             else:
                 ear.attempts.succeeded()
+                ear.most_bytes = min(PARTITION_BYTES, 2 * ear.most_bytes)
                 await self._read(ear, connection.address, data)
 
     def _answers(self, connection: KafkaConnection, answer: Any) -> list[tuple[Any, ...]]:
@@ -209,31 +216,44 @@ class KafkaEars:
     async def _read(self, ear: Ear, leader: Address, data: bytes) -> None:
         from aiokafka.record.memory_records import MemoryRecords
 
-        place, count = f"{self._access.topic}/{ear.number}", 0
         try:
             records = MemoryRecords(data or b"")
             while records.has_next():
                 batch = records.next_batch()
                 if not batch.validate_crc():
-                    raise ValueError(f"a batch of {place} is damaged")
-                for record in () if batch.is_control_batch else batch:
-                    if record.offset < (ear.position or 0):
-                        continue
-                    ear.position = record.offset + 1
-                    self._taking.take(place, record)
-                    count += 1
-                    if count % MOST_AT_ONCE == 0:
-                        await asyncio.sleep(0)  # in a flood nothing else here waits
-                        if ear.leader != leader:
-                            return
+                    raise ValueError("a batch is damaged")
+                if not await self._read_batch(ear, leader, batch):
+                    return
                 ear.position = batch.next_offset
         except Exception as error:  # noqa: BLE001 (whatever it is, hearing goes on at the end, behind what caused it)
-            ear.position, ear.placed = None, False
+            self._lost_position(ear)
+            ear.placed = False
             ear.attempts.over()
             ear.reach.lost(error)
-            if repr(error) != self._told:
-                self._told = repr(error)
-                logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
+            logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
+
+    async def _read_batch(self, ear: Ear, leader: Address, batch: Any) -> bool:
+        """Take its messages; one that can't be read, and those of its batch behind it, are passed over, and counted.
+        Returns whether the partition still lies there."""
+        place, count, records = f"{self._access.topic}/{ear.number}", 0, iter(() if batch.is_control_batch else batch)
+        while True:
+            try:
+                record = next(records, None)
+            except Exception as error:  # noqa: BLE001 (anybody may write there, in any form)
+                self._counters.events_corrupt += 1
+                logger.warning("messages in {} can't be read, and are passed over: {!r}", place, error)
+                return True
+            if record is None:
+                return True
+            if record.offset < (ear.position or 0):
+                continue
+            ear.position = record.offset + 1
+            self._taking.take(place, record)
+            count += 1
+            if count % MOST_AT_ONCE == 0:
+                await asyncio.sleep(0)  # in a flood nothing else here waits
+                if ear.leader != leader:
+                    return False
 
     async def close(self) -> None:
         """Stop listening; what comes next is the end, when it is begun again."""

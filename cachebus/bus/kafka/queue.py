@@ -47,6 +47,8 @@ class Queue:
         self.why: object = ""
         """What keeps it from being sent."""
         self.timer: asyncio.TimerHandle | None = None
+        self.most = 10_000
+        """The most messages of a batch."""
 
     def load(self) -> Batch:
         """The first of what waits, as much as a batch holds; a message that is larger goes by itself."""
@@ -54,7 +56,7 @@ class Queue:
 
         builder: Any = BatchBuilder(BATCH_BYTES, 0)
         posts: list[Posted] = []
-        while self.waiting:
+        while self.waiting and len(posts) < self.most:
             post = self.waiting[0]
             if builder.append(timestamp=None, key=post.key, value=post.message, headers=post.headers) is None:
                 break

@@ -18,6 +18,7 @@ class Reach:
         self._why: object = ""
         self._told = asyncio.Event()
         self.there = False
+        self._over = False
 
     def gained(self) -> None:
         """It is reached now."""
@@ -31,6 +32,11 @@ class Reach:
         self._why = why
         self._tell()
 
+    def end(self, why: object) -> None:
+        """There is no such partition any more. Who waits is told, and asks for another one."""
+        self._over = True
+        self.lost(why)
+
     def _tell(self) -> None:
         told, self._told = self._told, asyncio.Event()
         told.set()
@@ -40,8 +46,9 @@ class Reach:
         and a leader may be moving: so the first failures are waited out, for half of `connect_timeout_s`."""
         patient_until_s = self._clock() + self._access.connect_timeout_s / 2
         while not self.there:
-            await self._told.wait()
-            if not self.there and self._clock() >= patient_until_s:
+            if not self._over:
+                await self._told.wait()
+            if self._over or (not self.there and self._clock() >= patient_until_s):
                 raise unavailable(self._access, self._why)
 
     async def loss(self) -> None:

@@ -34,6 +34,8 @@ MOST_WAITING: Final = 10_000
 ANSWER_S: Final = 0.25
 """So much longer than the broker itself waits for followers its answer is waited for."""
 ALL_REPLICAS: Final = -1
+TOO_LARGE: Final = {10, 18}
+"""Errors of a batch as a whole: its halves may be taken."""
 LATE: Final = {7, 20}
 """Errors that a broker answers with after it has waited: for followers, in vain."""
 FIRST_LOOK_S: Final = 0.001
@@ -97,6 +99,7 @@ class KafkaSender:
         for queue in self._queues[len(layout.leaders) :]:
             self._drop(queue, len(queue.waiting), "the partition was removed")
             queue.waiting.clear()
+            queue.reach.end("the partition was removed")
         del self._queues[len(layout.leaders) :]
         while len(self._queues) < len(layout.leaders):
             self._queues.append(Queue(len(self._queues), Reach(self._access, self._clock), Attempts(self._clock)))
@@ -207,7 +210,8 @@ class KafkaSender:
 
         patience_s, hand = self._access.timeout_s, {batch.queue.number: batch for batch in batches}
         partitions = [(number, batch.data) for number, batch in hand.items()]
-        request = ProduceRequest(None, ALL_REPLICAS, int(patience_s * 1000), [(self._access.topic, partitions)])
+        # The broker gives followers half of the time, so that its answer, which says who was late, comes within ours.
+        request = ProduceRequest(None, ALL_REPLICAS, int(patience_s * 500), [(self._access.topic, partitions)])
         try:
             answer = await connection.ask(request, patience_s + ANSWER_S)
             for _, codes in answer.topics:
@@ -228,12 +232,16 @@ class KafkaSender:
             queue.why = error.__name__
             if error.invalid_metadata:
                 self._watch.miss()
+        elif code in TOO_LARGE and len(batch.posts) > 1:
+            queue.unload(batch)
+            queue.most = len(batch.posts) // 2
         else:
             queue.busy = False
             queue.attempts.succeeded()
             if code:  # as what is too large, may not be written, or is of a clock that is off
                 self._drop(queue, len(batch.posts), repr(error()))
             else:
+                queue.most = min(MOST_WAITING, 2 * queue.most)
                 self._settle(len(batch.posts))
                 self._told.pop(queue.number, None)
                 queue.why = ""

@@ -65,9 +65,15 @@ async def look(access: KafkaAccess, brokers: Brokers) -> Layout:
     from aiokafka.protocol.metadata import MetadataRequest
 
     answer = await brokers.ask(MetadataRequest([access.topic], allow_auto_topic_creation=False))
-    there = {number: Address(host, port) for number, host, port, _ in answer.brokers}
+    try:
+        there = {number: Address(host, port) for number, host, port, _ in answer.brokers}
+        ((code, _, _, partitions),) = answer.topics
+        leaders = {number: there.get(leader) for _, number, leader, *_ in partitions}
+        by_number = tuple(leaders[number] for number in range(len(leaders)))
+    except (ValueError, TypeError, LookupError) as error:
+        await brokers.forget()  # another one may do better
+        raise unavailable(access, f"a broker says of the topic what can't be: {error!r}") from error
     brokers.know(there.values())
-    ((code, _, _, partitions),) = answer.topics
     if code == NOT_ALLOWED:
         raise ConfigError(
             f"Kafka does not let this user see the topic {access.topic}: allow it by "
@@ -76,8 +82,6 @@ async def look(access: KafkaAccess, brokers: Brokers) -> Layout:
         )
     if code not in (0, UNKNOWN_TOPIC):
         raise unavailable(access, f"the topic {access.topic}: {for_code(code).__name__}")
-    leaders = {number: there.get(leader) for _, number, leader, *_ in partitions}
-    by_number = tuple(leaders.get(number) for number in range(max(leaders, default=-1) + 1))
     return Layout(by_number, tuple(there.values()), there.get(answer.controller_id))
 
 

@@ -97,6 +97,8 @@ class TopicWatch:
 
     async def close(self) -> None:
         """End it, and give the connection back; it may be opened again."""
-        await ended(self._opening, self._keeping)
-        self._opening = self._keeping = None
-        await self._brokers.forget()
+        try:
+            await ended(self._opening, self._keeping)
+        finally:
+            self._opening = self._keeping = None
+            await self._brokers.forget()

@@ -15,6 +15,7 @@ from cachebus.consumers.cdc.rules.router import Kin, Router
 from cachebus.consumers.cdc.rules.rules import Rule
 from cachebus.consumers.cdc.slot.pgoutput import nameable
 from cachebus.consumers.cdc.slot.storage import OWN_TABLES
+from cachebus.consumers.worker.partitions import tree_of
 from cachebus.consumers.worker.source import Finding
 from cachebus.errors import ConfigError
 
@@ -56,14 +57,17 @@ WHERE (c.relkind IN ('r', 'p') OR c.relkind = 'f' AND c.oid IN (SELECT child FRO
 GROUP BY c.oid, n.nspname, c.relname, c.relreplident, c.relkind, c.relpersistence
 ORDER BY 2, 3
 """
-LEAVES: Final = """
+LEAVES: Final = f"""
 SELECT root.oid::bigint AS root, leaf.oid::bigint AS oid, n.nspname AS schema, leaf.relname AS name,
        leaf.relreplident::text AS identity, leaf.relfilenode::bigint AS file,
        leaf.relkind = 'f' AS is_foreign, leaf.relpersistence = 'u' AS is_unlogged,
-       CASE leaf.relkind WHEN 'f' THEN false ELSE pg_relation_size(leaf.oid) = 0 END AS is_empty
-FROM unnest($1::bigint[]) AS given, pg_class root, pg_partition_tree(root.oid) AS part, pg_class leaf, pg_namespace n
-WHERE root.oid::bigint = given AND part.isleaf AND leaf.oid = part.relid AND leaf.relkind IN ('r', 'f')
-  AND n.oid = leaf.relnamespace
+       CASE WHEN leaf.relkind = 'f' OR leaf.oid IN (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock')
+         THEN false ELSE pg_relation_size(leaf.oid) = 0 END AS is_empty
+FROM unnest($1::bigint[]) AS given
+JOIN pg_class root ON root.oid::bigint = given
+CROSS JOIN LATERAL {tree_of("root.oid")} AS part
+JOIN pg_class leaf ON leaf.oid = part.relid AND leaf.relkind IN ('r', 'f') AND leaf.relispartition
+JOIN pg_namespace n ON n.oid = leaf.relnamespace
 ORDER BY 3, 4
 """
 OTHERS: Final = """

@@ -131,12 +131,15 @@ class Mending:
         logger.error("cdc: the slot {} was lost, and a new one is made: all that rules name is let go of", names.slot)
         return True
 
-    async def made_up(self, connection: asyncpg.Connection, found: Standing, findings: Sequence[Finding]) -> None:
-        """The scopes of these findings are invalidated: what is over need not be found again."""
+    async def made_up(
+        self, connection: asyncpg.Connection, found: Standing, findings: Sequence[Finding], *, whole: bool
+    ) -> None:
+        """The scopes of these findings are invalidated: what is over need not be found again. `whole`: nothing more was
+        lost of the slot since they were found."""
         memory = await storage.recall(connection, self._names.slot)
         if memory is None or memory.namespace != self._names.namespace:
             return
-        if found.slot is not None and any(one.assumption == "slot" for one in findings):
+        if whole and found.slot is not None and any(one.assumption == "slot" for one in findings):
             sql = f"UPDATE {SLOTS} SET whole = true, lsn = greatest(lsn, $2::text::pg_lsn) WHERE slot = $1"
             confirmed = storage.lsn_text(found.slot.confirmed)
             await storage.change(connection, SLOTS, sql, self._names.slot, confirmed)

@@ -113,6 +113,8 @@ class PostgresSource(Source):
         self.batch, self.poll_s = given.batch, given.poll_s
         self.first_timeout_s = self.peek_timeout_s = PEEK_TIMEOUT_S
         self.progress = Progress()
+        self.losses = 0
+        """How often the log was passed by, so that changes were missed."""
         self.slices = Slices()
         self.leading = False
         """Whether this worker has the slot's lock."""

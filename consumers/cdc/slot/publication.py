@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.slot.catalogue import IDENTIFIED, Table, quoted
+from cachebus.consumers.worker.partitions import tree_of
 from cachebus.consumers.worker.source import Finding
 
 if TYPE_CHECKING:
@@ -33,8 +34,7 @@ SELECT n.nspname AS schema, c.relname AS name
 FROM pg_publication_tables t
 JOIN pg_namespace ns ON ns.nspname = t.schemaname
 JOIN pg_class whole ON whole.relnamespace = ns.oid AND whole.relname = t.tablename
-CROSS JOIN LATERAL (SELECT whole.oid AS relid WHERE whole.relkind = 'r'
-  UNION ALL SELECT relid FROM pg_partition_tree(whole.oid) WHERE isleaf AND whole.relkind = 'p') AS part
+CROSS JOIN LATERAL {tree_of("whole.oid")} AS part
 JOIN pg_class c ON c.oid = part.relid AND c.relkind = 'r'
 JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE t.pubname = $1 AND NOT {IDENTIFIED} ORDER BY 1, 2 LIMIT 20

@@ -225,6 +225,7 @@ class SlotReader:
         """Skip a time without a publication, which some servers can't decode. Its changes count as missed."""
         self.pause_s = 1.0
         if await self._main.fetchval("SELECT true FROM pg_publication WHERE pubname = $1", self._names.publication):
+            self._source.losses += 1
             sql = f"UPDATE {SLOTS} SET whole = false WHERE slot = $1"
             await change(self._main, SLOTS, sql, self._names.slot)
             await self._closed(self._advance(lsn_of(self._now)))
@@ -266,7 +267,6 @@ class SlotReader:
         self._in_hand = False
         self._source.progress = Progress(first.transaction, first.number - 1)
         self.passed.done_to = max(self.passed.done_to, (first.transaction, first.number - 1))
-        self.passed.heard(self.passed.unseen | peek.unseen, monotonic())
         await self._closed("COMMIT" if first.behind is None else self._advance(first.behind))
 
     async def _heard(self, peek: Peek) -> None:
@@ -305,7 +305,10 @@ class SlotReader:
         )
 
     async def _closed(self, sql: str) -> None:
-        """End the peek and its transaction."""
+        """End the peek and its transaction. What it has passed over, as nobody sees it yet, is remembered however it
+        ends: behind it more may be done already."""
+        if self.peek is not None:
+            self.passed.heard(self.passed.unseen | self.peek.unseen, monotonic())
         self.peek = None
         try:
             # To advance is to read the log once more, from where the oldest open transaction began.

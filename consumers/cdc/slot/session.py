@@ -56,6 +56,8 @@ class SlotSession(Session):
         self._held = HeldCommands(beside, self._names.slot, source.shards, source.shard_of)
         self._dead = TableOfDead(beside, self._names.slot)
         self._found = Standing()
+        self._losses = 0
+        """Those that the last look may have seen. What was lost since is not made up for by what it has found."""
         self._ways: dict[int, tuple[tuple[Relation, ...], Table, Shortcut | None]] = {}
         """By `id` of what a message is about."""
         self._turn = False
@@ -206,6 +208,7 @@ class SlotSession(Session):
     async def look(self) -> Look:
         """See `Session.look`."""
         async with self._in_beside:
+            self._losses = self._source.losses
             found = self._found = await self._standing()
             waits = not any(one.subject == HELD for one in found.findings)
             held, oldest_s = await self._held.figures() if waits and found.memory is not None else (0, 0.0)
@@ -299,4 +302,5 @@ class SlotSession(Session):
         """See `Session.made_up`."""
         async with self._in_beside:
             if self._source.leading:
-                await self._source.mending.made_up(self._beside, self._found, findings)
+                whole = self._losses == self._source.losses
+                await self._source.mending.made_up(self._beside, self._found, findings, whole=whole)

@@ -1,0 +1,156 @@
+"""The bus over Kafka where a broker, or somebody who writes to the topic, does something odd; and closing it."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from secrets import token_hex
+from typing import Any
+
+import pytest
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.record._crc32c import crc as crc32c
+
+from cachebus import BusUnavailable, Settings
+from cachebus.assembly.backends import kafka_bus
+from cachebus.base.clock import monotonic
+from cachebus.bus.kafka.bus import KafkaBus
+from cachebus.bus.kafka.client import kafka_access, quietly
+from cachebus.bus.kafka.connection import KafkaConnection, addresses_of
+from cachebus.bus.kafka.reach import Reach
+from cachebus.observe import Counters
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.wire import event as events
+from tests.support.caches import quick, until
+
+EPOCH = b"e" * 16
+
+
+@pytest.fixture
+def setup(redis_url: str, kafka: KafkaServer) -> Settings:
+    """Settings of a topic with one partition."""
+    name = f"odd-{token_hex(4)}"
+    return quick(
+        redis_url,
+        bus="kafka",
+        kafka_bootstrap_servers=kafka.address,
+        kafka_topic=name,
+        namespace=name,
+        kafka_partitions=1,
+    )
+
+
+@asynccontextmanager
+async def opened(setup: Settings, counters: Counters | None = None) -> AsyncIterator[tuple[KafkaBus, list[bytes]]]:
+    """A bus that listens, and what it hears."""
+    heard: list[bytes] = []
+    bus = kafka_bus(setup, monotonic, lambda shard, message: heard.append(message), counters or Counters())
+    await bus.connect()
+    try:
+        yield bus, heard
+    finally:
+        await bus.close()
+
+
+def event(seq: int, size: int = 1) -> bytes:
+    """One that a node may have published."""
+    return events.encode(EPOCH, seq, 0, events.encode_body([events.WritePart([f"k{seq}" * size], [])]))
+
+
+async def send(setup: Settings, batch: bytes) -> None:
+    """Have the broker keep this batch, whatever is in it."""
+    access = kafka_access(setup)
+    with quietly():
+        connection = await KafkaConnection.open(access, addresses_of(access.servers)[0])
+        try:
+            request = ProduceRequest(None, -1, 20_000, [(access.topic, [(0, batch)])])
+            answer = await connection.ask(request, 30.0)
+        finally:
+            await connection.close()
+    assert answer.topics[0][1][0][1] == 0
+
+
+def batch_of(name: bytes) -> bytes:
+    """A batch of one message, which has a header of this name of six bytes."""
+    builder: Any = BatchBuilder(10**6, 0)
+    builder.append(timestamp=None, key=None, value=b"x", headers=[("ZZZZZZ", b"v")])
+    data = bytes(builder._build()).replace(b"ZZZZZZ", name)
+    return data[:17] + struct.pack(">I", crc32c(data[21:])) + data[21:]
+
+
+async def test_a_message_that_cant_be_read_is_passed_over_and_counted(setup: Settings) -> None:
+    counters = Counters()
+    async with opened(setup, counters) as (bus, heard):
+        for seq in range(1, 6):
+            await bus.publish(0, event(seq))
+            await until(lambda seq=seq: len(heard) == seq)
+            await send(setup, batch_of(b"\xff" * 6))
+        await until(lambda: counters.events_corrupt == 5)
+        assert bus.connected
+        assert counters.bus_positions_lost == 0
+
+
+async def test_what_is_too_large_together_goes_in_parts(setup: Settings) -> None:
+    admin = AIOKafkaAdminClient(bootstrap_servers=setup.kafka_bootstrap_servers)
+    await admin.start()
+    topic = NewTopic(setup.kafka_topic, 1, 1, topic_configs={"max.message.bytes": "4000"})
+    await admin.create_topics([topic])
+    await admin.close()
+    counters = Counters()
+    async with opened(setup, counters) as (bus, heard):
+        for seq in range(1, 201):
+            await bus.publish(0, event(seq))
+        await bus.publish(0, event(201, size=4000))
+        await bus.publish(0, event(202))
+        await until(lambda: len(heard) == 201)
+        assert [events.position_of(message)[1] for message in heard] == [*range(1, 201), 202]
+        assert counters.bus_publish_failures == 1
+
+
+@pytest.mark.parametrize("turns", range(1, 16))
+async def test_closing_that_is_cancelled_leaves_nothing(setup: Settings, turns: int) -> None:
+    bus = kafka_bus(setup, monotonic, lambda shard, message: None, Counters())
+    await bus.connect()
+    await bus.publish(0, event(1))
+    closing = asyncio.create_task(bus.close())
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    await until(
+        lambda: not [task for task in asyncio.all_tasks() if task.get_name().startswith("cachebus-kafka")], within_s=5
+    )
+
+
+async def test_a_broker_that_answers_nonsense_is_passed_by(setup: Settings) -> None:
+    async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.read(4):
+            body = await reader.readexactly(struct.unpack(">i", head)[0])
+            writer.write(struct.pack(">i", 12) + body[4:8] + b"\x7f" * 8)
+        writer.close()
+
+    async with await asyncio.start_server(nonsense, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        servers = f"127.0.0.1:{port},{setup.kafka_bootstrap_servers}"
+        async with opened(setup.model_copy(update={"kafka_bootstrap_servers": servers})) as (bus, heard):
+            await bus.publish(0, event(1))
+            await until(lambda: heard)
+        alone = setup.model_copy(update={"kafka_bootstrap_servers": f"127.0.0.1:{port}"})
+        with pytest.raises(BusUnavailable, match=f"Kafka at 127.0.0.1:{port}: "):
+            async with opened(alone):
+                pass
+
+
+async def test_who_waits_for_a_partition_that_is_removed_is_told(setup: Settings) -> None:
+    reach = Reach(kafka_access(setup), monotonic)
+    waiting = asyncio.create_task(reach.gain())
+    await asyncio.sleep(0)
+    reach.end("the topic has fewer partitions")
+    with pytest.raises(BusUnavailable, match="fewer partitions"):
+        await waiting
+    with pytest.raises(BusUnavailable, match="fewer partitions"):
+        await reach.gain()
