@@ -19,9 +19,10 @@ from cachebus.tools.verify.fleet.processes import Fleet
 from cachebus.tools.verify.nemesis.faults import FAULTS, chosen
 from cachebus.tools.verify.plan import make_plan
 from cachebus.tools.verify.run import Run
+from cachebus.tools.verify.target import testbed as target
 from cachebus.tools.verify.target.group import GroupUnderTest, Kind, grouped
 from cachebus.tools.verify.target.node_proxies import NodeProxies, NodeProxy
-from cachebus.tools.verify.target.testbed import Occurrence, Testbed, inject
+from cachebus.tools.verify.target.testbed import Occurrence, inject
 from tests.support.caches import until
 from tests.support.servers import any_binary
 
@@ -32,14 +33,14 @@ ALL = "primary-frozen,failover-unseen,failover-newcomer,split"
 
 
 @asynccontextmanager
-async def staged(kind: Kind) -> AsyncIterator[tuple[Testbed, GroupUnderTest]]:
+async def staged(kind: Kind) -> AsyncIterator[tuple[target.Testbed, GroupUnderTest]]:
     """A testbed with ways for two nodes, and no node. The primaries have two replicas, or one in a Cluster."""
     async with grouped(kind, any_binary(), "verify", seed=2) as server, Fleet(no_job, 0) as fleet:
         assert server.group is not None
         proxies: dict[int, NodeProxy] = {}
         async with NodeProxies(server.dials) as one, NodeProxies(server.dials) as other:
             proxies |= zip(NODES, (one, other), strict=True)
-            yield Testbed(BOUND_S, server, proxies, fleet), server.group
+            yield target.Testbed(BOUND_S, server, proxies, fleet), server.group
 
 
 def no_job(node: int, life: int) -> Job:
@@ -95,7 +96,7 @@ async def test_some_nodes_hear_nothing_of_a_failover() -> None:
         assert not await deaf(testbed, group)
 
 
-async def deaf(testbed: Testbed, group: GroupUnderTest) -> set[tuple[int, int]]:
+async def deaf(testbed: target.Testbed, group: GroupUnderTest) -> set[tuple[int, int]]:
     """Which nodes hear nothing from which Sentinels."""
     ways = {
         (node, number): road.ports[sentinel.port]
