@@ -158,7 +158,7 @@ async def _relay(database: str, redis_url: str, batch: int, last_await: int | No
     options = RelayOptions(batch=batch, poll_interval_s=0.02)
     relay = OutboxRelay(database, settings(redis_url), options=options)
     step: Any = relay._step
-    carried: Any = relay._carried
+    carried: Any = relay._apply_batch
     fate = _Fate(last_await, when)
 
     async def counted(session: Any) -> None:
@@ -170,14 +170,14 @@ async def _relay(database: str, redis_url: str, batch: int, last_await: int | No
         return await carried(session, batch)
 
     relay._step = counted  # type: ignore[method-assign]
-    relay._carried = begins  # type: ignore[method-assign]
+    relay._apply_batch = begins  # type: ignore[method-assign]
     await relay.run()
 
 
 async def _commands(kafka: str, redis_url: str, name: str, batch: int, last_await: int | None, when: When) -> None:
     options = WorkerOptions(batch=batch, session_timeout_s=1.0)
     worker = worker_of(setup(redis_url, kafka, namespace=name, kafka_commands_topic=name), options)
-    carried: Any = worker._carried
+    carried: Any = worker._apply_batch
     committed: Any = Committer._committed
     fate = _Fate(last_await, when)
 
@@ -189,7 +189,7 @@ async def _commands(kafka: str, redis_url: str, name: str, batch: int, last_awai
         await fate.counted(committed(*given))
         fate.armed = False
 
-    worker._carried = carries  # type: ignore[method-assign]
+    worker._apply_batch = carries  # type: ignore[method-assign]
     Committer._committed = commits  # type: ignore[method-assign]
     await worker.run()
 
