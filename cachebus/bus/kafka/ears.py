@@ -16,6 +16,7 @@ from cachebus.base.clock import Clock
 from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess, quietly
 from cachebus.bus.kafka.connection import Address, KafkaConnection
+from cachebus.bus.kafka.ear import PARTITION_BYTES, Ear
 from cachebus.bus.kafka.reach import Reach
 from cachebus.bus.kafka.taking import Taking
 from cachebus.bus.kafka.topic import Layout
@@ -26,8 +27,7 @@ from cachebus.resp import ended
 FETCH_WAIT_S: Final = 0.25
 """How long a broker that has nothing new holds its answer. So often we hear that it is alive."""
 FETCH_BYTES: Final = 50 * 1024 * 1024
-PARTITION_BYTES: Final = 1024 * 1024
-"""The most that comes at once, in all and of a partition, but for a message that is larger."""
+"""The most that comes at once, in all, but for a message that is larger."""
 LEAST_BYTES: Final = 16 * 1024
 MOST_AT_ONCE: Final = 500
 MOST_BEHIND: Final = 10_000
@@ -35,22 +35,6 @@ MOST_BEHIND: Final = 10_000
 then, hearing goes on at its end: the log in L2 has what was missed."""
 END: Final = -1
 OUT_OF_RANGE: Final = 1
-
-
-class Ear:
-    """A partition, as it is heard."""
-
-    def __init__(self, number: int, reach: Reach, attempts: Attempts, position: int | None) -> None:
-        self.number = number
-        self.reach = reach
-        self.attempts = attempts
-        self.position = position
-        """The offset that comes next. None: the end, wherever it is then."""
-        self.placed = False
-        """Whether its leader has that offset."""
-        self.leader: Address | None = None
-        self.most_bytes = PARTITION_BYTES
-        """The most that is asked for at once: as much as comes in time."""
 
 
 class KafkaEars:
