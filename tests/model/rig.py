@@ -225,7 +225,7 @@ class Rig:
         confirmer = Confirmer(store, node.clock, node.bound_s, node.views, keep_without_l2=node.keep_without_l2)
         return Writer(self.fetch, delivery, pending, confirmer, enabled=True)
 
-    def heard_so_far(self, key: Key, after: Position | None = None) -> Request:
+    def asking(self, key: Key, after: Position | None = None) -> Request:
         """What a caller on this node asks for."""
         tags = self.setup.tags if self.setup.fills else ()
         return Request(key, load, self.rules, after, tags=tags)
