@@ -319,10 +319,10 @@ async def test_who_was_looking_for_a_value_begins_no_load_once_closing_has_begun
         reader, looks, goes_on = parts(cache).reader, asyncio.Event(), asyncio.Event()
         search = reader.search
 
-        async def slowly(*arguments: Any) -> Any:
+        async def slowly(*arguments: Any, **more: Any) -> Any:
             looks.set()
             await goes_on.wait()
-            return await search(*arguments)
+            return await search(*arguments, **more)
 
         with patch.object(reader, "search", slowly):
             caller = asyncio.create_task(
