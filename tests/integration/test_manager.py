@@ -150,8 +150,12 @@ async def test_configure_then_lifespan(redis_url: str) -> None:
     for _ in range(2):
         async with lifespan() as cache:
             assert cache.settings == settings
-    async with lifespan(object()) as cache:  # as FastAPI calls it, with its application
-        assert cache.settings == settings
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        """As FastAPI's is."""
+
+    async with lifespan(application) as state:
+        assert state["cache"].settings == settings
     async with lifespan(settings) as cache:
         assert cache.settings == settings
 
