@@ -36,6 +36,8 @@ class Declared:
 
     data_type: str
     signature: inspect.Signature
+    rest: str | None
+    """The name of its `**keywords`, if it takes any."""
     ids: Mapping[str, ArgumentTemplate]
     tags: Sequence[ArgumentTemplate]
     keyed_by: Sequence[str]
@@ -113,8 +115,7 @@ class CachedFunction(Generic[P, T]):
         declared = self._declared
         bound = declared.signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        rest = next((p.name for p in declared.signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
-        arguments = {**bound.arguments.get(rest, {}), **bound.arguments}
+        arguments = {**bound.arguments.get(declared.rest or "", {}), **bound.arguments}
         ids = {name: template.filled_in(arguments) for name, template in declared.ids.items()}
         if "resource_id" not in ids:
             hashed = generate_resource_id_hash({name: bound.arguments[name] for name in declared.keyed_by})
@@ -166,8 +167,8 @@ def declaration_of(
     name, signature = name_of(function), inspect.signature(function)
     if isinstance(tags, str) or isinstance(ignore, str):
         raise ConfigError(f"{name}: tags and ignore are sequences of strings")
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
-    known = None if open_ended else signature.parameters
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
+    known = None if rest else signature.parameters
     ids = {part: ArgumentTemplate(text, known, name) for part, text in templates.items() if text is not None}
     tagged = [ArgumentTemplate(text, known, name) for text in tags]
     named = {argument for template in (*ids.values(), *tagged) for argument in template.arguments}
@@ -181,7 +182,7 @@ def declaration_of(
             f"{{{missing[0]}}} into resource_id, or give ignore={tuple(missing)!r} where that is meant"
         )
     _decode(function, data_type, cache)
-    return Declared(data_type, signature, ids, tagged, keyed_by, ttl, cache)
+    return Declared(data_type, signature, rest, ids, tagged, keyed_by, ttl, cache)
 
 
 def _arguments(function: Callable[..., Any], signature: inspect.Signature) -> list[str]:

@@ -30,7 +30,8 @@ def health_of(parts: Parts) -> Health:
         return Health(serving=True, coherent=True)
     now_s = node.clock()
     lapsed = {shard.index for shard in node.shards if now_s >= shard.valid_until}
-    degraded = []
+    serving = not parts.home.gone
+    coherent, degraded = serving and not lapsed, []
     for part, cost in COSTS.items():
         for why, shards in outages.reasons(part).items():
             degraded.append(f"{part} is out of reach for {_shards(len(shards), len(node.shards))}: {why}: {cost}")
@@ -40,8 +41,7 @@ def health_of(parts: Parts) -> Health:
     if waiting := parts.writing.pending.depth:
         several = "1 invalidation waits" if waiting == 1 else f"{waiting} invalidations wait"
         degraded.append(f"{several} for L2: what is replaced may be read on other nodes until then")
-    coherent = all(now_s < shard.valid_until for shard in node.shards)
-    return Health(serving=not parts.home.gone, coherent=coherent and not parts.home.gone, degraded=tuple(degraded))
+    return Health(serving=serving, coherent=coherent, degraded=tuple(degraded))
 
 
 def _shards(count: int, of: int) -> str:
