@@ -104,7 +104,8 @@ async def _started(
     if kind is Kind.REDIS:
         yield "CACHEBUS_URL", (await up(EmbeddedServer(best_server(), port=port))).url
     elif kind in (Kind.SENTINEL, Kind.CLUSTER):
-        from cachebus.tools.servers.redis_groups import ClusterGroup, SentinelGroup
+        from cachebus.tools.servers.redis_cluster import ClusterGroup
+        from cachebus.tools.servers.redis_sentinels import SentinelGroup
 
         group = SentinelGroup(best_server()) if kind is Kind.SENTINEL else ClusterGroup(best_server())
         yield "CACHEBUS_URL", (await stack.enter_async_context(group)).url

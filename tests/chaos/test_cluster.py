@@ -14,7 +14,8 @@ from cachebus.l2.names import ShardNames
 from cachebus.producers.direct import DirectProducer
 from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ClusterGroup, ask
+from cachebus.tools.servers.redis_cluster import ClusterGroup
+from cachebus.tools.servers.redis_group import ask
 from tests.support.caches import D_S, heard, key_of, nodes, parts, past, quick, until
 from tests.support.servers import KINDS, Kind, any_binary, binary_of
 from tests.support.towns import live_through

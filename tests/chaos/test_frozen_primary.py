@@ -20,7 +20,7 @@ from cachebus.producers import DirectProducer
 from cachebus.resp import Address
 from cachebus.tools.harness.proxy import HOST, Proxy, dialer
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_group import ask
 from cachebus.tools.verify.target.group import grouped
 from tests.support.caches import PATIENCE_S, past, quick, until
 from tests.support.replicas import led

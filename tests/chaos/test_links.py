@@ -23,7 +23,9 @@ from cachebus.resp.asked_route import LOOK_AGAIN_S, LOOK_MAX_S
 from cachebus.resp.cluster_map import SLOTS
 from cachebus.settings import SHARDS_MAX
 from cachebus.tools.servers.redis import HOST, EmbeddedServer
-from cachebus.tools.servers.redis_groups import SERVICE, ClusterGroup, SentinelGroup, ask
+from cachebus.tools.servers.redis_cluster import ClusterGroup
+from cachebus.tools.servers.redis_group import ask
+from cachebus.tools.servers.redis_sentinels import SERVICE, SentinelGroup
 from tests.support.caches import nodes, parts, quick, until
 from tests.support.primaries import SHARDS, Town, names_of
 from tests.support.servers import any_binary

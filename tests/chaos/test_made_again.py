@@ -13,7 +13,8 @@ from cachebus.base.clock import monotonic
 from cachebus.l2.names import ShardNames
 from cachebus.tools.harness.proxy import HOST
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
+from cachebus.tools.servers.redis_group import ask
+from cachebus.tools.servers.redis_sentinels import SERVICE, SentinelGroup
 from tests.support.caches import D_S, nodes, parts, past, until
 from tests.support.replicas import QUICK, SHARED, led
 from tests.support.servers import any_binary

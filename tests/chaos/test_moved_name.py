@@ -12,7 +12,7 @@ from cachebus.base.clock import monotonic
 from cachebus.producers import DirectProducer
 from cachebus.resp import Address
 from cachebus.tools.harness.proxy import HOST, Proxy, dialer
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_group import ask
 from tests.support.caches import nodes, parts, past, quick, until
 from tests.support.replicas import led
 

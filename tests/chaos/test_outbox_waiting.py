@@ -11,7 +11,7 @@ import pytest
 from cachebus import Cache
 from cachebus.base.clock import monotonic
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_group import ask
 from tests.conftest import connected
 from tests.support.caches import nodes, quick, until
 from tests.support.outbox import invalidation, put, running, waiting

@@ -14,7 +14,8 @@ from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.producers.direct import DirectProducer
 from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import SentinelGroup, ask
+from cachebus.tools.servers.redis_group import ask
+from cachebus.tools.servers.redis_sentinels import SentinelGroup
 from tests.conftest import connected
 from tests.support.caches import PATIENCE_S, heard, key_of, nodes, parts, quick, until
 from tests.support.outbox import QUICKLY, invalidation, put, running, waiting

@@ -15,7 +15,8 @@ from cachebus.base.clock import monotonic
 from cachebus.resp import parse_address
 from cachebus.tools.harness.proxy import HOST, Proxy, dialer
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
+from cachebus.tools.servers.redis_group import ask
+from cachebus.tools.servers.redis_sentinels import SERVICE, SentinelGroup
 from tests.support.caches import D_S, nodes, parts, past, until
 from tests.support.servers import any_binary
 from tests.support.towns import live_through

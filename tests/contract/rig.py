@@ -16,7 +16,8 @@ from cachebus.l2.redis import RedisStore
 from cachebus.l2.replies import NAME, node_row
 from cachebus.resp import Address, ClusterMap, Connection, Fixed, Route, Subscriber, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ClusterGroup, ask
+from cachebus.tools.servers.redis_cluster import ClusterGroup
+from cachebus.tools.servers.redis_group import ask
 from tests.support import shard_state
 
 PATIENCE_S = 10.0

@@ -25,7 +25,8 @@ from cachebus.tools.doctor.examine import examined
 from cachebus.tools.doctor.finding import Finding, Level
 from cachebus.tools.doctor.primaries import Primary, deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import SentinelGroup, ask
+from cachebus.tools.servers.redis_group import ask
+from cachebus.tools.servers.redis_sentinels import SentinelGroup
 from tests.support.caches import nodes, until
 from tests.support.command import ran
 from tests.support.doctor import bad, findings, of, type_in, type_in_at

@@ -16,7 +16,7 @@ from cachebus.tools.doctor.finding import Finding, Level
 from cachebus.tools.doctor.moves import view_of
 from cachebus.tools.doctor.primaries import deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_group import ask
 from tests.support.caches import quick, until
 from tests.support.primaries import Town
 from tests.support.servers import any_binary

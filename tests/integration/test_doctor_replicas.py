@@ -22,7 +22,8 @@ from cachebus.tools.doctor.examine import examined
 from cachebus.tools.doctor.finding import Finding, Level
 from cachebus.tools.doctor.primaries import deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ClusterGroup, ask
+from cachebus.tools.servers.redis_cluster import ClusterGroup
+from cachebus.tools.servers.redis_group import ask
 from tests.support.caches import until
 from tests.support.command import ran
 from tests.support.doctor import findings, of, type_in, type_in_at

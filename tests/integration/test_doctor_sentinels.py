@@ -13,7 +13,8 @@ from cachebus.tools.doctor.examine import examined
 from cachebus.tools.doctor.finding import Finding, Level
 from cachebus.tools.doctor.primaries import Deployment, deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
+from cachebus.tools.servers.redis_group import ask
+from cachebus.tools.servers.redis_sentinels import SERVICE, SentinelGroup
 from tests.support.caches import until
 from tests.support.doctor import of
 from tests.support.servers import any_binary

@@ -9,7 +9,7 @@ import pytest
 
 from cachebus import Cache
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_group import ask
 from tests.support.caches import nodes, parts, until
 from tests.support.logs import WITH_LEVEL, told
 from tests.support.replicas import led

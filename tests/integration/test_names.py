@@ -18,7 +18,8 @@ from cachebus.errors import L2Unavailable
 from cachebus.resp import Connection, parse_address
 from cachebus.resp.names import addresses_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
+from cachebus.tools.servers.redis_group import ask
+from cachebus.tools.servers.redis_sentinels import SERVICE, SentinelGroup
 from tests.support.caches import PATIENCE_S, nodes, until
 from tests.support.servers import any_binary
 

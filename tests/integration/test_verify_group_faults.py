@@ -13,7 +13,8 @@ from cachebus.errors import L2Unavailable
 from cachebus.resp import Address, Connection
 from cachebus.tools.harness.proxy import HOST
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import SERVICE, SentinelGroup, ask
+from cachebus.tools.servers.redis_group import ask
+from cachebus.tools.servers.redis_sentinels import SERVICE, SentinelGroup
 from cachebus.tools.verify.fleet.messages import Job
 from cachebus.tools.verify.fleet.processes import Fleet
 from cachebus.tools.verify.nemesis.faults import FAULTS, chosen

@@ -21,7 +21,7 @@ from cachebus.producers.direct import DirectProducer
 from cachebus.producers.refusals import CALLED_S, Refusals
 from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_group import ask
 from tests.support.caches import quick, until
 from tests.support.memory_source import MemorySource
 from tests.support.outbox import invalidation

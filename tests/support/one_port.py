@@ -10,7 +10,7 @@ from typing import Final
 from cachebus.errors import L2Unavailable
 from cachebus.resp.cluster_map import SLOTS
 from cachebus.tools.servers.redis import EmbeddedServer, free_port
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_group import ask
 from tests.support.caches import until
 from tests.support.require import require
 from tests.support.servers import any_binary

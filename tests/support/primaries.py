@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from cachebus.keys.key import Keyspace
 from cachebus.l2.names import ShardNames
-from cachebus.tools.servers.redis_groups import ClusterGroup
+from cachebus.tools.servers.redis_cluster import ClusterGroup
 
 SHARDS = 32
 

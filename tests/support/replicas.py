@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from typing import Final
 
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_group import ask
 from tests.support.caches import until
 from tests.support.servers import any_binary
 

@@ -14,7 +14,8 @@ from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.mariadb import MariaDBServer
 from cachebus.tools.servers.postgres import PostgresServer
 from cachebus.tools.servers.redis import EmbeddedServer, Origin, ServerBinary, find_servers
-from cachebus.tools.servers.redis_groups import ClusterGroup, ask
+from cachebus.tools.servers.redis_cluster import ClusterGroup
+from cachebus.tools.servers.redis_group import ask
 from tests.support.require import require
 
 

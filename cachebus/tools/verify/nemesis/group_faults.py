@@ -12,7 +12,7 @@ from cachebus.base.clock import monotonic
 from cachebus.l2.names import ShardNames
 from cachebus.resp import slot_of
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.servers.redis_groups import ask
+from cachebus.tools.servers.redis_group import ask
 from cachebus.tools.verify.target.group import GroupUnderTest
 from cachebus.tools.verify.target.node_proxies import NodeProxies
 from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest

@@ -17,7 +17,9 @@ from cachebus.settings import CLUSTER_SHARDS
 from cachebus.tools.doctor.counting import needed
 from cachebus.tools.harness.proxy import HOST, Dial, Proxy, dialer
 from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary
-from cachebus.tools.servers.redis_groups import BUS, SERVICE, ClusterGroup, SentinelGroup, ask
+from cachebus.tools.servers.redis_cluster import BUS, ClusterGroup
+from cachebus.tools.servers.redis_group import ask
+from cachebus.tools.servers.redis_sentinels import SERVICE, SentinelGroup
 from cachebus.tools.verify.fleet.items import TENANTS
 from cachebus.tools.verify.target.server import ServerProcess, ServerUnderTest
 
