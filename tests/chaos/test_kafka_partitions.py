@@ -52,19 +52,22 @@ async def setup(pair: list[KafkaServer], second: KafkaServer, redis_url: str) ->
 async def spread(brokers: list[KafkaServer], url: str, assigned: Mapping[int, list[int]]) -> dict[str, Any]:
     """Make a topic whose partitions have these brokers as replicas, by their numbers."""
     first, second = brokers[:2]
-    name = f"spread-{token_hex(4)}"
+    name, numbers = f"spread-{token_hex(4)}", {number for replicas in assigned.values() for number in replicas}
     admin = AIOKafkaAdminClient(bootstrap_servers=first.address)
     await admin.start()
     try:
 
         async def all_there() -> bool:
-            with suppress(KafkaError):  # of one that has just ended, and is not yet missed
-                return len((await admin.describe_cluster())["brokers"]) == len(brokers)
+            with suppress(KafkaError):  # by one that has just ended, and is not yet missed
+                named = (await admin.describe_cluster())["brokers"]
+                return {broker["node_id"] for broker in named} == numbers
             return False
 
         async def led() -> bool:
-            (topic,) = await admin.describe_topics([name])
-            return [part["leader"] for part in topic["partitions"]].count(-1) == 0
+            with suppress(KafkaError):
+                (topic,) = await admin.describe_topics([name])
+                return [part["leader"] for part in topic["partitions"]].count(-1) == 0
+            return False
 
         await until(all_there, within_s=60.0)
         made = await admin.create_topics([NewTopic(name, -1, -1, replica_assignments=dict(assigned))])

@@ -36,7 +36,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_a_trace_is_shared_by_all_nodes_and_played_to_its_end(trace: Path, folder: Path) -> None:
     any_binary()
-    status, out, errors = ran("replay", str(trace), *SMALL, "--write-ratio", "0.05", "--rate", "0", folder=folder)
+    as_fast_as_they_can = ("--write-ratio", "0.05", "--rate", "0", "--duration", "60")  # it ends with the trace
+    status, out, errors = ran("replay", str(trace), *SMALL, *as_fast_as_they_can, folder=folder)
     assert status == 0, errors
     told = json.loads(out)
     made = told["cachebus"]["reads"] + told["cachebus"]["writes"]
