@@ -13,7 +13,7 @@ from cachebus.assembly.lifecycle import Life
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, check_part
 from cachebus.base.parameters import Source
-from cachebus.calls import Guarding, Storing, checked_amount, checked_ttl, guard, read_many, store
+from cachebus.calls import Guarding, Storing, checked_amount, checked_ttl, guard, invalidate_plans, read_many, store
 from cachebus.cascade import Target
 from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts, tag_scopes
@@ -102,7 +102,7 @@ class Cache(Life):
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-        position = None if after is None else position_of(after)
+        position = None if after is None else position_of(after, key.shard)
         if search_hierarchy:
             value = (await parts.reader.search(key, position, use_memory)).value
         else:
@@ -125,12 +125,12 @@ class Cache(Life):
 
         Returns the values by the ids asked, absent ones left out. Raises what `get` does.
         """
-        parts, position = self._live(), position_of(after)
+        parts = self._live()
 
         def key_of(one: Id) -> Key:
             return parts.naming.key(data_type, one, tenant_id, agent_id, conversation_id, collection_id)
 
-        return await read_many(parts.reader, resource_ids, key_of, position)
+        return await read_many(parts.reader, resource_ids, key_of, after)
 
     async def get_or_load(
         self,
@@ -197,7 +197,7 @@ class Cache(Life):
         rules = parts.policies.rules(key.family.data_type)
         tenant = key.family.tenant or None if tenant_id is None else tenant_id
         load = load_of(bind(loader, resource_id, tenant, context.current()), rules)
-        ttl_s, position = checked_ttl(ttl), position_of(after)
+        ttl_s, position = checked_ttl(ttl), position_of(after, key.shard)
         request = Request(key, load, rules, position, search_hierarchy, ttl_s, tag_scopes(key, tags, rules), use_memory)
         return (await parts.loads.get_or_load(request)).value
 
@@ -333,6 +333,23 @@ class Cache(Life):
             raise ValueError("tags must be a non-empty sequence of strings")
         plan = parts.planner.tags(parts.naming.tenant_of(None, tenant_id), tags)
         return await parts.writer.invalidate(plan, wait=bool(wait))
+
+    async def invalidate_type(self, data_type: str, *, wait: Wait | None = None) -> Receipt:
+        """Invalidate a data type over all tenants, however many there are, in one step of each shard: atomic in each,
+        not over shards.
+
+        Returns a receipt of several shards. Raises `InvalidationFailed` where it is not sure to have happened in any of
+        them; the others are done, and `receipt` of the error names both. See `invalidate`.
+        """
+        check_wait(wait)
+        parts = self._live()
+        return await invalidate_plans(parts, parts.planner.type_of_all_tenants(data_type), wait)
+
+    async def clear(self, *, wait: Wait | None = None) -> Receipt:
+        """Invalidate everything in the namespace but counters; as `invalidate_type`."""
+        check_wait(wait)
+        parts = self._live()
+        return await invalidate_plans(parts, parts.planner.everything(), wait)
 
     def write_guard(
         self,

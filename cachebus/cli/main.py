@@ -19,7 +19,8 @@ from cachebus import __version__
 from cachebus.base.log import logger as log
 from cachebus.cli.demo import demo
 from cachebus.cli.doctor import doctor
-from cachebus.cli.operate.act import get, invalidate
+from cachebus.cli.operate.get import get
+from cachebus.cli.operate.invalidate import invalidate
 from cachebus.cli.operate.look import tail
 from cachebus.cli.operate.membership import nodes
 from cachebus.cli.replay import replay
@@ -49,7 +50,7 @@ app.command(short_help="What a server's set-up means for the promises, and how t
 app.add_typer(nodes, short_help="Who is alive in a namespace, and how far.")
 app.command(short_help="Show invalidations and writes as they happen.")(tail)
 app.command(short_help="Show what the shared store has for a key.")(get)
-app.command(short_help="Replace a resource everywhere, and print the receipt.")(invalidate)
+app.command(short_help="Replace a resource, a scope, tags or all of it everywhere, and print the receipt.")(invalidate)
 app.add_typer(worker, short_help="Carry committed writes on to every cache.")
 
 

@@ -148,3 +148,83 @@ async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         assert "127.0.0.1:1" in errors
         assert "hunter2" not in errors
         assert len(errors.splitlines()) == 1
+
+
+async def several(cache: Cache) -> None:
+    """Values of two tenants and two types, some in contexts or with tags."""
+    for tenant in ("acme", "zeta"):
+        for number in (1, 2):
+            await cache.set("price", number, number, tenant, tags=[f"t{number}"])
+        await cache.set("price", 1, 3, tenant, agent_id="a:7")
+        await cache.set("stock*", "x", 4, tenant)
+
+
+ALL = {
+    "id": ("price", "1", "--tenant", "acme"),
+    "id in a context": ("price", "1", "--tenant", "acme", "--agent", "a:7"),
+    "id in all": ("price", "1", "--tenant", "acme", "--all-contexts"),
+    "type": ("price", "--tenant", "acme"),
+    "star": ("price", "*", "--tenant", "acme"),
+    "type in a context": ("price", "--tenant", "acme", "--agent", "a:7"),
+    "odd type": ("stock*", "--tenant", "zeta"),
+    "tenant": ("--tenant", "acme"),
+    "tag": ("--tag", "t1", "--tag", "t3", "--tenant", "acme"),
+    "all tenants": ("price", "--all-tenants"),
+    "all": ("--everything", "--yes"),
+}
+
+
+@pytest.mark.parametrize(("which", "count"), list(zip(ALL, (1, 1, 2, 3, 3, 1, 1, 4, 1, 6, 8), strict=True)))
+async def test_invalidate_meets_what_a_dry_run_counts(cache: Cache, tmp_path: Path, which: str, count: int) -> None:
+    await several(cache)
+    where = [(t, r, tenant, a) for tenant in ("acme", "zeta") for t, r, a in PLACES]
+    held = [await cache.get(*place) for place in where]
+    assert None not in held
+    status, out, errors = await run(cache, tmp_path, "invalidate", *ALL[which], "--dry-run")
+    assert (status, errors) == (0, "")
+    assert out.startswith(f"{count} record"), out
+    assert [await cache.get(*place) for place in where] == held, "it only counts"
+    status, out, errors = await run(cache, tmp_path, "invalidate", *ALL[which])
+    assert (status, errors) == (0, "")
+    receipt = Receipt.parse(out.strip())
+    gone = [await cache.get(*place, after=receipt, use_memory=False) for place in where].count(None)
+    assert gone == count
+
+
+PLACES = [("price", 1, None), ("price", 2, None), ("price", 1, "a:7"), ("stock*", "x", None)]
+
+
+async def test_what_nobody_has_is_said(cache: Cache, tmp_path: Path) -> None:
+    await several(cache)
+    told = "nothing lies in L2 under type prices of tenant acmee; did you mean acme?"
+    assert (await run(cache, tmp_path, "invalidate", "prices", "--tenant", "acmee", "--dry-run"))[1].strip() == told
+    status, out, errors = await run(cache, tmp_path, "invalidate", "prices", "--tenant", "acme")
+    assert status == 0
+    assert Receipt.parse(out.strip()).seq
+    assert errors == "cachebus: nothing lies in L2 under type prices of tenant acme; did you mean price?\n"
+    assert (await run(cache, tmp_path, "invalidate", "price", "--tenant", "acme"))[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "nothing to invalidate"),
+        (("--everything",), "add --yes"),
+        (("price", "--everything", "--yes"), "--everything goes with no other name"),
+        (("price", "1", "--all-tenants"), "--all-tenants takes a TYPE alone"),
+        (("--all-tenants",), "--all-tenants takes a TYPE alone"),
+        (("price", "--tag", "t1", "--tenant", "acme"), "--tag takes --tenant alone"),
+        (("price", "--tenant", "acme", "--all-contexts"), "--all-contexts takes a TYPE and an ID"),
+        (("price",), "tenant_id is needed"),
+        (("--tag", "t1"), "tags belong to a tenant"),
+    ],
+)
+async def test_what_does_not_fit_invalidates_nothing(
+    cache: Cache, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    await several(cache)
+    status, out, errors = await run(cache, tmp_path, "invalidate", *arguments)
+    assert (status, out) == (2, "")
+    assert told in errors
+    assert len(errors.splitlines()) == 1
+    assert await cache.get("price", 1, "acme", use_memory=False) == 1

@@ -1,4 +1,4 @@
-"""`cachebus get` and `cachebus invalidate`."""
+"""`cachebus get`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from cachebus.base.choices import ContextMatch
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
-from cachebus.settings import Settings
 
 DataType = Annotated[str, typer.Argument(metavar="TYPE", help="The data type.")]
 ResourceId = Annotated[str, typer.Argument(metavar="ID", help="The resource id.")]
@@ -18,7 +16,6 @@ Tenant = Annotated[str | None, typer.Option("--tenant", metavar="ID", help="Need
 Agent = Annotated[str | None, typer.Option("--agent", metavar="ID")]
 Conversation = Annotated[str | None, typer.Option("--conversation", metavar="ID")]
 Collection = Annotated[str | None, typer.Option("--collection", metavar="ID")]
-AllContexts = Annotated[bool, typer.Option("--all-contexts", help="The id in every context, not only in none.")]
 Search = Annotated[bool, typer.Option("--search", help="Look in the wider contexts too.")]
 
 ABSENT = 1
@@ -63,37 +60,3 @@ def get(
         return ABSENT if value is MISSING else 0
 
     raise typer.Exit(until_signalled(shown()))
-
-
-def invalidate(
-    data_type: DataType,
-    resource_id: ResourceId,
-    tenant: Tenant = None,
-    agent: Agent = None,
-    conversation: Conversation = None,
-    collection: Collection = None,
-    all_contexts: AllContexts = False,
-    url: Url = None,
-    namespace: Namespace = None,
-) -> None:
-    """Say that what is cached for a resource is replaced, everywhere, and print the receipt.
-
-    Cascades are declared in services, and not known here: name what else goes by further calls.
-
-    Exit status: 0, 2 if it is not sure to have happened. Repeat it then: twice does no harm.
-    """
-    settings = settings_for(url, namespace)
-    contexts: ContextMatch = "all" if all_contexts else "exact"
-
-    async def done(settings: Settings) -> str:
-        from cachebus.cli.operate.shards import shards_of_namespace
-        from cachebus.producers import DirectProducer
-
-        shards = await shards_of_namespace(settings)
-        async with DirectProducer.open(settings.model_copy(update={"shards": shards})) as producer:
-            receipt = await producer.invalidate(
-                data_type, resource_id, tenant, agent, conversation, collection, contexts=contexts
-            )
-        return str(receipt)
-
-    sys.stdout.write(until_signalled(done(settings)) + "\n")
