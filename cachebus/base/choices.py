@@ -14,3 +14,7 @@ Status = Literal["applied", "pending"]
 """What has become of an invalidation when its call returns: it stands, or it waits for L2."""
 Codec = Literal["msgpack", "f32", "raw"]
 """How values are encoded."""
+Origin = Literal["database", "generation"]
+"""Which of cache-aside's two functions has given a value."""
+Level = Literal["l1", "l2"]
+"""Which level of the cache had a value."""
