@@ -18,3 +18,7 @@ Origin = Literal["database", "generation"]
 """Which of cache-aside's two functions has given a value."""
 Level = Literal["l1", "l2"]
 """Which level of the cache had a value."""
+Transport = Literal["redis", "kafka"]
+"""What carries events."""
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+"""How a client of Kafka proves who it is."""

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
-from cachebus import Cache, CacheManager, Receipt, get_with_cache_aside
+from pydantic import SecretStr
+
+from cachebus import Cache, CacheManager, Policy, Receipt, Settings, get_with_cache_aside
+from cachebus.testing import Fleet
 
 
 async def load(resource_id: str) -> dict[str, int]:
@@ -105,3 +108,24 @@ async def aside() -> None:
     assert_type(metrics["latency_ms"], float)
     if metrics["source"] == "error":
         assert_type(metrics["error"], BaseException | None)
+
+
+def declared() -> None:
+    """Settings and policies, with what pydantic makes the fields of."""
+    settings = Settings(
+        url="memory://",
+        password="secret",
+        bus="redis",
+        on_outage="miss",
+        logs="loguru",
+        policies={"a": Policy(ttl_s=60, copy=True), "b": {"ttl_s": 60, "codec": "f32", "tags": ["t"]}},
+    )
+    assert_type(settings.url, SecretStr)
+    assert_type(settings.on_outage, Literal["raise", "miss"])
+    assert_type(settings.policies, dict[str, Policy])
+    policy = Policy(ttl_s=None, retry_on=[KeyError], model=dict[str, int], tags=("t",), retries=0)
+    assert_type(policy.tags, tuple[str, ...])
+    assert_type(policy.codec, Literal["msgpack", "f32", "raw"])
+    given: dict[str, Any] = {"url": "memory://"}
+    assert_type(Settings(**given), Settings)
+    assert_type(Fleet(2, staleness_bound_s=1.0, policies={"a": {"l1": False}}), Fleet)

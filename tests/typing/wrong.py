@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cachebus import Cache, CacheManager, Context, cached, get_with_cache_aside, with_context
+from cachebus import Cache, CacheManager, Context, Policy, Settings, cached, get_with_cache_aside, with_context
+from cachebus.producers import SyncOutboxProducer
+from cachebus.testing import Fleet
 
 
 async def load(resource_id: str, tenant_id: str) -> dict[str, int]:
@@ -59,6 +61,25 @@ async def aside() -> None:
     print(value["x"])  # index | reportOptionalSubscript
     print(metrics["sauce"])  # typeddict-item | reportGeneralTypeIssues
     print(metrics["source"] == "databse")  # comparison-overlap | reportUnnecessaryComparison
+
+
+def declared() -> None:
+    """Settings, policies, fleets."""
+    print(Settings(urll="memory://"))  # call-arg | reportCallIssue
+    print(Settings(url=7))  # arg-type | reportArgumentType
+    print(Settings(on_outage="mis"))  # arg-type | reportArgumentType
+    print(Settings(bus="rabbit"))  # arg-type | reportArgumentType
+    print(Settings(logs="print"))  # arg-type | reportArgumentType
+    print(Settings(kafka_sasl_mechanism="NONE"))  # arg-type | reportArgumentType
+    print(Settings(policies={"a": 60}))  # dict-item | reportArgumentType
+    print(Settings(policies={"a": {"tll_s": 60}}))  # dict-item | reportArgumentType
+    print(Policy(ttl=60))  # call-arg | reportCallIssue
+    print(Policy(ttl_s="60"))  # arg-type | reportArgumentType
+    print(Policy(codec="pickle"))  # arg-type | reportArgumentType
+    print(Policy(retry_on=(5,)))  # arg-type | reportArgumentType
+    print(Fleet(2, staleness_bound=1.0))  # call-arg | reportCallIssue
+    print(SyncOutboxProducer(object(), paramstyle="percent"))  # arg-type | reportArgumentType
+    print(Fleet(2, shards="4"))  # arg-type | reportArgumentType
 
 
 @cached("rows", resource_id="x", tenant_id="acme")  # arg-type | reportArgumentType
