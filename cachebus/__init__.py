@@ -1,5 +1,6 @@
 """cachebus: a two-level cache that is coherent. See the README for the first five minutes."""
 
+from cachebus.aside import Metrics
 from cachebus.base.choices import Codec, ContextMatch, OnOutage, Wait
 from cachebus.base.hashing import generate_resource_id_hash
 from cachebus.base.templates import Template
@@ -61,6 +62,7 @@ __all__ = [
     "InvalidationFailed",
     "L2Unavailable",
     "LoadTimeout",
+    "Metrics",
     "NotSerializable",
     "OnOutage",
     "Policy",

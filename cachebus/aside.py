@@ -9,10 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 from cachebus import context
 from cachebus.assembly.factory import Parts
+from cachebus.base.choices import Level, Origin
 from cachebus.base.ids import Id
 from cachebus.base.log import logger
 from cachebus.base.parameters import Source
@@ -24,7 +25,39 @@ from cachebus.keys.naming import tag_scopes
 from cachebus.reading.request import Failing, Found, Loaded, Request
 from cachebus.reading.source import Bound, bind, call_by, leave_if_cancelled, shareable
 
-Metrics = dict[str, Any]
+
+class Metrics(TypedDict):
+    """How a call of `get_with_cache_aside` went; an ordinary dict."""
+
+    source: Literal["cache", "stale", "not_found", "error"] | Origin
+    """Where the value is from; or that there is none, and why."""
+    level: Level | None
+    """The level that had it, None where it was loaded."""
+    cache_hit: bool
+    cache_check_time_ms: float
+    db_check_time_ms: float
+    generation_time_ms: float
+    total_time_ms: float
+    latency_ms: float
+    """The same as `total_time_ms`."""
+    data_type: str
+    resource_id: Id
+    serialization_error: bool
+    """Whether the value could not be encoded, and so is not cached."""
+    error: BaseException | None
+    """What a function raised, or L2, also where something else was served in its place."""
+
+
+class Options(TypedDict, total=False):
+    """What `get_with_cache_aside` takes by name, beside its functions; it is told there."""
+
+    agent_id: Id | None
+    conversation_id: Id | None
+    collection_id: Id | None
+    ctx: Context | None
+    ttl: float | None
+    raise_errors: bool
+
 
 TEMPLATE: Metrics = {
     "source": "cache",
@@ -75,10 +108,9 @@ class Aside:
         around = call.ctx if call.ctx is not None else context.current()
         ttl_s = checked_ttl(call.ttl)
         tenant = self._key.family.tenant or None if call.tenant_id is None else call.tenant_id
+        given: tuple[tuple[Origin, Source | None], ...] = ("database", call.fetch), ("generation", call.generate)
         sources = [
-            (name, bind(function, call.resource_id, tenant, around))
-            for name, function in (("database", call.fetch), ("generation", call.generate))
-            if function is not None
+            (name, bind(function, call.resource_id, tenant, around)) for name, function in given if function is not None
         ]
         request = Request(
             self._key,
@@ -118,10 +150,11 @@ class Aside:
     # -- the sources ----------------------------------------------------------------------------------------------
 
     async def _load(
-        self, sources: Sequence[tuple[str, Bound]], failed: Exception | None = None, failed_ms: float = 0.0
+        self, sources: Sequence[tuple[Origin, Bound]], failed: Exception | None = None, failed_ms: float = 0.0
     ) -> Loaded:
         """Database, then generation; `Failing` where what is generated would hide that the database has `failed`."""
-        value, source, took_ms = None, "database", {"database": failed_ms, "generation": 0.0}
+        value, took_ms = None, {"database": failed_ms, "generation": 0.0}
+        source: Origin = "database"
         for i, (name, bound) in enumerate(sources):
             began_s = self._clock()
             try:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Never, Unpack, overload
 
 from cachebus import context, values
-from cachebus.aside import TEMPLATE, Aside, Call, Metrics
+from cachebus.aside import TEMPLATE, Aside, Call, Metrics, Options
 from cachebus.base.choices import Wait
 from cachebus.base.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
 from cachebus.base.ids import Id, check_part
@@ -21,7 +21,71 @@ from cachebus.policy import Rules
 from cachebus.receipt import Receipt
 from cachebus.wire.packing import carried
 
+if TYPE_CHECKING:
+    from typing_extensions import TypeVar
 
+    # What each function gives. Nothing, where there is none.
+    F = TypeVar("F", default=Never)
+    G = TypeVar("G", default=Never)
+
+
+@overload
+async def get_with_cache_aside(
+    data_type: str,
+    resource_id: Id,
+    tenant_id: Id | None = None,
+    fetch_from_db_func: None = None,
+    generate_func: None = None,
+    **options: Unpack[Options],
+) -> tuple[Any, Metrics]: ...
+@overload
+async def get_with_cache_aside(
+    data_type: str,
+    resource_id: Id,
+    tenant_id: Id | None = None,
+    fetch_from_db_func: Callable[..., Awaitable[F]] | None = None,
+    generate_func: Callable[..., Awaitable[G]] | None = None,
+    **options: Unpack[Options],
+) -> tuple[F | G | None, Metrics]: ...
+@overload
+async def get_with_cache_aside(
+    data_type: str,
+    resource_id: Id,
+    tenant_id: Id | None = None,
+    fetch_from_db_func: Callable[..., Awaitable[F]] | None = None,
+    generate_func: Callable[..., G] | None = None,
+    **options: Unpack[Options],
+) -> tuple[F | G | None, Metrics]: ...
+@overload
+async def get_with_cache_aside(
+    data_type: str,
+    resource_id: Id,
+    tenant_id: Id | None = None,
+    fetch_from_db_func: Callable[..., F] | None = None,
+    generate_func: Callable[..., Awaitable[G]] | None = None,
+    **options: Unpack[Options],
+) -> tuple[F | G | None, Metrics]: ...
+@overload
+async def get_with_cache_aside(
+    data_type: str,
+    resource_id: Id,
+    tenant_id: Id | None = None,
+    fetch_from_db_func: Callable[..., F] | None = None,
+    generate_func: Callable[..., G] | None = None,
+    **options: Unpack[Options],
+) -> tuple[F | G | None, Metrics]: ...
+@overload
+async def get_with_cache_aside(
+    data_type: str,
+    resource_id: Id,
+    tenant_id: Id | None = None,
+    fetch_from_db_func: Source | None = None,
+    generate_func: Source | None = None,
+    *,
+    serializer: Callable[[Any], Any] | None = None,
+    deserializer: Callable[[Any], Any] | None = None,
+    **options: Unpack[Options],
+) -> tuple[Any, Metrics]: ...
 async def get_with_cache_aside(
     data_type: str,
     resource_id: Id,
@@ -56,11 +120,13 @@ async def get_with_cache_aside(
     A function that fails after its type's retries is logged and counted, never cached as "absent". Without a value to
     serve, be it expired, generation is then tried; what it makes is kept for `fail_safe_throttle_s` at most.
 
-    Returns the value, or None, and the metrics: `source` ("cache", "database", "generation", "stale", "not_found",
-    "error"), `level` ("l1", "l2", None), `cache_hit`, the times in milliseconds (`cache_check_time_ms`,
-    `db_check_time_ms`, `generation_time_ms`, `total_time_ms`, `latency_ms`), `data_type`, `resource_id`,
-    `serialization_error`, and `error`, the exception. Raises only for bad input: `InvalidKey`, `TenantRequired`,
-    `ValueError` (ttl), and `ConfigError`, also for functions that can't be used.
+    Returns the value, or None, and the metrics, a dict. The value has the type that the functions say, as in
+    `Cache.get_or_load`; with a serializer or deserializer it may be anything. The metrics are `source` ("cache",
+    "database", "generation", "stale", "not_found", "error"), `level` ("l1", "l2", None), `cache_hit`, the times in
+    milliseconds (`cache_check_time_ms`, `db_check_time_ms`, `generation_time_ms`, `total_time_ms`, `latency_ms`),
+    `data_type`, `resource_id`, `serialization_error`, and `error`, the exception. Raises only for
+    bad input: `InvalidKey`, `TenantRequired`, `ValueError` (ttl), and `ConfigError`, also for functions that can't be
+    used.
     """
     cache = CacheManager._cache or current_cache()
     clock = cache._clock

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar, NoReturn, overload
+from typing import Any, ClassVar, NoReturn, cast, overload
 
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
@@ -28,15 +29,29 @@ _VERBS = {
     "invalidate": "invalidate",
     "invalidate_scope": "invalidate_scope",
     "invalidate_tags": "invalidate_tags",
+    "invalidate_type": "invalidate_type",
+    "clear": "clear",
     "set_if_not_exists": "add",
 }
 
 
-async def _closed(*_args: object, **_kwargs: object) -> NoReturn:
-    raise ConfigError(_REMEDY)
+class _Closed:
+    """In place of a cache while none is open: it has the same verbs, and each raises."""
+
+    def __getattr__(self, name: str) -> Any:
+        verb = getattr(Cache, name)
+        signature = inspect.signature(verb)
+
+        async def closed(*_args: object, **_kwargs: object) -> NoReturn:
+            raise ConfigError(_REMEDY)
+
+        closed.__name__, closed.__doc__ = name, verb.__doc__
+        closed.__dict__["__signature__"] = signature.replace(parameters=list(signature.parameters.values())[1:])
+        return closed
 
 
-Verb = Callable[..., Awaitable[Any]]
+_CLOSED = cast("Cache", _Closed())
+
 Application = Callable[..., Awaitable[None]]
 """What speaks ASGI: FastAPI's and Starlette's applications are called so."""
 
@@ -78,17 +93,19 @@ class CacheManager:
     ttl_extended: ClassVar[float] = TTL_EXTENDED
     ttl_permanent: ClassVar[float] = TTL_PERMANENT
 
-    get: ClassVar[Verb] = staticmethod(_closed)
-    get_many: ClassVar[Verb] = staticmethod(_closed)
-    get_or_load: ClassVar[Verb] = staticmethod(_closed)
-    set: ClassVar[Verb] = staticmethod(_closed)
-    delete: ClassVar[Verb] = staticmethod(_closed)
-    invalidate: ClassVar[Verb] = staticmethod(_closed)
-    invalidate_scope: ClassVar[Verb] = staticmethod(_closed)
-    invalidate_tags: ClassVar[Verb] = staticmethod(_closed)
-    set_if_not_exists: ClassVar[Verb] = staticmethod(_closed)
-
-    write_guard: ClassVar[Callable[..., WriteGuard]] = staticmethod(write_guard)
+    # Type checkers take these for what a cache has: its own signatures, so that nothing is said twice.
+    get = _CLOSED.get
+    get_many = _CLOSED.get_many
+    get_or_load = _CLOSED.get_or_load
+    set = _CLOSED.set
+    delete = _CLOSED.delete
+    invalidate = _CLOSED.invalidate
+    invalidate_scope = _CLOSED.invalidate_scope
+    invalidate_tags = _CLOSED.invalidate_tags
+    invalidate_type = _CLOSED.invalidate_type
+    clear = _CLOSED.clear
+    set_if_not_exists = _CLOSED.add
+    write_guard = staticmethod(write_guard)
 
     _configured: ClassVar[Settings | None] = None
     _cascades: ClassVar[list[Cascade]] = []
@@ -119,7 +136,7 @@ class CacheManager:
         cls._cache = cache
         for verb, method in _VERBS.items():
             # staticmethod: what is assigned is bound already, and must not be bound again
-            setattr(cls, verb, staticmethod(_closed if cache is None else getattr(cache, method)))
+            setattr(cls, verb, staticmethod(getattr(_CLOSED if cache is None else cache, method)))
 
     @classmethod
     def _uninstall(cls, cache: Cache) -> None:

@@ -8,9 +8,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Any, get_origin
+from typing import Annotated, Any, TypedDict, Unpack, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -89,6 +89,31 @@ Seconds = Annotated[float, BeforeValidator(_no_bool), Field(ge=TTL_MIN_S, le=TTL
 Lifetime = Annotated[float, BeforeValidator(_no_bool), Field(gt=0)]
 
 
+class PolicyOptions(TypedDict, total=False):
+    """What a `Policy` is made of, by name: the fields are told there."""
+
+    ttl_s: float | None
+    ttl_jitter: float
+    l1: bool
+    l1_ttl_s: float | None
+    negative_ttl_s: float | None
+    soft_ttl_s: float | None
+    fail_safe_s: float | None
+    fail_safe_throttle_s: float
+    load_soft_timeout_s: float | None
+    load_timeout_s: float
+    retries: int
+    retry_on: Sequence[type[Exception]]
+    retry_backoff_s: float
+    model: Any
+    lossy: bool
+    codec: Codec
+    compress_over_bytes: int | None
+    max_value_bytes: int
+    copy: bool
+    tags: Sequence[str]
+
+
 class Policy(BaseModel):
     """What may differ between data types: `Settings(policies={"config": Policy(ttl_s=60)})`, or `Cache.register`.
 
@@ -132,7 +157,7 @@ class Policy(BaseModel):
     )
     tags: tuple[str, ...] = Field((), description="tags of every value: templates of {resource_id} and {tenant_id}")
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: Unpack[PolicyOptions]) -> None:
         try:
             super().__init__(**values)
         except ValidationError as error:

@@ -6,23 +6,19 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Self, TypedDict, Unpack
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from cachebus.base.choices import OnOutage
+from cachebus.base.choices import OnOutage, SaslMechanism, Transport
 from cachebus.base.ids import check_part
 from cachebus.base.log import Logs
+from cachebus.base.urls import CLUSTER_SCHEMES, SCHEMES, as_redis, brokers, safe
 from cachebus.errors import ConfigError
-from cachebus.policy import Policy, closest, unknown
+from cachebus.policy import Policy, PolicyOptions, closest, unknown
 
 PREFIX = "CACHEBUS_"
-CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
-SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", *CLUSTER_SCHEMES, "memory")
-"""As `as_redis` gives them."""
-_REDIS_WORDS = {"valkey": "redis", "valkeys": "rediss"}
 CLUSTER_SHARDS = 64
 SHARDS_MAX = 1024
 RESEND_MAX_BYTES = 8 * 1024 * 1024
@@ -32,6 +28,58 @@ _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
 Patience = Annotated[float, Field(allow_inf_nan=False, ge=0.01, le=3600)]
 """Less than a network takes would fail every call; more is none."""
+
+
+class SettingsOptions(TypedDict, total=False):
+    """What `Settings` is made of, by name: the fields are told there."""
+
+    url: str | SecretStr
+    username: str | SecretStr | None
+    password: str | SecretStr | None
+    ssl_ca_certs: str | None
+    ssl_check_hostname: bool
+    namespace: str
+    node_name: str | None
+    logs: Logs
+    default_tenant: str | None
+    enabled: bool
+    use_memory_cache: bool
+    bus: Transport
+    kafka_bootstrap_servers: str | None
+    kafka_topic: str
+    kafka_partitions: int
+    kafka_events_key: str | SecretStr | None
+    kafka_commands_topic: str
+    kafka_commands_key: str | SecretStr | None
+    kafka_ssl: bool
+    kafka_ssl_ca_certs: str | None
+    kafka_ssl_certfile: str | None
+    kafka_ssl_keyfile: str | None
+    kafka_ssl_check_hostname: bool
+    kafka_sasl_mechanism: SaslMechanism | None
+    kafka_username: str | SecretStr | None
+    kafka_password: str | SecretStr | None
+    shards: int
+    staleness_bound_s: float
+    probe_interval_s: float
+    gap_grace_s: float
+    l2_timeout_s: float
+    connect_timeout_s: float
+    close_timeout_s: float
+    start_degraded: bool
+    on_outage: OnOutage
+    guard_max_s: float
+    db_timeout_s: float | None
+    pending_max: int
+    resend_max_bytes: int
+    l1_max_entries: int
+    l1_max_bytes: int
+    lease_ms: int
+    max_invalidated_scopes: int
+    log_max_len: int
+    log_max_bytes: int
+    keep_without_l2: bool
+    policies: Mapping[str, Policy | PolicyOptions]
 
 
 class Settings(BaseSettings):
@@ -63,7 +111,7 @@ class Settings(BaseSettings):
     )
     enabled: bool = Field(True, description="0 turns everything into loading from the source")
     use_memory_cache: bool = Field(True, description="0 turns L1 off")
-    bus: Literal["redis", "kafka"] = Field("redis", description="what carries events; the same on all nodes")
+    bus: Transport = Field("redis", description="what carries events; the same on all nodes")
     kafka_bootstrap_servers: str | None = Field(None, description="host:port of some brokers, separated by commas")
     kafka_topic: str = Field("cachebus.events", description="what carries events; namespaces may share it")
     kafka_partitions: int = Field(4, ge=1, le=4096, description="how many the topic gets where it has to be made")
@@ -79,9 +127,7 @@ class Settings(BaseSettings):
     kafka_ssl_certfile: str | None = Field(None, description="a file with this client's certificate")
     kafka_ssl_keyfile: str | None = Field(None, description="a file with its key, where that lies apart")
     kafka_ssl_check_hostname: bool = Field(True, description="whether a broker's certificate must name its host")
-    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] | None = Field(
-        None, description="how this client proves who it is"
-    )
+    kafka_sasl_mechanism: SaslMechanism | None = Field(None, description="how this client proves who it is")
     kafka_username: SecretStr | None = Field(None, description="for SASL")
     kafka_password: SecretStr | None = Field(None, description="for SASL")
     shards: int = Field(
@@ -130,7 +176,7 @@ class Settings(BaseSettings):
     )
     policies: dict[str, Policy] = Field(default_factory=dict, description="by data type")
 
-    def __init__(self, **values: Any) -> None:
+    def __init__(self, **values: Unpack[SettingsOptions]) -> None:
         _warn_of_misspelt_variables()
         try:
             super().__init__(**values)
@@ -154,7 +200,7 @@ class Settings(BaseSettings):
     @property
     def safe_url(self) -> str:
         """The URL without user and password, for people to read."""
-        return _safe(self.url.get_secret_value())
+        return safe(self.url.get_secret_value())
 
     @field_validator("url")
     @classmethod
@@ -165,7 +211,7 @@ class Settings(BaseSettings):
         scheme, separator, _ = as_redis(text).partition("://")
         if not separator or scheme not in SCHEMES:
             known = ", ".join(f"{s}://" for s in SCHEMES)
-            raise ValueError(f"{_safe(text)!r} is not a URL that is supported: {known}, or with valkey for redis")
+            raise ValueError(f"{safe(text)!r} is not a URL that is supported: {known}, or with valkey for redis")
         return SecretStr(text)
 
     @field_validator("shards")
@@ -269,23 +315,6 @@ def _warn_of_misspelt_variables() -> None:
             warnings.warn(f"{variable} is no setting, did you mean {PREFIX}{meant.upper()}?", stacklevel=4)
 
 
-def as_redis(url: str) -> str:
-    """The URL with `redis` where its scheme says `valkey`, with or without TLS, Sentinels or a Cluster."""
-    scheme, separator, rest = url.partition("://")
-    plain, plus, kind = scheme.partition("+")
-    return f"{_REDIS_WORDS.get(plain, plain)}{plus}{kind}://{rest}" if separator else url
-
-
-def brokers(servers: str) -> str:
-    """host:port, separated by commas, as they are to be; `ValueError`."""
-    found = [server.strip() for server in servers.split(",")]
-    for server in found:
-        host, colon, port = server.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError(f"{server!r} is not host:port; expected something like kafka-1:9092,kafka-2:9092")
-    return ",".join(found)
-
-
 def keys_of(secret: SecretStr) -> list[str]:
     """Keys that sign, separated by commas; space around them is none of theirs."""
     return [key.strip() for key in secret.get_secret_value().split(",") if key.strip()]
@@ -315,28 +344,6 @@ def check_kafka(settings: Settings) -> None:
             raise ValueError(
                 f"kafka_sasl_mechanism (CACHEBUS_KAFKA_SASL_MECHANISM) needs {field} ({PREFIX}{field.upper()})"
             )
-
-
-def _safe(url: str) -> str:
-    """What may be shown of a URL. A password with an unescaped `/`, `#` or `?` ends up anywhere in the parts, so
-    whatever has an `@` behind the host is left out."""
-    scheme, separator, rest = url.partition("://")
-    if not separator:
-        return "..."
-    if scheme == "memory":
-        return url
-    if "+" in scheme:  # several servers
-        hosts, slash, path = rest.partition("?")[0].partition("/")
-        return f"{scheme}://..." if "@" in path else f"{scheme}://{hosts.rpartition('@')[2]}{slash}{path}"
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port
-    except ValueError:
-        return f"{scheme}://..."
-    if "@" in rest[len(parts.netloc) :]:
-        return f"{scheme}://..."
-    where = f"[{host}]" if ":" in host else host
-    return f"{scheme}://{where}{f':{port}' if port else ''}{parts.path}"
 
 
 def _explained(error: ValidationError) -> str:

@@ -19,12 +19,12 @@ import random
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Self
+from typing import Self, Unpack
 
 from cachebus.assembly.world import World
 from cachebus.base.clock import Clock, monotonic
 from cachebus.cache import Cache
-from cachebus.settings import Settings
+from cachebus.settings import Settings, SettingsOptions
 from cachebus.tools.verify.checker.verdict import Finding, Verdict
 
 
@@ -83,14 +83,20 @@ class Fleet:
     """
 
     def __init__(
-        self, nodes: int = 2, *, faults: Faults | None = None, clock: Clock = monotonic, **settings: Any
+        self,
+        nodes: int = 2,
+        *,
+        faults: Faults | None = None,
+        clock: Clock = monotonic,
+        **settings: Unpack[SettingsOptions],
     ) -> None:
         """`nodes`: how many caches. `faults`: of the bus; None is none. `clock`: of all nodes and of the store, as a
         `FakeClock`. `settings`: fields of `Settings`, the same for all. Raises `ValueError` for no node, and
         `ConfigError` for settings that do not fit."""
         if nodes < 1:
             raise ValueError(f"nodes must be at least 1, not {nodes}")
-        self.settings = Settings(**{"url": "memory://", **settings})
+        settings.setdefault("url", "memory://")
+        self.settings = Settings(**settings)
         self.world = World(self.settings, clock, self._arriving)
         self.faults = faults
         self.caches = [Cache(self.settings, world=self.world, clock=clock) for _ in range(nodes)]

@@ -14,3 +14,11 @@ Status = Literal["applied", "pending"]
 """What has become of an invalidation when its call returns: it stands, or it waits for L2."""
 Codec = Literal["msgpack", "f32", "raw"]
 """How values are encoded."""
+Origin = Literal["database", "generation"]
+"""Which of cache-aside's two functions has given a value."""
+Level = Literal["l1", "l2"]
+"""Which level of the cache had a value."""
+Transport = Literal["redis", "kafka"]
+"""What carries events."""
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+"""How a client of Kafka proves who it is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine, Sequence
 from typing import NamedTuple
 
+from cachebus.base.choices import Level, Origin
 from cachebus.core.ports import Position
 from cachebus.keys.key import Key
 from cachebus.policy import Rules
@@ -15,8 +16,8 @@ class Loaded(NamedTuple):
 
     value: object
     """None means not found."""
-    source: str = "database"
-    """Which one gave it: "database" or "generation"."""
+    source: Origin = "database"
+    """Which one gave it."""
     db_ms: float = 0.0
     generation_ms: float = 0.0
     error: BaseException | None = None
@@ -77,7 +78,7 @@ class Found(NamedTuple):
     """What a read gave, and from where."""
 
     value: object
-    level: str | None
+    level: Level | None
     """It is "l1", "l2", or None where neither had it."""
     loaded: Loaded | None = None
     """There when it came from the source."""

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from cachebus.base.urls import as_redis
 from cachebus.errors import ConfigError
-from cachebus.settings import as_redis
 
 DEFAULT_PORT: Final = 6379
 _TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")

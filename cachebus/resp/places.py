@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlencode
 
+from cachebus.base.urls import as_redis
 from cachebus.errors import ConfigError
 from cachebus.resp.address import Address, parse_address
-from cachebus.settings import as_redis
 
 SENTINEL: Final = "sentinel"
 CLUSTER: Final = "cluster"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from cachebus.errors import ConfigError
 
 AT_ONCE: Final = 500
 """The most rows of one statement."""
-PARAMSTYLES: Final = ("qmark", "numeric", "named", "format", "pyformat")
+Paramstyle = Literal["qmark", "numeric", "named", "format", "pyformat"]
+"""How a DB-API driver has parameters written in a statement."""
+PARAMSTYLES: Final = get_args(Paramstyle)
 Row = tuple[str, str]
 """A row: namespace and command."""
 AsyncWrite = Callable[[Any, "Insert", Sequence[Row]], Coroutine[Any, Any, None]]
@@ -84,7 +86,7 @@ def async_writer(connection: object) -> AsyncWrite:
     )
 
 
-def writer(connection: Any, paramstyle: str | None) -> Write:
+def writer(connection: Any, paramstyle: Paramstyle | None) -> Write:
     """The function that writes over this connection; `ConfigError` if there is none. `paramstyle`: for a DB-API
     connection whose module does not declare it."""
     kinds = _kinds(connection)
@@ -97,7 +99,7 @@ def writer(connection: Any, paramstyle: str | None) -> Write:
             f"psycopg's, not {type(connection).__name__}; for async ones there is OutboxProducer"
         )
     style = paramstyle or _declared_paramstyle(type(connection).__module__)
-    if style not in PARAMSTYLES:
+    if style is None or style not in PARAMSTYLES:
         raise ConfigError(f"paramstyle must be one of {', '.join(PARAMSTYLES)}: give the one of this connection")
     return _over_dbapi(style)
 

@@ -10,7 +10,7 @@ from typing import Any
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
 from cachebus.producers.base import Order, Orders, receipt_for_command
-from cachebus.producers.outbox.connections import Row, in_parts, writer
+from cachebus.producers.outbox.connections import Paramstyle, Row, in_parts, writer
 from cachebus.producers.outbox.producer import Outbox
 from cachebus.receipt import Receipt
 
@@ -110,7 +110,7 @@ class SyncOutboxProducer(SyncProducer):
     Each call is one INSERT in the caller's transaction. It differs from `OutboxProducer` in its connections only.
     """
 
-    def __init__(self, connection: Any, outbox: Outbox | None = None, *, paramstyle: str | None = None) -> None:
+    def __init__(self, connection: Any, outbox: Outbox | None = None, *, paramstyle: Paramstyle | None = None) -> None:
         """`connection`: a Session or Connection of SQLAlchemy, a connection of psycopg or sqlite3, or any DB-API
         connection to PostgreSQL. `outbox`: as of `OutboxProducer`. `paramstyle`: for a DB-API connection whose module
         does not declare it ("format" for Django). Raises `ConfigError` for any other connection."""

@@ -12,7 +12,7 @@ import types
 from collections.abc import Iterator
 from difflib import unified_diff
 from pathlib import Path
-from typing import Any, ForwardRef, Literal, get_args, get_origin
+from typing import Any, ForwardRef, Literal, get_args, get_origin, is_typeddict
 
 from pydantic import BaseModel, SecretStr
 
@@ -49,6 +49,8 @@ def described_class(prefix: str, cls: type) -> Iterator[str]:
             default = field.get_default(call_default_factory=True)
             shown = "required" if field.is_required() else str(default) if isinstance(default, SecretStr) else default
             yield f"{prefix}.{field.alias or name} = {shown!r}"
+    elif is_typeddict(cls):
+        yield from (f"{prefix}[{name!r}]: {written(shape)}" for name, shape in inspect.get_annotations(cls).items())
     elif dataclasses.is_dataclass(cls):
         yield from (f"{prefix}.{field.name}: {field.type}" for field in dataclasses.fields(cls) if field.name[0] != "_")
     elif not issubclass(cls, Exception):

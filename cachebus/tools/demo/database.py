@@ -98,7 +98,9 @@ class PostgresShop:
 @asynccontextmanager
 async def open_shop(job: Job, clock: Clock) -> AsyncIterator[PostgresShop]:
     """The shop of a job that has a database."""
-    outbox = Outbox(Settings(url=job.url, namespace=job.namespace)) if job.writes == "outbox" else None
+    outbox = None
+    if job.writes == "outbox" and job.url is not None:
+        outbox = Outbox(Settings(url=job.url, namespace=job.namespace))
     pool = await asyncpg.create_pool(job.database, min_size=CONNECTIONS, max_size=CONNECTIONS)
     try:
         yield PostgresShop(pool, outbox, clock, notifies=job.writes != "direct")

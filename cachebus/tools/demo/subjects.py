@@ -121,6 +121,8 @@ async def open_subject(job: Job, source: Source, applied: HistoryLog, clock: Clo
 
 def settings_of(job: Job) -> Settings:
     """The library's settings for a job with a URL; what is not named here is as it comes."""
+    if job.url is None:
+        raise ValueError("a job without a URL has no cache")
     interval_s = min(0.5, job.bound_s / 4)
     return Settings(
         url=job.url,
@@ -131,5 +133,6 @@ def settings_of(job: Job) -> Settings:
         gap_grace_s=min(0.05, interval_s),
         l1_max_entries=job.l1_entries,
         close_timeout_s=CLOSE_S,
-        **({} if job.kafka is None else {"bus": "kafka", "kafka_bootstrap_servers": job.kafka}),
+        bus="redis" if job.kafka is None else "kafka",
+        kafka_bootstrap_servers=job.kafka,
     )

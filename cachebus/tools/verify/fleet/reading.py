@@ -212,8 +212,15 @@ class Readers:
         await self._ask(item, ASIDE, self._from_aside(item), loads=True, wider=item.general)
 
     async def _from_aside(self, item: Item) -> Any:
+        agent_id, conversation_id, collection_id = item.contexts
         value, metrics = await get_with_cache_aside(
-            item.data_type, item.resource_id, item.tenant, self._loaders.ordinary[item.number], None, *item.contexts
+            item.data_type,
+            item.resource_id,
+            item.tenant,
+            self._loaders.ordinary[item.number],
+            agent_id=agent_id,
+            conversation_id=conversation_id,
+            collection_id=collection_id,
         )
         if value is None and metrics["error"] is not None:
             raise metrics["error"]

@@ -12,11 +12,11 @@ from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Final, Literal, Protocol, TypeVar, cast
 
+from cachebus.base.urls import as_redis
 from cachebus.errors import ConfigError
 from cachebus.keys.key import Key
 from cachebus.l2.names import ShardNames
 from cachebus.resp import parse_address
-from cachebus.settings import as_redis
 from cachebus.tools.demo.server import Server, asked, purge
 from cachebus.tools.harness.proxy import HOST, Dial, dialer
 from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary, best_server

@@ -1,0 +1,131 @@
+"""What checkers make of calls whose type depends on what they are given: loaders, and cached functions and methods."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any, Literal, assert_type
+
+from pydantic import SecretStr
+
+from cachebus import Cache, CacheManager, Policy, Receipt, Settings, get_with_cache_aside
+from cachebus.testing import Fleet
+
+
+async def load(resource_id: str) -> dict[str, int]:
+    """As most are."""
+    return {resource_id: 1}
+
+
+async def load_perhaps(resource_id: str) -> int | None:
+    """One whose source may have nothing."""
+    return len(resource_id) or None
+
+
+def load_sync(resource_id: str) -> int:
+    """Likewise, but sync."""
+    return len(resource_id)
+
+
+def load_either(resource_id: str) -> Awaitable[str]:
+    """Sync, and what it gives is awaited."""
+    return load_text(resource_id)
+
+
+async def load_text(resource_id: str) -> str:
+    """A text."""
+    return resource_id
+
+
+class Loader:
+    """An object that is a loader, and has some."""
+
+    async def __call__(self, resource_id: str, tenant_id: str) -> bytes:
+        return (resource_id + tenant_id).encode()
+
+    async def rows(self, resource_id: str) -> list[int]:
+        """A method."""
+        return [len(resource_id)]
+
+    def row(self, resource_id: str) -> list[str]:
+        """A sync one."""
+        return [resource_id]
+
+
+async def loaded(cache: Cache, unknown: Callable[..., Any]) -> None:
+    """`get_or_load` gives what its loader gives."""
+    assert_type(await cache.get_or_load("a", 1, load, "acme"), dict[str, int])
+    assert_type(await cache.get_or_load("a", 1, load_perhaps, "acme"), int | None)
+    assert_type(await cache.get_or_load("a", 1, load_sync, "acme"), int)
+    assert_type(await cache.get_or_load("a", 1, load_either, "acme"), str)
+    assert_type(await cache.get_or_load("a", 1, Loader(), "acme"), bytes)
+    assert_type(await cache.get_or_load("a", 1, Loader().rows, "acme"), list[int])
+    assert_type(await cache.get_or_load("a", 1, Loader().row, "acme"), list[str])
+    assert_type(await cache.get_or_load("a", 1, lambda: 1, "acme"), int)
+    assert_type(await cache.get_or_load("a", 1, lambda: load("x"), "acme", ttl=60), dict[str, int])
+    assert_type(await cache.get_or_load("a", 1, partial(load, "x"), "acme", search_hierarchy=True), dict[str, int])
+    assert_type(await cache.get_or_load("a", 1, partial(load_sync, "x"), "acme", tags=["t"]), int)
+    assert_type(await cache.get_or_load("a", 1, unknown, "acme"), Any)
+    assert_type(
+        await cache.get_or_load("a", 1, loader=load, tenant_id="acme", after=Receipt.parse("0.0.1")), dict[str, int]
+    )
+
+
+async def process_wide() -> None:
+    """The verbs of `CacheManager` are the cache's."""
+    assert_type(await CacheManager.get_or_load("a", 1, load, "acme"), dict[str, int])
+    assert_type(await CacheManager.get_or_load("a", 1, load_sync, tenant_id="acme", ttl=60), int)
+    assert_type(await CacheManager.get("a", 1, "acme", None, None, None, True, False), Any)
+    assert_type(await CacheManager.set("a", 1, {}, tenant_id="acme", tags=["t"], wait="nodes"), Receipt)
+    assert_type(await CacheManager.set_if_not_exists("a", 1, {}, ttl=60, tenant_id="acme"), bool)
+    assert_type(await CacheManager.delete("a", 1, "acme", contexts="all"), Receipt)
+    assert_type(await CacheManager.invalidate("a", "*", "acme", wait="nodes"), Receipt)
+    assert_type(await CacheManager.invalidate_scope("acme", "a"), Receipt)
+    assert_type(await CacheManager.invalidate_tags(["t"], "acme"), Receipt)
+    assert_type((await CacheManager.get_many("a", [1, 2], "acme")).get(1), Any | None)
+
+
+async def aside() -> None:
+    """`get_with_cache_aside` gives what its functions give, or None."""
+    value, _ = await get_with_cache_aside("a", 1, "acme", load)
+    assert_type(value, dict[str, int] | None)
+    value, _ = await get_with_cache_aside("a", 1, "acme", fetch_from_db_func=lambda: load("x"), ttl=60, agent_id=7)
+    count, _ = await get_with_cache_aside("a", 1, "acme", load_sync)
+    assert_type(count, int | None)
+    both, _ = await get_with_cache_aside("a", 1, "acme", load_perhaps, load_text)
+    assert_type(both, int | str | None)
+    mixed, _ = await get_with_cache_aside("a", 1, "acme", load_sync, generate_func=load)
+    assert_type(mixed, int | dict[str, int] | None)
+    other, _ = await get_with_cache_aside("a", 1, "acme", load, load_sync, raise_errors=True)
+    assert_type(other, dict[str, int] | int | None)
+    made, _ = await get_with_cache_aside("a", 1, "acme", generate_func=load_text)
+    assert_type(made, str | None)
+    anything, _ = await get_with_cache_aside("a", 1, "acme")
+    assert_type(anything, Any)
+    decoded, metrics = await get_with_cache_aside("a", 1, "acme", load, deserializer=int)
+    assert_type(decoded, Any)
+    assert_type(metrics["cache_hit"], bool)
+    assert_type(metrics["latency_ms"], float)
+    if metrics["source"] == "error":
+        assert_type(metrics["error"], BaseException | None)
+
+
+def declared() -> None:
+    """Settings and policies, with what pydantic makes the fields of."""
+    settings = Settings(
+        url="memory://",
+        password="secret",
+        bus="redis",
+        on_outage="miss",
+        logs="loguru",
+        policies={"a": Policy(ttl_s=60, copy=True), "b": {"ttl_s": 60, "codec": "f32", "tags": ["t"]}},
+    )
+    assert_type(settings.url, SecretStr)
+    assert_type(settings.on_outage, Literal["raise", "miss"])
+    assert_type(settings.policies, dict[str, Policy])
+    policy = Policy(ttl_s=None, retry_on=[KeyError], model=dict[str, int], tags=("t",), retries=0)
+    assert_type(policy.tags, tuple[str, ...])
+    assert_type(policy.codec, Literal["msgpack", "f32", "raw"])
+    given: dict[str, Any] = {"url": "memory://"}
+    assert_type(Settings(**given), Settings)
+    assert_type(Fleet(2, staleness_bound_s=1.0, policies={"a": {"l1": False}}), Fleet)
