@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cachebus import Cache, Receipt, Settings
+from cachebus import Cache, Policy, Receipt, Settings
 from cachebus.assembly.backends import redis_store, route_of
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import Caller
@@ -21,7 +21,8 @@ from tests.support.command import cachebus, ran
 
 @pytest.fixture
 async def cache(redis_url: str) -> AsyncIterator[Cache]:
-    async with Cache.open(Settings(url=redis_url, shards=3, node_name="reader", **QUICK)) as opened:
+    policies = {"kept": Policy(negative_ttl_s=60, fail_safe_s=60)}
+    async with Cache.open(Settings(url=redis_url, shards=3, node_name="reader", policies=policies, **QUICK)) as opened:
         yield opened
 
 
@@ -45,8 +46,16 @@ async def test_invalidate_prints_the_receipt_and_is_applied(cache: Cache, tmp_pa
 
 
 async def test_get_shows_what_is_there(cache: Cache, tmp_path: Path) -> None:
-    await cache.set("config", "x", {"limit": [1, "ü"]}, tenant_id="acme")
-    assert await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme") == (0, "{'limit': [1, 'ü']}\n", "")
+    receipt = await cache.set("config", "x", {"limit": [1, "ü"]}, tenant_id="acme", ttl=60, tags=["t", "u"])
+    status, out, errors = await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme")
+    assert (status, errors) == (0, "")
+    value, times, where = out.splitlines()
+    assert value == "{'limit': [1, 'ü']}"
+    assert re.fullmatch(r"loaded or written \d+\.\d s ago, hard expiry in \d\d\.\d s", times)
+    place = f"seq {receipt.seq} of epoch {receipt.epoch} in shard {receipt.shard}"
+    assert re.fullmatch(rf"{place}, version [0-9a-f]{{8}}, \d+ bytes, tags t, u", where)
+    told = json.loads((await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme", "--json"))[1])
+    assert (told["found"], told["repr"], told["seq"], told["tags"]) == (True, value, receipt.seq, ["t", "u"])
     assert (await run(cache, tmp_path, "get", "config", "y", "--tenant", "acme"))[:2] == (1, "")
     args = ("get", "config", "x", "--tenant", "acme", "--agent", "a7")
     assert (await run(cache, tmp_path, *args))[0] == 1
@@ -55,6 +64,34 @@ async def test_get_shows_what_is_there(cache: Cache, tmp_path: Path) -> None:
     assert status == 2
     assert "tenant" in errors
     assert len(errors.splitlines()) == 1
+
+
+async def test_get_says_why_nothing_valid_is_there(cache: Cache, tmp_path: Path) -> None:
+    """Absent, under other names, said to be absent, expired, invalidated."""
+
+    async def why(resource_id: str, data_type: str = "config") -> str:
+        asked = ("get", data_type, resource_id, "--tenant", "acme")
+        status, out, errors = await run(cache, tmp_path, *asked)
+        assert status == 1
+        told = json.loads((await run(cache, tmp_path, *asked, "--json"))[1])
+        assert not told["found"]
+        assert re.sub(r"\d", "", told["why"]) in re.sub(r"\d", "", errors)
+        assert "repr" not in told
+        assert len(errors.splitlines()) == 1
+        assert len(out.splitlines()) == (2 if "seq" in told else 0)
+        return errors.removeprefix("cachebus: ").strip()
+
+    assert await why("nobody's") == "nothing lies in L2 under this key"
+    await cache.set("stock", "x", 1, "zeta", agent_id="a7")
+    told = "nothing lies in L2 under this key, but under type stock of tenant zeta with agent a7"
+    assert await why("x") == told
+    await cache.set("config", "tagged", 1, "acme", tags=["t"])
+    await cache.invalidate_tags(["t"], "acme")
+    assert await why("tagged") == "it was invalidated"
+    assert await cache.get_or_load("kept", "gone", lambda: None, "acme") is None
+    assert await why("gone", "kept") == "the source said that there is none"
+    await cache.set("kept", "short", 1, "acme", ttl=0.001)
+    assert re.fullmatch(r"it expired \d+\.\d s ago", await why("short", "kept"))
 
 
 async def test_nodes_tells_who_is_alive(cache: Cache, tmp_path: Path) -> None:

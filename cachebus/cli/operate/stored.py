@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from cachebus.errors import L2Unavailable
-from cachebus.keys.key import encoded, tag_scope
+from cachebus.keys.key import Key, encoded, tag_scope
 from cachebus.policy import closest
 from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import Asker
@@ -16,6 +16,7 @@ from cachebus.tools.doctor.primaries import primaries_of
 from cachebus.wire.record import CorruptRecord, parse
 
 AT_ONCE: Final = 1_000
+TOLD_MAX: Final = 5
 _GLOB = str.maketrans({sign: f"\\{sign}" for sign in "*?[]\\"})
 
 
@@ -78,6 +79,22 @@ async def meant(settings: Settings, wanted: Wanted) -> str:
         if given and given not in known and (like := closest(given, known))
     ]
     return f"; did you mean {' and '.join(hints)}?" if hints else ""
+
+
+async def elsewhere(settings: Settings, key: Key) -> str:
+    """Under which tenants, types or contexts the key's id lies, for a line: ", but under …"; "" where it does not."""
+    found: list[Stored] = []
+    async for _, some in _records(settings):
+        found += [one for one in some if one.resource_id == key.resource_id]
+        if len(found) > TOLD_MAX:
+            break
+    told = [f"type {one.data_type} of tenant {one.tenant or '(none)'}{_contexts(one)}" for one in found[:TOLD_MAX]]
+    more = " and others" if len(found) > TOLD_MAX else ""
+    return f", but under {'; '.join(told)}{more}" if told else ""
+
+
+def _contexts(one: Stored) -> str:
+    return "".join(f" with {name} {given}" for name, given in one.contexts.items())
 
 
 async def _records(
