@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -168,7 +168,74 @@ async def test_tail_shows_events_as_they_happen(cache: Cache, tmp_path: Path, as
         assert (part["keys"], part["scopes"]) == ([], [["G", "acme", "plan:pro"]])
     else:
         assert "acme | config | x | a7" in first
-        assert re.search(r"reader-\S+: G \| acme \| plan:pro$", second)
+        assert re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z  shard ", second)
+        assert re.search(r"reader-\S+: tag plan:pro of acme$", second)
+
+
+@pytest.fixture
+async def logged(cache: Cache) -> Cache:
+    """A past: a write and invalidations of all shapes."""
+    await cache.set("config", "x", 1, "acme")
+    await cache.invalidate("config", "x", "acme", "a7")
+    await cache.invalidate("config", "y", "acme", contexts="all")
+    await cache.invalidate("stock", "x", "zeta")
+    await cache.invalidate_tags(["plan:pro"], "acme")
+    await cache.invalidate_scope("acme", "config", agent_id="a7")
+    await cache.invalidate_scope("acme")
+    return cache
+
+
+EVERY_SHAPE = [
+    "acme | config | x",
+    "acme | config | x | a7",
+    "acme | config | y, acme | config | y in every context",
+    "zeta | stock | x",
+    "tag plan:pro of acme",
+    "all config of acme in agent a7",
+    "all of acme",
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ((), range(7)),
+        (("--limit", "2"), (5, 6)),
+        (("config", "x", "--tenant", "acme"), (0, 1, 4, 5, 6)),
+        (("config", "y"), (2, 4, 5, 6)),
+        (("stock",), (3, 4, 6)),
+        (("--tenant", "zeta"), (3,)),
+        (("--tag", "plan:pro"), (4,)),
+        (("--tag", "plan:free"), ()),
+        (("--node", "reader"), range(7)),
+        (("--node", "writer"), ()),
+        (("--since", "1h"), range(7)),
+        (("--since", "0s"), ()),
+    ],
+)
+async def test_log_shows_what_touches_what_is_asked_for(
+    logged: Cache, tmp_path: Path, arguments: tuple[str, ...], lines: Sequence[int]
+) -> None:
+    status, out, errors = await run(logged, tmp_path, "log", *arguments)
+    assert (status, errors) == (0 if lines else 1, "")
+    said = [re.sub(r"^\S+ \S+Z  shard \d +\d+  reader-\S+: ", "", line) for line in out.splitlines()]
+    assert said == [EVERY_SHAPE[number] for number in lines]
+
+
+async def test_log_of_all_tenants_and_for_programs(logged: Cache, tmp_path: Path) -> None:
+    await logged.invalidate_type("config")
+    await logged.clear()
+    status, out, _ = await run(logged, tmp_path, "log", "config", "x", "--tenant", "acme", "--limit", "2", "--json")
+    assert status == 0
+    scopes = [json.loads(line)["parts"][0]["scopes"] for line in out.splitlines()]
+    assert scopes == [[["Y", "config"]], [["N"]]]
+    assert (await run(logged, tmp_path, "log", "config", "--limit", "1"))[1].endswith(": everything\n")
+
+
+async def test_log_refuses_an_age_that_is_none(cache: Cache, tmp_path: Path) -> None:
+    status, _, errors = await run(cache, tmp_path, "log", "--since", "yesterday")
+    assert status == 2
+    assert "--since takes a number" in errors
 
 
 async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
@@ -176,6 +243,7 @@ async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         ("nodes",),
         ("nodes", "forget", "x"),
         ("tail",),
+        ("log",),
         ("get", "t", "i", "--tenant", "a"),
         ("invalidate", "t", "i", "--tenant", "a"),
     ):
