@@ -34,16 +34,20 @@ STALL_S: Final = LEASE_MS / 1000 / 4
 class LoopLag:
     """How late the event loop was of late, also where that was too little for a disturbance."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self._late: deque[tuple[float, float]] = deque(maxlen=SAMPLES_KEPT)
+        self._noted_s = clock()
 
     def note(self, at_s: float, late_s: float) -> None:
         """The loop was late by `late_s` at this time."""
         self._late.append((at_s, late_s))
+        self._noted_s = at_s
 
     def since(self, from_s: float) -> float:
-        """The sum since this time, in seconds."""
-        return sum(late_s for at_s, late_s in self._late if at_s > from_s)
+        """The sum since this time, in seconds, with what is to be noted: after a stall answers come before that."""
+        unnoted_s = self._clock() - max(self._noted_s, from_s) - EVERY_S
+        return sum(late_s for at_s, late_s in self._late if at_s > from_s) + max(0.0, unnoted_s)
 
 
 async def record_disturbances(caches: Sequence[Cache], log: HistoryLog, clock: Clock, loop_lag: LoopLag) -> None:
