@@ -94,6 +94,43 @@ def generated_rows() -> Iterator[int]:
     yield 1
 
 
+class Shelf:
+    """Methods of every kind."""
+
+    @cached("book", resource_id="{number}", tenant_id="acme")
+    async def book(self, number: int) -> str:
+        """A method."""
+        return str(number)
+
+    @cached("shelf", resource_id="{number}", tenant_id="acme")
+    @classmethod
+    async def of(cls, number: int) -> list[int]:
+        """A class method."""
+        return [number]
+
+    @cached("count", resource_id="{number}", tenant_id="acme")
+    @staticmethod
+    async def count(number: int) -> bytes:
+        """A static method."""
+        return bytes(number)
+
+
+async def methods(shelf: Shelf) -> None:
+    """They take what they take, and are no coroutine functions of anything else."""
+    await shelf.book("1")  # arg-type | reportArgumentType
+    await shelf.book.get("1")  # arg-type | reportArgumentType
+    await shelf.book.refresh()  # call-arg | reportCallIssue
+    await Shelf.book(1)  # call-arg | reportCallIssue
+    await Shelf.of("1")  # arg-type | reportArgumentType
+    await Shelf.of.get("1")  # arg-type | reportArgumentType
+    await shelf.of.invalidate(number="1")  # arg-type | reportArgumentType
+    await Shelf.of()  # call-arg | reportCallIssue
+    await Shelf.count("1")  # arg-type | reportArgumentType
+    await Shelf.count.refresh(1, 2)  # call-arg | reportCallIssue
+    text: str = await Shelf.of(1)  # assignment | reportAssignmentType
+    print(text)
+
+
 async def decorated() -> None:
     """What is decorated is called as it was."""
     await agent(7, "acme")  # arg-type | reportArgumentType
