@@ -140,12 +140,12 @@ class CachedFunction(Generic[P, T]):
         bound = declared.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {**bound.arguments.get(declared.rest or "", {}), **bound.arguments}
-        ids: Any = {name: template.filled_in(arguments) for name, template in declared.ids.items()}
+        ids: Any = {"data_type": declared.data_type}
+        ids |= {name: template.filled_in(arguments) for name, template in declared.ids.items()}
         if "resource_id" not in ids:
             hashed = generate_resource_id_hash({name: bound.arguments[name] for name in declared.keyed_by})
             ids["resource_id"] = f"{name_of(self.__wrapped__)}:{hashed}"
         tags = [tag for tag in (template.filled_in(arguments) for template in declared.tags) if tag is not None]
-        ids["data_type"] = declared.data_type
         return ids, tags
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cachebus import Cache, CacheManager, Context, Policy, Settings, cached, get_with_cache_aside, with_context
 from cachebus.producers import SyncOutboxProducer
-from cachebus.testing import Fleet
+from cachebus.testing import Fleet, override_settings
 
 
 async def load(resource_id: str, tenant_id: str) -> dict[str, int]:
@@ -79,6 +79,7 @@ def declared() -> None:
     print(Policy(retry_on=(5,)))  # arg-type | reportArgumentType
     print(Fleet(2, staleness_bound=1.0))  # call-arg | reportCallIssue
     print(SyncOutboxProducer(object(), paramstyle="percent"))  # arg-type | reportArgumentType
+    print(override_settings(urll="memory://"))  # call-arg | reportCallIssue
     print(Fleet(2, shards="4"))  # arg-type | reportArgumentType
 
 
