@@ -11,9 +11,10 @@ import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, overload
+from typing import Any, Concatenate, Generic, NotRequired, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
 
 from cachebus.base.hashing import generate_resource_id_hash
+from cachebus.base.ids import Id
 from cachebus.base.parameters import check_async, name_of
 from cachebus.cache import Cache
 from cachebus.errors import ConfigError
@@ -26,6 +27,7 @@ from cachebus.values.results import model_of
 P = ParamSpec("P")
 R = ParamSpec("R")
 T = TypeVar("T")
+Owner = TypeVar("Owner")
 
 _OF_INSTANCE = ("self", "cls")
 
@@ -36,6 +38,8 @@ class Declared:
 
     data_type: str
     signature: inspect.Signature
+    signature_bound: inspect.Signature
+    """Without its first parameter, as of a method."""
     rest: str | None
     """The name of its `**keywords`, if it takes any."""
     ids: Mapping[str, ArgumentTemplate]
@@ -46,6 +50,17 @@ class Declared:
     cache: Cache | None
 
 
+class Ids(TypedDict):
+    """The ids of a result, as the verbs of a cache take them."""
+
+    data_type: str
+    resource_id: Id
+    tenant_id: NotRequired[Id | None]
+    agent_id: NotRequired[Id | None]
+    conversation_id: NotRequired[Id | None]
+    collection_id: NotRequired[Id | None]
+
+
 class CachedFunction(Generic[P, T]):
     """An async function whose results are cached. It is called as the function is; `.key`, `.get`, `.invalidate` and
     `.refresh` take the same arguments. Made by `@cached`."""
@@ -54,11 +69,11 @@ class CachedFunction(Generic[P, T]):
     __qualname__: str
     __wrapped__: Callable[P, Awaitable[T]]
 
-    def __init__(self, declared: Declared, function: Callable[P, Awaitable[T]], bound: tuple[Any, ...] = ()) -> None:
+    def __init__(self, declared: Declared, function: Callable[P, Awaitable[T]]) -> None:
         functools.update_wrapper(self, function)
-        self._declared, self._bound = declared, bound
-        parameters = list(declared.signature.parameters.values())[len(bound) :]
-        self.__signature__ = declared.signature.replace(parameters=parameters)
+        self._declared = declared
+        self._bound: tuple[Any, ...] = ()
+        self.__signature__ = declared.signature
         if sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(self)
 
@@ -75,7 +90,7 @@ class CachedFunction(Generic[P, T]):
         result: T = await self._cache().get_or_load(loader=load, ttl=ttl, tags=tags, **ids)
         return result
 
-    def key(self, *args: P.args, **kwargs: P.kwargs) -> dict[str, Any]:
+    def key(self, *args: P.args, **kwargs: P.kwargs) -> Ids:
         """The ids under which the result for these arguments is cached, as the verbs of a cache take them:
         `await cache.get(**price.key(7))`. `InvalidKey` for arguments that make no id."""
         return self._named((*self._bound, *args), kwargs)[0]
@@ -94,15 +109,24 @@ class CachedFunction(Generic[P, T]):
         await self.invalidate(*args, **kwargs)
         return await self(*args, **kwargs)
 
+    # Checkers see a static method as a plain function: what tells it from a method is its first parameter.
     @overload
     def __get__(self, instance: None, owner: type) -> Self: ...
     @overload
     def __get__(
-        self: CachedFunction[Concatenate[Any, R], T], instance: object, owner: type | None = None
+        self: CachedFunction[Concatenate[Owner, R], T], instance: Owner, owner: type | None = None
     ) -> CachedFunction[R, T]: ...
+    @overload
+    def __get__(self, instance: object, owner: type | None = None) -> Self: ...
     def __get__(self, instance: object, owner: type | None = None) -> Any:
         """As a method: the same with its instance, or with its class where a classmethod is what is wrapped."""
-        return self if instance is None else CachedFunction(self._declared, self.__wrapped__, (instance,))
+        return self if instance is None else self._bound_to(instance)
+
+    def _bound_to(self, first: object) -> CachedFunction[Any, T]:
+        """The same with its first argument given. At each access of a method: all but that is there already."""
+        bound: CachedFunction[Any, T] = CachedFunction.__new__(CachedFunction)
+        bound.__dict__.update(self.__dict__, _bound=(first,), __signature__=self._declared.signature_bound)
+        return bound
 
     def __repr__(self) -> str:
         return f"<cached {name_of(self.__wrapped__)}>"
@@ -110,18 +134,19 @@ class CachedFunction(Generic[P, T]):
     def _cache(self) -> Cache:
         return current_cache() if self._declared.cache is None else self._declared.cache
 
-    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Ids, list[Any]]:
         """The ids and the tags for these arguments."""
         declared = self._declared
         bound = declared.signature.bind(*args, **kwargs)
         bound.apply_defaults()
         arguments = {**bound.arguments.get(declared.rest or "", {}), **bound.arguments}
-        ids = {name: template.filled_in(arguments) for name, template in declared.ids.items()}
+        ids: Any = {"data_type": declared.data_type}
+        ids |= {name: template.filled_in(arguments) for name, template in declared.ids.items()}
         if "resource_id" not in ids:
             hashed = generate_resource_id_hash({name: bound.arguments[name] for name in declared.keyed_by})
             ids["resource_id"] = f"{name_of(self.__wrapped__)}:{hashed}"
-        tags = [str(tag) for tag in (template.filled_in(arguments) for template in declared.tags) if tag is not None]
-        return {"data_type": declared.data_type, **ids}, tags
+        tags = [tag for tag in (template.filled_in(arguments) for template in declared.tags) if tag is not None]
+        return ids, tags
 
 
 class StaticFunction(CachedFunction[P, T]):
@@ -132,21 +157,22 @@ class StaticFunction(CachedFunction[P, T]):
         return self
 
 
-class ClassFunction(CachedFunction[P, T]):
-    """A class method's: it is bound to the class, also where it is asked of the class."""
+class ClassFunction(CachedFunction[Concatenate[type[Any], P], T], Generic[P, T]):
+    """A class method's: it is bound to the class, also where it is asked of the class.
+
+    Checkers tell it by its first parameter, a class, for they see no `classmethod` below another decorator. A plain
+    function with such a parameter they take for one, too, and want that argument by its place."""
 
     def __get__(self, instance: object, owner: type | None = None) -> CachedFunction[P, T]:  # type: ignore[override]
         """The same with the class."""
-        return CachedFunction(self._declared, self.__wrapped__, (owner or type(instance),))
+        return self._bound_to(owner or type(instance))
 
 
 class Decorator(Protocol):
     """What `@cached(...)` gives: it is put above a function, a method, a class method or a static one."""
 
     @overload
-    def __call__(self, function: staticmethod[P, Awaitable[T]]) -> StaticFunction[P, T]: ...
-    @overload
-    def __call__(self, function: classmethod[Any, P, Awaitable[T]]) -> ClassFunction[P, T]: ...
+    def __call__(self, function: Callable[Concatenate[type[Any], P], Awaitable[T]]) -> ClassFunction[P, T]: ...
     @overload
     def __call__(self, function: Callable[P, Awaitable[T]]) -> CachedFunction[P, T]: ...
     def __call__(self, function: Any) -> Any:
@@ -182,7 +208,8 @@ def declaration_of(
             f"{{{missing[0]}}} into resource_id, or give ignore={tuple(missing)!r} where that is meant"
         )
     _decode(function, data_type, cache)
-    return Declared(data_type, signature, rest, ids, tagged, keyed_by, ttl, cache)
+    without_first = signature.replace(parameters=list(signature.parameters.values())[1:])
+    return Declared(data_type, signature, without_first, rest, ids, tagged, keyed_by, ttl, cache)
 
 
 def _arguments(function: Callable[..., Any], signature: inspect.Signature) -> list[str]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any, ClassVar, NoReturn, cast, overload
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn, Unpack, cast, overload
 
 from cachebus.base.choices import ContextMatch, Wait
+from cachebus.base.clock import Clock, monotonic
 from cachebus.base.ids import Id
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.errors import ConfigError
 from cachebus.policy import TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD
-from cachebus.settings import Settings
+from cachebus.settings import Settings, SettingsOptions
 from cachebus.writing.guard import WriteGuard
 
 _REMEDY = (
@@ -51,6 +53,21 @@ class _Closed:
 
 
 _CLOSED = cast("Cache", _Closed())
+
+
+@dataclass(frozen=True)
+class Override:
+    """What tests put in place of settings."""
+
+    options: SettingsOptions
+    clock: Clock | None
+
+    def over(self, settings: Settings) -> Settings:
+        """These settings, with the fields that are overridden; policies by their types. `ConfigError`."""
+        given: dict[str, Any] = {name: getattr(settings, name) for name in settings.model_fields_set}
+        policies = {**settings.policies, **self.options.get("policies", {})}
+        return Settings(**{**given, **self.options, "policies": policies})
+
 
 Application = Callable[..., Awaitable[None]]
 """What speaks ASGI: FastAPI's and Starlette's applications are called so."""
@@ -108,6 +125,7 @@ class CacheManager:
     write_guard = staticmethod(write_guard)
 
     _configured: ClassVar[Settings | None] = None
+    _override: ClassVar[Override | None] = None
     _cascades: ClassVar[list[Cascade]] = []
     _models: ClassVar[dict[str, tuple[Any, str]]] = {}
     """By data type: what the functions of `@cached` return, and the first of them."""
@@ -153,15 +171,47 @@ def configure(settings: Settings | str | None = None) -> Settings:
     configured already; the same again are harmless.
     """
     wanted = Settings.of(settings)
-    present = CacheManager._configured
-    if present is not None and present != wanted:
+    present, override = CacheManager._configured, CacheManager._override
+    if present is not None and present != wanted and override is None:
         differing = [name for name in Settings.model_fields if getattr(present, name) != getattr(wanted, name)]
         raise ConfigError(
             f"configured already for {present.safe_url}, and now for {wanted.safe_url} with another "
             f"{', '.join(differing)}: configure once"
         )
     CacheManager._configure(wanted)
-    return wanted
+    return wanted if override is None else override.over(wanted)
+
+
+@contextmanager
+def override_settings(*, clock: Clock | None = None, **options: Unpack[SettingsOptions]) -> Iterator[None]:
+    """For tests: whatever `configure` and `lifespan` are told, a process-wide cache that is opened in the block has
+    these fields of `Settings` in place of its own: `with override_settings(url="memory://"):`.
+
+    - `clock`: of the cache, as a `FakeClock`; None is the machine's
+    - `policies`: take the place of those of the same types
+
+    In the block `configure` may be called again, with anything. Behind it all is as before: what was configured and
+    declared, and which models functions of `@cached` have asked for. So import the modules that do this before the
+    block, as at the top of a file of tests. Raises `ConfigError` where the process-wide cache is open; `lifespan` does
+    for fields that don't fit.
+    """
+    manager = CacheManager
+    if manager._cache is not None:
+        raise ConfigError("the process-wide cache is open already: override its settings before it is opened")
+    configured, outer = manager._configured, manager._override
+    cascades, models = list(manager._cascades), dict(manager._models)
+    if outer is not None:
+        policies = {**outer.options.get("policies", {}), **options.get("policies", {})}
+        options = {**outer.options, **options, "policies": policies}
+        clock = outer.clock if clock is None else clock
+    manager._override = Override(options, clock)
+    try:
+        yield
+    finally:
+        manager._configured, manager._override = configured, outer
+        manager._cascades[:] = cascades
+        manager._models.clear()
+        manager._models.update(models)
 
 
 def declare(*cascades: Cascade) -> None:
@@ -204,7 +254,7 @@ async def _opened(own: Settings | None) -> AsyncIterator[Cache]:
     wanted = configure(own) if own is not None or configured_here else CacheManager._configured
     if CacheManager._cache is not None:
         raise ConfigError("the process-wide cache is open already")
-    cache = Cache.open(wanted)
+    cache = _made(Settings.of(wanted))
     try:
         cache.register(*CacheManager._cascades)
         for data_type, (model, asker) in CacheManager._models.items():
@@ -216,6 +266,13 @@ async def _opened(own: Settings | None) -> AsyncIterator[Cache]:
         CacheManager._uninstall(cache)  # not before it is closed: loads that are under way may use it until then
         if configured_here:
             CacheManager._configure(None)
+
+
+def _made(settings: Settings) -> Cache:
+    override = CacheManager._override
+    if override is None:
+        return Cache.open(settings)
+    return Cache(override.over(settings), clock=override.clock or monotonic)
 
 
 def current_cache() -> Cache:

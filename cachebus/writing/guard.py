@@ -193,6 +193,7 @@ class WriteGuard:
 
     async def __aenter__(self) -> Self:
         guards = self._guards
+        guards.writer.tell(self._plan)
         if not guards.enabled:
             return self
         if self._token:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from cachebus.core.membership import Confirmed
@@ -57,6 +58,21 @@ class Writer:
         self._pending = pending
         self._confirmer = confirmer
         self._enabled = enabled
+        self._listeners: list[Callable[[Plan], None]] = []
+
+    @contextmanager
+    def told(self, listener: Callable[[Plan], None]) -> Iterator[None]:
+        """Tell this of each invalidation that is asked for, until the block ends: for tests."""
+        self._listeners.append(listener)
+        try:
+            yield
+        finally:
+            self._listeners.remove(listener)
+
+    def tell(self, plan: Plan) -> None:
+        """An invalidation is asked for, whatever becomes of it."""
+        for listener in self._listeners:
+            listener(plan)
 
     # -- the verbs ------------------------------------------------------------------------------------------------
 
@@ -96,6 +112,7 @@ class Writer:
     async def invalidate(self, plan: Plan, *, wait: bool = False) -> Receipt:
         """Replace all that the plan addresses, everywhere; `InvalidationFailed` when that is not sure. `wait`: return
         when no node can serve what was replaced."""
+        self.tell(plan)
         if not self._enabled:
             return NOTHING_DONE
         self._node.counters.invalidations += 1

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import StrEnum
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from pydantic import BaseModel
 
-from cachebus import Cache, CacheManager, ConfigError, Context, Policy, TenantRequired, cached, lifespan
+from cachebus import Cache, CacheManager, ConfigError, Context, InvalidKey, Policy, TenantRequired, cached, lifespan
 from cachebus.settings import Settings
 from cachebus.values.results import model_of
 from tests.support.caches import nodes, quick
@@ -87,6 +90,36 @@ async def test_tags_and_tenant_are_templates_too(cache: Cache) -> None:
     await cache.invalidate_tags(["books"], "acme")
     await book("b", "acme", "y")
     assert calls == ["a", "b", "a", "b"]
+
+
+class Shelf(StrEnum):
+    """An id is what it holds, however it shows itself."""
+
+    HIGH = "high"
+
+    def __str__(self) -> str:
+        return "no shelf"
+
+
+async def test_a_tag_is_what_its_argument_holds(cache: Cache) -> None:
+    @cached("book", resource_id="{name}", tenant_id="acme", tags=["{shelf}"])
+    async def book(name: str, shelf: Any) -> str:
+        calls.append(name)
+        return name
+
+    number = uuid4()
+    for name, shelf, tag in (("a", Shelf.HIGH, "high"), ("b", 7, "7"), ("c", number, str(number))):
+        for expected in ([name], [name], [name, name]):
+            if expected == [name, name]:
+                await cache.invalidate_tags([tag], "acme")
+            await book(name, shelf)
+            assert calls == expected
+        calls.clear()
+    await book("d", None)
+    for wrong in (True, 1.5, object(), ""):
+        with pytest.raises(InvalidKey, match="tag"):
+            await book("e", wrong)
+    assert calls == ["d"]
 
 
 async def test_without_a_template_all_arguments_count(cache: Cache) -> None:
@@ -275,7 +308,11 @@ async def test_it_looks_like_the_function(cache: Cache) -> None:
 
     assert (page.__name__, page.__doc__, page.__module__) == ("page", "A page.", __name__)
     assert list(inspect.signature(page).parameters) == ["name"]
-    assert list(inspect.signature(Repository("acme").by_id).parameters) == ["product"]
+    one, other = Repository("acme").by_id, Repository("globex").by_id
+    assert list(inspect.signature(one).parameters) == ["product"]
+    assert inspect.signature(one) is inspect.signature(other)  # nothing is worked out when a method is looked up
+    assert (one.__name__, one.__doc__) == ("by_id", "Of one shop.")
+    assert inspect.iscoroutinefunction(one) == (sys.version_info >= (3, 12))
     assert repr(page).startswith("<cached ")
     async with asyncio.TaskGroup() as group:
         task = group.create_task(page("p"))

@@ -38,7 +38,7 @@ RUN = sorted(
 FILES = {
     "howto/flask.md": {"caching.py", "app.py"},
     "howto/django.md": {"asgi.py", "views.py", "writes.py"},
-    "howto/testing.md": {"conftest.py", "test_redis.py"},
+    "howto/testing.md": {"books.py", "test_books.py", "test_redis.py"},
 }
 
 
@@ -202,11 +202,11 @@ def _renamed(scope: dict[str, Any]) -> None:
     assert [sql.split()[0] for sql, _ in said] == ["saved", "INSERT"]
 
 
-def test_the_fixture_for_tests(tmp_path: Path) -> None:
-    (tmp_path / "conftest.py").write_text(file(DOCS / "howto/testing.md", "conftest.py"))
-    (tmp_path / "test_it.py").write_text("async def test_it(cache):\n    assert cache.ready()\n")
-    arguments = "['-q', '-p', 'no:cacheprovider', '-o', 'asyncio_mode=auto', '.']"
-    assert "1 passed" in in_a_process(f"import pytest\nraise SystemExit(pytest.main({arguments}))", tmp_path)
+def test_the_suite_of_a_service(tmp_path: Path) -> None:
+    put("howto/testing.md", tmp_path, "redis://nobody.invalid:6379/0")
+    (tmp_path / "test_redis.py").unlink()
+    arguments = "['-q', '-p', 'cachebus.testing.plugin', '--strict-markers', '-o', 'asyncio_mode=auto', '.']"
+    assert "3 passed" in in_a_process(f"import pytest\nraise SystemExit(pytest.main({arguments}))", tmp_path)
 
 
 async def test_verify_in_a_suite_of_ones_own(redis_url: str) -> None:

@@ -174,5 +174,11 @@ def test_an_application_may_have_packages_of_these_names(
     assert run(python, "main.py", cwd=tmp_path).split() == ["consumers", "producers"]
 
 
+def test_pytest_finds_the_plugin(environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "test_it.py").write_text("async def test_it(cache):\n    assert cache.ready()\n")
+    said = run(environment / "bin/python", "-m", "pytest", "-q", "-o", "asyncio_mode=auto", ".", cwd=tmp_path)
+    assert "1 passed" in said
+
+
 def test_the_command_runs(environment: Path, tmp_path: Path) -> None:
     assert "demo" in run(environment / "bin/cachebus", "--help", cwd=tmp_path)

@@ -56,7 +56,16 @@ from cachebus.producers import (
     SyncOutboxProducer,
     SyncProducer,
 )
-from cachebus.testing import FakeClock, Faults, Fleet, Verdict, verify
+from cachebus.testing import (
+    FakeClock,
+    Faults,
+    Fleet,
+    Invalidations,
+    Verdict,
+    override_settings,
+    record_invalidations,
+    verify,
+)
 
 
 async def load_all(resource_id: str, tenant_id: str, ctx: Context) -> dict[str, int]:
@@ -253,6 +262,14 @@ async def for_tests() -> None:
         await fleet.settle()
         for cache in fleet.caches:
             assert_type(cache, Cache)
+        with record_invalidations(*fleet.caches) as seen:
+            assert_type(seen, Invalidations)
+        assert_type(seen.covers("config", 7, "acme", tags=["t"]), bool)
+        seen.assert_invalidated("config", "*", tenant_id="acme")
+        seen.assert_not_invalidated("config", "x", "acme", agent_id="a")
+    with override_settings(url="memory://", enabled=False, clock=clock, policies={"a": {"ttl_s": 1}}):
+        async with lifespan():
+            pass
 
 
 async def verified() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal, assert_type
 
 from pydantic import SecretStr
 
-from cachebus import Cache, CacheManager, Policy, Receipt, Settings, get_with_cache_aside
+from cachebus import Cache, CacheManager, Policy, Receipt, Settings, cached, get_with_cache_aside
 from cachebus.testing import Fleet
 
 
@@ -108,6 +108,69 @@ async def aside() -> None:
     assert_type(metrics["latency_ms"], float)
     if metrics["source"] == "error":
         assert_type(metrics["error"], BaseException | None)
+
+
+@cached("page", resource_id="{number}", tenant_id="acme", ignore=["quick"])
+async def page(number: int, *, quick: bool = False) -> dict[str, str]:
+    """A cached function."""
+    return {str(number): str(quick)}
+
+
+@cached("rows", resource_id="{kind.__name__}:{number}", tenant_id="acme")
+async def row(kind: type[int], number: int) -> int:
+    """One whose first parameter is a class, and that is no class method."""
+    return kind(number)
+
+
+class Shelf:
+    """Methods of every kind."""
+
+    @cached("book", resource_id="{number}", tenant_id="acme", ignore=["quick"])
+    async def book(self, number: int, quick: bool = False) -> str:
+        """A method."""
+        return f"{number} {quick}"
+
+    @cached("shelf", resource_id="{number}", tenant_id="acme")
+    @classmethod
+    async def of(cls, number: int) -> list[int]:
+        """A class method."""
+        return [number]
+
+    @cached("count", resource_id="{number}", tenant_id="acme")
+    @staticmethod
+    async def count(number: int) -> bytes:
+        """A static method."""
+        return bytes(number)
+
+
+class Upper(Shelf):
+    """Inherits them."""
+
+
+async def decorated(shelf: Shelf, upper: Upper) -> None:
+    """What is called, and what can be done with it."""
+    assert_type(await page(1, quick=True), dict[str, str])
+    assert_type(await page(number=1), dict[str, str])
+    assert_type(await page.get(1), dict[str, str] | None)
+    assert_type(await page.refresh(1, quick=True), dict[str, str])
+    assert_type(await page.invalidate(1), Receipt)
+    assert_type(page.key(1)["data_type"], str)
+    assert_type(await CacheManager.get(**page.key(1)), Any)
+    assert_type(await row(int, number=1), int)
+    assert_type(await shelf.book(1, quick=True), str)
+    assert_type(await shelf.book.get(number=1), str | None)
+    assert_type(await shelf.book.refresh(1), str)
+    assert_type(await Shelf.book(shelf, 1), str)
+    assert_type(await Upper.book.invalidate(upper, 1), Receipt)
+    assert_type(await upper.book(1), str)
+    assert_type(await Shelf.of(1), list[int])
+    assert_type(await Shelf.of.get(number=1), list[int] | None)
+    assert_type(await shelf.of.refresh(1), list[int])
+    assert_type(await Upper.of(1), list[int])
+    assert_type(await upper.of.invalidate(1), Receipt)
+    assert_type(await Shelf.count(1), bytes)
+    assert_type(await Shelf.count.get(number=1), bytes | None)
+    assert_type(await Upper.count.refresh(1), bytes)
 
 
 def declared() -> None:

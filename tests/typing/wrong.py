@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from cachebus import Cache, CacheManager, Context, Policy, Settings, cached, get_with_cache_aside, with_context
 from cachebus.producers import SyncOutboxProducer
-from cachebus.testing import Fleet
+from cachebus.testing import Fleet, override_settings
 
 
 async def load(resource_id: str, tenant_id: str) -> dict[str, int]:
@@ -79,6 +79,7 @@ def declared() -> None:
     print(Policy(retry_on=(5,)))  # arg-type | reportArgumentType
     print(Fleet(2, staleness_bound=1.0))  # call-arg | reportCallIssue
     print(SyncOutboxProducer(object(), paramstyle="percent"))  # arg-type | reportArgumentType
+    print(override_settings(urll="memory://"))  # call-arg | reportCallIssue
     print(Fleet(2, shards="4"))  # arg-type | reportArgumentType
 
 
@@ -92,6 +93,43 @@ def sync_rows() -> list[int]:
 def generated_rows() -> Iterator[int]:
     """A generator."""
     yield 1
+
+
+class Shelf:
+    """Methods of every kind."""
+
+    @cached("book", resource_id="{number}", tenant_id="acme")
+    async def book(self, number: int) -> str:
+        """A method."""
+        return str(number)
+
+    @cached("shelf", resource_id="{number}", tenant_id="acme")
+    @classmethod
+    async def of(cls, number: int) -> list[int]:
+        """A class method."""
+        return [number]
+
+    @cached("count", resource_id="{number}", tenant_id="acme")
+    @staticmethod
+    async def count(number: int) -> bytes:
+        """A static method."""
+        return bytes(number)
+
+
+async def methods(shelf: Shelf) -> None:
+    """They take what they take, and are no coroutine functions of anything else."""
+    await shelf.book("1")  # arg-type | reportArgumentType
+    await shelf.book.get("1")  # arg-type | reportArgumentType
+    await shelf.book.refresh()  # call-arg | reportCallIssue
+    await Shelf.book(1)  # call-arg | reportCallIssue
+    await Shelf.of("1")  # arg-type | reportArgumentType
+    await Shelf.of.get("1")  # arg-type | reportArgumentType
+    await shelf.of.invalidate(number="1")  # arg-type | reportArgumentType
+    await Shelf.of()  # call-arg | reportCallIssue
+    await Shelf.count("1")  # arg-type | reportArgumentType
+    await Shelf.count.refresh(1, 2)  # call-arg | reportCallIssue
+    text: str = await Shelf.of(1)  # assignment | reportAssignmentType
+    print(text)
 
 
 async def decorated() -> None:

@@ -1,16 +1,5 @@
-"""For your own tests: several caches over one store in memory, a clock that you advance, faults with a seed.
-
-```python
-async with Fleet(nodes=2) as fleet:
-    a, b = fleet.caches
-    await a.set("config", "x", 1, tenant_id="acme")
-    fleet.away = True          # the store is out of reach
-    fleet.faults = Faults(seed=7, drop=0.2, double=0.1, swap=0.1)
-```
-The rules of coherence are the real ones; only Redis is played by memory.
-
-`verify` is the same question put to the real thing: processes, a server, faults of every kind, every read judged.
-"""
+"""Several caches over one store in memory, a clock that is advanced, and faults with a seed: Redis played by memory,
+under the real rules of coherence."""
 
 from __future__ import annotations
 
@@ -25,7 +14,6 @@ from cachebus.assembly.world import World
 from cachebus.base.clock import Clock, monotonic
 from cachebus.cache import Cache
 from cachebus.settings import Settings, SettingsOptions
-from cachebus.tools.verify.checker.verdict import Finding, Verdict
 
 
 class FakeClock:
@@ -134,46 +122,3 @@ class Fleet:
     ) -> None:
         self.away = False
         await self._stack.aclose()
-
-
-async def verify(
-    url: str | None = None,
-    *,
-    seconds: float = 20.0,
-    seed: int | None = None,
-    faults: str = "all",
-    nodes: int = 4,
-    bound_s: float = 1.0,
-    rate: float = 1_000.0,
-    write_rate: float | None = None,
-) -> Verdict:
-    """Run several node processes against a server under faults, and judge every read; what `cachebus verify` does.
-
-    `url`: a server of yours, of which only a namespace of its own is touched, and emptied in the end; None: one that is
-    started for it, to which faults are done, too. `seed`: of the faults and of what is read and written; None: a new
-    one, which the verdict tells. `faults`: "all", "none", or names and groups with commas between, as in `cachebus
-    verify --list-faults`. `rate`: reads a second and node, 0 is as fast as it goes; `write_rate`: writes a second and
-    node, None is 20, or 2 on a server of yours. Takes `seconds` and some seconds more.
-
-    `ConfigError` for what is set up wrong, `L2Unavailable` for a server that is not there, and `NodeCrashed` (of
-    `cachebus.tools.harness.supervisor`) for a node process that ended by itself.
-    """
-    # Only here: the twins above must not cost what starts processes and judges them.
-    from cachebus.tools.verify.nemesis.faults import chosen
-    from cachebus.tools.verify.plan import make_plan
-    from cachebus.tools.verify.run import Run
-
-    plan = make_plan(
-        url=url,
-        seconds=seconds,
-        seed=seed,
-        faults=chosen(faults),
-        nodes=nodes,
-        bound_s=bound_s,
-        rate=rate,
-        write_rate=write_rate,
-    )
-    return await Run(plan).verdict()
-
-
-__all__ = ["FakeClock", "Faults", "Finding", "Fleet", "Verdict", "verify"]

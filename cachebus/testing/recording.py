@@ -1,0 +1,117 @@
+"""What caches were asked to invalidate, for tests that want to know whether a write path does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from cachebus.base.ids import Id
+from cachebus.cache import Cache
+from cachebus.keys.key import ALL_OF_SHARD, GIVEN, type_scope
+from cachebus.keys.naming import tag_scopes
+from cachebus.keys.plan import Plan
+
+
+class Invalidations:
+    """What caches were asked to invalidate since `record_invalidations` began, in its order."""
+
+    def __init__(self, cache: Cache) -> None:
+        """`cache`: the open cache by whose settings and policies ids are read."""
+        self._parts = cache._looked_at()
+        self._plans: list[Plan] = []
+
+    def covers(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        tags: Sequence[str] = (),
+    ) -> bool:
+        """Whether a value of these ids, stored with these `tags` and those of its type, was invalidated: by its key, a
+        cascade, a scope that it lies in, or a tag. `resource_id` "*": whether all of the type was. `InvalidKey`."""
+        parts = self._parts
+        key = parts.naming.named(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        plan = parts.planner.one(key)
+        if not plan.keys:
+            wanted = {*plan.scopes, f"T{GIVEN}{key.family.tenant}", type_scope(data_type), ALL_OF_SHARD}
+        else:
+            wanted = {key.l1, *key.scopes, *tag_scopes(key, tags, parts.policies.rules(key.family.data_type))}
+        return any(wanted.intersection((*(one.l1 for one in each.keys), *each.scopes)) for each in self._plans)
+
+    def assert_invalidated(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        tags: Sequence[str] = (),
+    ) -> None:
+        """`AssertionError`, which says what was invalidated, unless `covers` says that this was."""
+        ids = data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id
+        if not self.covers(*ids, tags=tags):
+            raise AssertionError(f"{_shown(ids)} was not invalidated, but {self.described()}")
+
+    def assert_not_invalidated(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        tags: Sequence[str] = (),
+    ) -> None:
+        """`AssertionError` where `covers` says that this was invalidated."""
+        ids = data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id
+        if self.covers(*ids, tags=tags):
+            raise AssertionError(f"{_shown(ids)} was invalidated: {self.described()}")
+
+    def described(self) -> str:
+        """All of it in words, for people: they may change."""
+        names = [name for plan in self._plans for name in (*map(repr, plan.keys), *map(_scope_shown, plan.scopes))]
+        return ", ".join(names) or "nothing"
+
+    def __len__(self) -> int:
+        """How many invalidations were asked for."""
+        return len(self._plans)
+
+    def __repr__(self) -> str:
+        return f"<Invalidations: {self.described()}>"
+
+
+@contextmanager
+def record_invalidations(*caches: Cache) -> Iterator[Invalidations]:
+    """Record what these open caches are asked to invalidate: by `invalidate` and its like, by `delete`, and by write
+    guards that are entered. A value that is `set` is none of it.
+
+    - `caches`: several, such as `*fleet.caches`, tell into one record
+
+    Gives the `Invalidations`, also of a cache that is disabled. Raises `ConfigError` for a cache that is not open, and
+    `ValueError` for none.
+    """
+    if not caches:
+        raise ValueError("no caches to record the invalidations of")
+    seen = Invalidations(caches[0])
+    with ExitStack() as stack:
+        for cache in caches:
+            stack.enter_context(cache._looked_at().writer.told(seen._plans.append))
+        yield seen
+
+
+def _shown(ids: tuple[Id | None, ...]) -> str:
+    return "/".join(str(part) for part in ids if part is not None)
+
+
+def _scope_shown(name: str) -> str:
+    """A scope or tag as people read it."""
+    shape, *parts = name.split(GIVEN)
+    words = {"G": "tag ", "I": "in all contexts ", "T": "tenant "}.get(shape, "all of ")
+    return words + "/".join(parts)
