@@ -47,7 +47,7 @@ from cachebus.l2.replies import (
     written,
 )
 from cachebus.l2.running import Running, flag
-from cachebus.resp import Address, Connection, Links, NotAsked, Route, knows_no_script, must_be_primary
+from cachebus.resp import Address, Connection, Links, NoPrimary, NotAsked, Route, knows_no_script, must_be_primary
 from cachebus.wire.record import CHECKED_AT, Record
 
 PRUNE_EVERY_S: Final = 10.0
@@ -138,7 +138,9 @@ class RedisStore:
         try:
             if route.checks_role:
                 await must_be_primary(connection, address)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, NoPrimary):
+                route.refute(address)
             connection.close()
             raise
         return connection

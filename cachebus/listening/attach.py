@@ -11,14 +11,14 @@ from cachebus.core.ports import Bus, Store
 from cachebus.errors import BusUnavailable, L2Unavailable
 from cachebus.listening.outages import Outages
 from cachebus.listening.probe import Prober
-from cachebus.resp import ended
+from cachebus.resp import NoPrimary, ended
 
 PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "READONLY", "TRYAGAIN")
 """In refusals that end by themselves, as during a failover: they may lie in the text of another."""
 
 
 def _passes(error: L2Unavailable) -> bool:
-    return isinstance(error, Late) or any(word in str(error) for word in PASSING)
+    return isinstance(error, Late | NoPrimary) or any(word in str(error) for word in PASSING)
 
 
 class Attachment:
@@ -86,12 +86,14 @@ class Attachment:
         or refuses for a reason that passes."""
         pauses = Backoff()
         while True:
-            await self._store.reach(shard)
-            await self._bus.listen(shard)
+            began = False
             try:
+                await self._store.reach(shard)
+                await self._bus.listen(shard)
+                began = True
                 await self._prober.begin(shard, "start")
             except L2Unavailable as error:
-                if self._store.reaches(shard) and not _passes(error):
+                if not _passes(error) and (not began or self._store.reaches(shard)):
                     raise
                 self._refusals[shard] = str(error)
                 await asyncio.sleep(pauses.next_s())

@@ -7,7 +7,7 @@ one timer a connection instead of a time-out a call, and every failure is an err
 from cachebus.resp.address import Address, parse_address
 from cachebus.resp.cluster_map import ClusterMap, slot_of
 from cachebus.resp.connection import Connection
-from cachebus.resp.handshake import must_be_primary
+from cachebus.resp.handshake import NoPrimary, must_be_primary
 from cachebus.resp.links import Links
 from cachebus.resp.places import CLUSTER, SENTINEL, Places, parse_places
 from cachebus.resp.replies import (
@@ -38,6 +38,7 @@ __all__ = [
     "Fixed",
     "Links",
     "Misshapen",
+    "NoPrimary",
     "NotAsked",
     "Places",
     "Reads",

@@ -26,11 +26,15 @@ async def join(link: Link, address: Address, connect_timeout_s: float, on_lost: 
     link.on_lost = on_lost
 
 
+class NoPrimary(L2Unavailable):
+    """The server says that it is none."""
+
+
 async def must_be_primary(link: Link, address: Address) -> None:
-    """Have the server say that it is a primary; `L2Unavailable`."""
+    """Have the server say that it is a primary; `NoPrimary`, `L2Unavailable`."""
     role = await link.call("ROLE")
     if not isinstance(role, list) or not role or role[0] != b"master":
-        raise L2Unavailable(f"{address} is no primary, or not any more")
+        raise NoPrimary(f"{address} is no primary, or not any more")
 
 
 async def _join_mapped(link: Link, address: Address, connect_timeout_s: float) -> None:

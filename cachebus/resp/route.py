@@ -49,6 +49,10 @@ class Route(ABC):
             for leave in self._leaving:
                 leave()
 
+    def refute(self, place: Address) -> None:
+        """A server that it has named says that it is no primary. Who asks nobody has nothing to learn from that."""
+        return
+
     @abstractmethod
     async def look(self, since_s: float) -> None:
         """Look where the primaries are, unless somebody has begun to since then; `L2Unavailable` where nobody can say.

@@ -213,6 +213,24 @@ async def test_whoever_comes_from_a_deposed_primary_repeats_there_what_it_had_ac
                 assert first.running
 
 
+async def test_sentinels_that_hold_a_replica_for_the_primary(group: SentinelGroup) -> None:
+    """After failovers that cross they do, until they see its role: for twenty seconds, in which the primary is well."""
+    primary, replica, _ = group.data
+    async with nodes(group.url, 2) as (a, b):
+        await a.set("config", "x", 1, TENANT)
+        await group.monitor(replica)
+        await ask(primary, "CLIENT", "KILL", "TYPE", "normal")
+        await until(lambda: a.stats().reconnects and b.stats().reconnects)
+        await until(lambda: a.set("config", "x", 2, TENANT))
+        await until(lambda: b.get("config", "x", TENANT, use_memory=False))
+        assert await b.get("config", "x", TENANT, use_memory=False) == 2
+        async with Cache(a.settings) as third:
+            assert await third.get("config", "x", TENANT) == 2
+        assert {place.port for place in parts(a).store._links.route.known} == {primary.port}  # type: ignore[attr-defined]
+        assert all([await ask(each, "SENTINEL", "get-master-addr-by-name", SERVICE) for each in group.sentinels])
+        assert (await ask(replica, "ROLE"))[0] == b"slave", "the Sentinels have not seen it yet"
+
+
 async def test_nobody_who_says_where_the_primary_is(group: SentinelGroup) -> None:
     url = group.url
     for sentinel in group.sentinels:

@@ -92,9 +92,12 @@ class SentinelGroup(Group):
         raise L2Unavailable("no primary at present")
 
     async def followers(self) -> int:
-        """How many replicas follow the primary, each by itself; 0 where there is none."""
+        """How many replicas follow the primary, each by itself; 0 where there is none, and while Sentinels disagree:
+        they may agree on a replica next."""
         try:
-            return await self._online(await self.primary())
+            head = await self.primary()
+            named = [await ask(each, "SENTINEL", "get-master-addr-by-name", SERVICE) for each in self.sentinels]
+            return await self._online(head) if {int(port) for _, port in named} == {self.place(head)} else 0
         except L2Unavailable:
             return 0
 
@@ -111,9 +114,13 @@ class SentinelGroup(Group):
         for server in self.data:
             if server is not head:
                 await self.follow(server, head)
+        await self.monitor(head)
+
+    async def monitor(self, server: EmbeddedServer) -> None:
+        """Have the Sentinels hold a server for the primary, whatever it is."""
         for sentinel in self.sentinels:
             await ask(sentinel, "SENTINEL", "REMOVE", SERVICE)
-            await ask(sentinel, "SENTINEL", "MONITOR", SERVICE, HOST, self.place(head), self._counts[1] // 2 + 1)
+            await ask(sentinel, "SENTINEL", "MONITOR", SERVICE, HOST, self.place(server), self._counts[1] // 2 + 1)
             for option, value in self._watched_by.items():
                 await ask(sentinel, "SENTINEL", "SET", SERVICE, option, value)
 

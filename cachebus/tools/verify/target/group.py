@@ -27,6 +27,8 @@ Kind = Literal["sentinel", "cluster"]
 LOOK_S: Final = 0.05
 PROMOTED_S: Final = 8.0
 """How long a failover is waited for. After that the old primary is brought back."""
+REST_MS: Final = 10_000
+"""Once all is repaired, a primary is held for dead only after so long: that this machine is busy is no failover."""
 
 
 class GroupUnderTest:
@@ -240,6 +242,7 @@ class GroupUnderTest:
             await self.promoted(ShardNames(self.namespace, shard))
             await self._settle(ShardNames(self.namespace, shard))
         await self.followed(len(self.data) - 1)
+        await self.be_patient(REST_MS)
 
     async def followed(self, count: int | None = None) -> None:
         """Wait until so many replicas follow the primary of the Sentinels; by default, as many as it needs to take
