@@ -110,7 +110,7 @@ class Peek:
     `encoding`: the database's, if the server does not convert its text; "" for UTF-8."""
 
     def __init__(
-        self, progress: Progress, passed: PassedOver, follows: Callable[[str, str], bool], encoding: str = ""
+        self, progress: Progress, passed: PassedOver, follows: Callable[[Relation], bool], encoding: str = ""
     ) -> None:
         self._encoding = encoding
         self._progress = progress
@@ -208,7 +208,7 @@ class Peek:
 
     def _known(self, relations: tuple[Relation, ...]) -> tuple[tuple[Relation, ...], bool | None]:
         others = [one for one in relations if one.table not in OWN_TABLES]
-        followed = any(self._follows(one.schema, one.table) for one in others) if others else None
+        followed = any(map(self._follows, others)) if others else None
         known = self._followed[id(relations)] = relations, followed
         return known
 

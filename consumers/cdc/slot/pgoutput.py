@@ -86,6 +86,7 @@ class Relation:
     columns: tuple[Column, ...]
     encoding: str = ""
     """Python's name of the one that its rows' texts are in, some of which may be no text in it; "" for UTF-8."""
+    oid: int = 0
     _layouts: dict[frozenset[str] | None, Layout] = field(default_factory=dict, repr=False, compare=False)
 
     def layout(self, wanted: frozenset[str] | None) -> Layout:
@@ -269,7 +270,7 @@ def _relation(read: _Reader) -> tuple[int, Relation]:
         type_oid, _ = read.fields(_column)
         columns.append(Column(name, type_oid, bool(flags & KEY)))
     read.end()
-    return oid, Relation(schema, table, identity, tuple(columns), read.encoding)
+    return oid, Relation(schema, table, identity, tuple(columns), read.encoding, oid)
 
 
 def _sane(count: int, read: _Reader) -> int:

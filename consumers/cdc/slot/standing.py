@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.router import Place, Router
 from cachebus.consumers.cdc.slot import publication, slot, storage
 from cachebus.consumers.cdc.slot.catalogue import Table, kin_of, others_of, table_findings, tables_of
+from cachebus.consumers.cdc.slot.lineage import Lineage
 from cachebus.consumers.cdc.slot.publication import Publication, Published
 from cachebus.consumers.cdc.slot.slot import OnLostSlot, Slot
 from cachebus.consumers.cdc.slot.storage import Memory
@@ -28,6 +29,18 @@ class Names:
     on_lost: OnLostSlot
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """Changes of a table are told otherwise than the looks have it, so that some of what they touched is not told."""
+
+    problem: str
+    count: int = 1
+    """How many such changes there were."""
+
+
+NO_DOUBTS: Final[Mapping[str, Doubt]] = {}
+
+
 @dataclass
 class Standing:
     """The result of one check."""
@@ -40,6 +53,8 @@ class Standing:
     warnings: list[str] = field(default_factory=list)
     marks: dict[str, Any] = field(default_factory=dict)
     """What each table whose changes are all published is known by now."""
+    doubts: dict[str, Doubt] = field(default_factory=dict)
+    """Tables of which the slot had told by then what was not so at the looks."""
     quiet: dict[str, Any] = field(default_factory=dict)
     """Those of the tables that are to be remembered anew, though nothing was missed."""
 
@@ -47,12 +62,15 @@ class Standing:
 async def look(
     connection: asyncpg.Connection,
     router: Router,
+    lineage: Lineage,
     names: Names,
     refused: Mapping[str, str],
     swallowing: Sequence[Finding] = (),
+    doubts: Mapping[str, Doubt] = NO_DOUBTS,
 ) -> Standing:
-    """Check everything. `swallowing`: findings about own tables that are known before. Raises the driver's errors."""
-    found = Standing()
+    """Check everything. `swallowing`: findings about own tables that are known before. `doubts`: what the slot has told
+    of tables. Raises the driver's errors."""
+    found = Standing(doubts=dict(doubts))
     level = await connection.fetchval("SELECT current_setting('wal_level')")
     if level != "logical":
         found.findings.append(
@@ -78,15 +96,15 @@ async def look(
         found.findings += await slot.look_at_rights(connection, names.slot)
     tables = await tables_of(connection, router.rules.rule)
     others = await others_of(connection, router.rules.rule, tables)
-    router.inherits(kin_of(tables))
+    known = {} if found.memory is None else found.memory.tables
+    router.learn(lineage.seen(tables, known, found.slot))
     found.needs = Published(router, names.publication, tables)
     found.published = await publication.look(connection, names.publication)
     wrong, found.warnings = table_findings(router, tables, others)
     found.warnings += found.needs.warnings(found.published)
     told = found.needs.findings(found.published, refused)
     followed = [table for table in tables if router.rules_of(table.schema, table.name)]
-    found.marks = _marks(found.published, followed, [*wrong, *told])
-    known = {} if found.memory is None else found.memory.tables
+    found.marks = _marks(found.published, followed, [*wrong, *told], kin_of(tables))
     found.findings += (one._replace(missed=one.missed or one.subject in known) for one in wrong)
     found.findings += told
     if found.memory is not None:
@@ -94,7 +112,9 @@ async def look(
     return found
 
 
-def _marks(found: Publication | None, tables: list[Table], wrong: list[Finding]) -> dict[str, Any]:
+def _marks(
+    found: Publication | None, tables: list[Table], wrong: list[Finding], kin: Mapping[Place, Sequence[Place]]
+) -> dict[str, Any]:
     unwell = {one.subject for one in wrong if one.missed}
     if found is None or any(one.assumption == "publication" and "." not in one.subject for one in wrong if one.missed):
         return {}
@@ -102,7 +122,8 @@ def _marks(found: Publication | None, tables: list[Table], wrong: list[Finding])
         table.full_name: {
             "is": found.mark(table),
             "columns": table.definition,
-            "parts": {str(leaf.oid): leaf.file for leaf in table.leaves},
+            "parts": {str(part.oid): part.mark for part in (*table.leaves, *table.branches)},
+            "of": sorted(".".join(place) for place in kin.get((table.schema, table.name), ())),
         }
         for table in tables
         if table.full_name not in unwell and found.has(table)
@@ -115,23 +136,30 @@ def _compare(found: Standing, tables: list[Table], known: Mapping[str, Any]) -> 
     unwell = {one.subject for one in found.findings}
     for name, mark in found.marks.items():
         before = known.get(name)
+        if name in found.doubts:
+            continue
         if before is None:
             _over(found, name, "it is followed from now on, and what was changed before was not told")
         elif before["is"] != mark["is"]:
             _over(found, name, "it is another table than before, or its publication is another one")
         elif before.get("columns") != mark["columns"]:
             _over(found, name, "its columns were altered: PostgreSQL tells nothing of rows that are rewritten")
+        elif before.get("of") != mark["of"]:
+            _over(found, name, "it inherits from other tables than before")
         elif before["parts"] != mark["parts"]:
             _compare_parts(found, there[name], before["parts"], mark)
-    for name in known.keys() - there.keys() - unwell:
+    for name in known.keys() - there.keys() - unwell - found.doubts.keys():
         _over(found, name, "it was dropped or renamed")
+    missed = {one.subject for one in found.findings if one.assumption == "tables" and one.missed}
+    for name in found.doubts.keys() - missed:
+        _over(found, name, found.doubts[name].problem)
 
 
-def _compare_parts(found: Standing, table: Table, before: Mapping[str, int], mark: Mapping[str, Any]) -> None:
+def _compare_parts(found: Standing, table: Table, before: Mapping[str, str], mark: Mapping[str, Any]) -> None:
     name, now = table.full_name, mark["parts"]
-    if any(now.get(one) != file for one, file in before.items()):
-        _over(found, name, "partitions of it were truncated, detached or dropped, of which PostgreSQL tells nothing")
-    elif any(not leaf.is_empty for leaf in table.leaves if str(leaf.oid) not in before):
+    if any(now.get(one) != part for one, part in before.items()):
+        _over(found, name, "partitions of it were truncated, detached or altered, of which PostgreSQL tells nothing")
+    elif any(not leaf.is_untouched for leaf in table.leaves if str(leaf.oid) not in before):
         _over(found, name, "partitions with rows were attached, of which PostgreSQL tells nothing")
     else:
         found.quiet[name] = mark
