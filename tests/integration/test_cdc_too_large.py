@@ -1,8 +1,4 @@
-"""Transactions of which no server can tell, since something in them is too large as text.
-
-A row of more than a gigabyte takes long to write. A publication's row filter is computed where rows are told, and the
-text that this one makes has the same limit, and its error is the same.
-"""
+"""Transactions of which no server can tell, since something in them is too large as text."""
 
 from __future__ import annotations
 
@@ -11,16 +7,9 @@ import asyncio
 from cachebus.consumers.cdc.rules.rules import parse_rules
 from tests.support.caches import until
 from tests.support.cdc_slot import ORDER, done_beside, worker
+from tests.support.cdc_too_large import STORY
 from tests.support.changes import RULES, SCHEMA, Heard, fetched, running, tell
 
-STORY = [
-    ORDER.format(1),
-    "CREATE TABLE shop.large (size int PRIMARY KEY)",
-    "ALTER PUBLICATION cachebus_cdc ADD TABLE shop.large WHERE (repeat('x', size) <> '')",
-    "INSERT INTO shop.large VALUES (1073741824)",
-    "ALTER PUBLICATION cachebus_cdc DROP TABLE shop.large",
-    ORDER.format(2),
-]
 ADVANCE = "SELECT pg_replication_slot_advance('cachebus_cdc', pg_current_wal_flush_lsn())"
 
 

@@ -139,7 +139,7 @@ class Mending:
         self, connection: asyncpg.Connection, found: Standing, findings: Sequence[Finding], *, whole: bool
     ) -> None:
         """The scopes of these findings are invalidated: what is over need not be found again. `whole`: nothing more was
-        lost of the slot since they were found."""
+        lost of the slot since they were found, and all that was is visible."""
         memory = await storage.recall(connection, self._names.slot)
         if memory is None or memory.namespace != self._names.namespace:
             return

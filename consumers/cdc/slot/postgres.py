@@ -18,6 +18,7 @@ from cachebus.base.log import logger
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import Rules
 from cachebus.consumers.cdc.slot.catalogue import plain_url
+from cachebus.consumers.cdc.slot.commits import Commits
 from cachebus.consumers.cdc.slot.held import AGAIN_S
 from cachebus.consumers.cdc.slot.lineage import Lineage
 from cachebus.consumers.cdc.slot.mending import Mending
@@ -110,6 +111,7 @@ class PostgresSource(Source):
         self.names = given.names(settings.namespace)
         self.router = Router(rules)
         self.lineage = Lineage()
+        self.commits = Commits()
         self.mending = Mending(self.names)
         self.shards = settings.shards
         self._planner: Planner = Orders(settings.shards, rules.cascades).planner

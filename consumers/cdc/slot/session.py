@@ -273,17 +273,12 @@ class SlotSession(Session):
         return Look(findings, backlog, oldest_s, held=held)
 
     async def _standing(self) -> Standing:
-        mending = self._source.mending
+        source, mending = self._source, self._source.mending
         swallowing = await mending.look_at_suspects(self._beside)
-        return await standing.look(
-            self._beside,
-            self._source.router,
-            self._source.lineage,
-            self._names,
-            mending.refused,
-            swallowing,
-            mending.doubts,
+        before = standing.Before(
+            source.lineage, source.commits, mending.refused, mending.doubts, source.losses, swallowing
         )
+        return await standing.look(self._beside, source.router, self._names, before)
 
     def _others(self, slot: Any) -> list[Finding]:
         """The findings about other sessions that use the slot, or that hold its lock and do not use it."""
@@ -354,5 +349,5 @@ class SlotSession(Session):
         """See `Session.made_up`."""
         async with self._in_beside:
             if self._source.leading:
-                whole = self._losses == self._source.losses
+                whole = self._losses == self._source.losses and not self._found.unseen
                 await self._source.mending.made_up(self._beside, self._found, findings, whole=whole)

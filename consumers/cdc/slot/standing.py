@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from cachebus.consumers.cdc.rules.router import Place, Router
 from cachebus.consumers.cdc.slot import publication, slot, storage
 from cachebus.consumers.cdc.slot.catalogue import Table, kin_of, others_of, table_findings, tables_of
+from cachebus.consumers.cdc.slot.commits import Commits
 from cachebus.consumers.cdc.slot.lineage import Lineage
 from cachebus.consumers.cdc.slot.publication import Publication, Published
 from cachebus.consumers.cdc.slot.slot import OnLostSlot, Slot
@@ -38,9 +39,6 @@ class Doubt:
     """How many such changes there were."""
 
 
-NO_DOUBTS: Final[Mapping[str, Doubt]] = {}
-
-
 @dataclass
 class Standing:
     """The result of one check."""
@@ -49,6 +47,8 @@ class Standing:
     memory: Memory | None = None
     published: Publication | None = None
     needs: Published | None = None
+    unseen: bool = False
+    """Whether some of what the slot was passed by may be invisible yet, so that it can't be made up for."""
     findings: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     marks: dict[str, Any] = field(default_factory=dict)
@@ -59,18 +59,45 @@ class Standing:
     """Those of the tables that are to be remembered anew, though nothing was missed."""
 
 
-async def look(
-    connection: asyncpg.Connection,
-    router: Router,
-    lineage: Lineage,
-    names: Names,
-    refused: Mapping[str, str],
-    swallowing: Sequence[Finding] = (),
-    doubts: Mapping[str, Doubt] = NO_DOUBTS,
-) -> Standing:
-    """Check everything. `swallowing`: findings about own tables that are known before. `doubts`: what the slot has told
-    of tables. Raises the driver's errors."""
-    found = Standing(doubts=dict(doubts))
+@dataclass(frozen=True)
+class Before:
+    """What is known before a look, over all connections."""
+
+    lineage: Lineage
+    commits: Commits
+    refused: Mapping[str, str]
+    """SQL that this user may not run, and why."""
+    doubts: Mapping[str, Doubt]
+    losses: int
+    """How often the log was passed by."""
+    swallowing: Sequence[Finding] = ()
+    """Findings about own tables."""
+
+
+async def look(connection: asyncpg.Connection, router: Router, names: Names, before: Before) -> Standing:
+    """Check everything. Raises the driver's errors."""
+    found = Standing(doubts=dict(before.doubts))
+    await _look_at_slot(connection, names, before, found)
+    tables = await tables_of(connection, router.rules.rule)
+    others = await others_of(connection, router.rules.rule, tables)
+    known = {} if found.memory is None else found.memory.tables
+    router.learn(before.lineage.seen(tables, known, found.slot))
+    found.needs = Published(router, names.publication, tables)
+    found.published = await publication.look(connection, names.publication)
+    wrong, found.warnings = table_findings(router, tables, others)
+    found.warnings += found.needs.warnings(found.published)
+    told = found.needs.findings(found.published, before.refused)
+    followed = [table for table in tables if router.rules_of(table.schema, table.name)]
+    found.marks = _marks(found.published, followed, [*wrong, *told], kin_of(tables))
+    found.findings += (one._replace(missed=one.missed or one.subject in known) for one in wrong)
+    found.findings += told
+    if found.memory is not None:
+        _compare(found, followed, known)
+    return found
+
+
+async def _look_at_slot(connection: asyncpg.Connection, names: Names, before: Before, found: Standing) -> None:
+    """The slot, the worker's own tables, and what is remembered in them."""
     level = await connection.fetchval("SELECT current_setting('wal_level')")
     if level != "logical":
         found.findings.append(
@@ -82,34 +109,28 @@ async def look(
                 stops=True,
             )
         )
-    lacking = await storage.storage_findings(connection, refused)
+    lacking = await storage.storage_findings(connection, before.refused)
     known_of = {one.subject for one in lacking}
-    found.findings += [*lacking, *(one for one in swallowing if one.subject not in known_of)]
+    found.findings += [*lacking, *(one for one in before.swallowing if one.subject not in known_of)]
     # The slot before what is remembered: that is always written before the slot moves.
     found.slot = await slot.look(connection, names.slot)
     if not any(one.subject == storage.SLOTS for one in found.findings):
         found.memory = await storage.recall(connection, names.slot)
     if level == "logical":
-        why = refused.get(slot.made_by(names.slot), "")
-        found.findings += slot.slot_findings(names.slot, found.slot, found.memory, names.namespace, names.on_lost, why)
+        why = before.refused.get(slot.made_by(names.slot), "")
+        found.unseen = await before.commits.are_unseen(connection, before.losses, owed=_is_owed(found))
+        found.findings += slot.slot_findings(
+            names.slot, found.slot, found.memory, names.namespace, names.on_lost, why, unseen=found.unseen
+        )
     if found.slot is not None and not any(one.assumption == "slot" for one in found.findings):
         found.findings += await slot.look_at_rights(connection, names.slot)
-    tables = await tables_of(connection, router.rules.rule)
-    others = await others_of(connection, router.rules.rule, tables)
-    known = {} if found.memory is None else found.memory.tables
-    router.learn(lineage.seen(tables, known, found.slot))
-    found.needs = Published(router, names.publication, tables)
-    found.published = await publication.look(connection, names.publication)
-    wrong, found.warnings = table_findings(router, tables, others)
-    found.warnings += found.needs.warnings(found.published)
-    told = found.needs.findings(found.published, refused)
-    followed = [table for table in tables if router.rules_of(table.schema, table.name)]
-    found.marks = _marks(found.published, followed, [*wrong, *told], kin_of(tables))
-    found.findings += (one._replace(missed=one.missed or one.subject in known) for one in wrong)
-    found.findings += told
-    if found.memory is not None:
-        _compare(found, followed, known)
-    return found
+
+
+def _is_owed(found: Standing) -> bool:
+    """Whether changes of the slot are to be made up for."""
+    if found.memory is None or found.slot is None:
+        return False
+    return not found.memory.whole or found.slot.confirmed > found.memory.lsn
 
 
 def _marks(
