@@ -22,7 +22,7 @@ from cachebus.consumers.cdc.slot.commits import Commits
 from cachebus.consumers.cdc.slot.held import AGAIN_S
 from cachebus.consumers.cdc.slot.lineage import Lineage
 from cachebus.consumers.cdc.slot.mending import Mending
-from cachebus.consumers.cdc.slot.peek import Progress, Slices
+from cachebus.consumers.cdc.slot.peek import Progress
 from cachebus.consumers.cdc.slot.pgoutput import Relation
 from cachebus.consumers.cdc.slot.session import SlotSession
 from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
@@ -120,7 +120,6 @@ class PostgresSource(Source):
         self.progress = Progress()
         self.losses = 0
         """How often the log was passed by, so that changes were missed."""
-        self.slices = Slices()
         self.leading = False
         """Whether this worker has the slot's lock."""
         self.following = False
