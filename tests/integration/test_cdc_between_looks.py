@@ -158,6 +158,27 @@ async def test_a_branch_that_was_detached_for_a_while_is_made_up_for(database: s
     await lived_through(database, redis_url, f"{PARTS}; {branch}", story)
 
 
+ENUM = "CREATE TYPE mood AS ENUM ('good'); CREATE DOMAIN state AS mood"
+WITH_ENUM = "CREATE TABLE o (id int PRIMARY KEY, tenant_id text, x {}); ALTER TABLE o REPLICA IDENTITY FULL"
+
+
+@pytest.mark.parametrize("column", ["mood", "state"])
+async def test_an_enums_value_that_is_renamed_is_made_up_for(database: str, redis_url: str, column: str) -> None:
+    row, story = "INSERT INTO o VALUES (1, 'acme', 'good')", ["ALTER TYPE mood RENAME VALUE 'good' TO 'bad'"]
+    await lived_through(database, redis_url, f"{ENUM}; {WITH_ENUM.format(column)}; {row}", story)
+
+
+async def test_an_enums_new_value_is_not_made_up_for(database: str, redis_url: str) -> None:
+    await tell(database, [*ENUM.split(";"), *WITH_ENUM.format("mood").split(";")])
+    one = worker(database, redis_url)
+    async with Cache(quick(redis_url)) as cache, running(one):
+        await put(cache)
+        await tell(database, ["ALTER TYPE mood ADD VALUE 'bad'"])
+        two = "SELECT 2 = count(*) FROM cachebus_cdc_slots, jsonb_object_keys(tables -> 'public.o' -> 'enums')"
+        await until(lambda: fetched(database, two))
+        assert await cache.get("o", 1, tenant_id="acme") == "old"
+
+
 async def test_a_partition_that_is_new_and_empty_is_not_made_up_for(database: str, redis_url: str) -> None:
     await tell(database, PARTS.split(";"))
     one = worker(database, redis_url)

@@ -13,7 +13,7 @@ from pydantic import SecretStr
 
 from cachebus.consumers.cdc.rules.router import Place, Router
 from cachebus.consumers.cdc.rules.rules import Rule
-from cachebus.consumers.cdc.slot.pgoutput import nameable
+from cachebus.consumers.cdc.slot.pgoutput import FIRST_OWN_TYPE, nameable
 from cachebus.consumers.cdc.slot.storage import OWN_TABLES
 from cachebus.consumers.worker.partitions import tree_of
 from cachebus.consumers.worker.source import Finding
@@ -71,6 +71,9 @@ JOIN pg_class leaf ON leaf.oid = part.relid AND leaf.relkind IN ('r', 'f', 'p') 
 JOIN pg_namespace n ON n.oid = leaf.relnamespace
 ORDER BY 3, 4
 """
+ENUMS: Final = """
+SELECT enumtypid::bigint AS type, oid::text, xmin::text AS version FROM pg_enum WHERE enumtypid = ANY ($1::bigint[])
+"""
 OTHERS: Final = """
 SELECT n.nspname || '.' || c.relname AS name, c.relkind::text AS kind, c.relispartition AS is_partition
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname || '.' || c.relname = ANY ($1)
@@ -125,6 +128,9 @@ class Table:
     identified: bool
     """Whether PostgreSQL allows updates and deletes of its rows once it is published. For a partitioned table, that
     includes partitions that are made later: they inherit a primary key, but no REPLICA IDENTITY."""
+    enums: dict[str, str] = field(default_factory=dict)
+    """By OID, the version of each value of its columns' enums. It changes if the value is renamed, which changes rows
+    that have it."""
     definition: str = ""
     """A hash of its columns. It changes if they are altered, which may change all rows."""
     partitioned: bool = False
@@ -180,7 +186,16 @@ async def tables_of(connection: asyncpg.Connection, rules: Sequence[Rule]) -> li
             of = {name: value for name, value in row.items() if name not in ("root", "is_branch")}
             root = partitioned[row["root"]]
             (root.branches if row["is_branch"] else root.leaves).append(Leaf(**of))
+    await _add_enums(connection, found)
     return found
+
+
+async def _add_enums(connection: asyncpg.Connection, tables: Sequence[Table]) -> None:
+    own = {oid for table in tables for oid in table.columns.values() if oid >= FIRST_OWN_TYPE}
+    for row in await connection.fetch(ENUMS, sorted(own)) if own else ():
+        for table in tables:
+            if row["type"] in table.columns.values():
+                table.enums[row["oid"]] = row["version"]
 
 
 def kin_of(tables: Sequence[Table]) -> dict[Place, tuple[Place, ...]]:

@@ -144,6 +144,7 @@ def _marks(
             "is": found.mark(table),
             "columns": table.definition,
             "parts": {str(part.oid): part.mark for part in (*table.leaves, *table.branches)},
+            "enums": table.enums,
             "of": sorted(".".join(place) for place in kin.get((table.schema, table.name), ())),
         }
         for table in tables
@@ -156,19 +157,13 @@ def _compare(found: Standing, tables: list[Table], known: Mapping[str, Any]) -> 
     there = {table.full_name: table for table in tables}
     unwell = {one.subject for one in found.findings}
     for name, mark in found.marks.items():
-        before = known.get(name)
         if name in found.doubts:
             continue
-        if before is None:
-            _over(found, name, "it is followed from now on, and what was changed before was not told")
-        elif before["is"] != mark["is"]:
-            _over(found, name, "it is another table than before, or its publication is another one")
-        elif before.get("columns") != mark["columns"]:
-            _over(found, name, "its columns were altered: PostgreSQL tells nothing of rows that are rewritten")
-        elif before.get("of") != mark["of"]:
-            _over(found, name, "it inherits from other tables than before")
-        elif before["parts"] != mark["parts"]:
-            _compare_parts(found, there[name], before["parts"], mark)
+        before = known.get(name)
+        if problem := _difference(there[name], before, mark):
+            _over(found, name, problem)
+        elif before != mark:
+            found.quiet[name] = mark
     for name in known.keys() - there.keys() - unwell - found.doubts.keys():
         _over(found, name, "it was dropped or renamed")
     missed = {one.subject for one in found.findings if one.assumption == "tables" and one.missed}
@@ -176,14 +171,28 @@ def _compare(found: Standing, tables: list[Table], known: Mapping[str, Any]) -> 
         _over(found, name, found.doubts[name].problem)
 
 
-def _compare_parts(found: Standing, table: Table, before: Mapping[str, str], mark: Mapping[str, Any]) -> None:
-    name, now = table.full_name, mark["parts"]
-    if any(now.get(one) != part for one, part in before.items()):
-        _over(found, name, "partitions of it were truncated, detached or altered, of which PostgreSQL tells nothing")
-    elif any(not leaf.is_untouched for leaf in table.leaves if str(leaf.oid) not in before):
-        _over(found, name, "partitions with rows were attached, of which PostgreSQL tells nothing")
-    else:
-        found.quiet[name] = mark
+def _difference(table: Table, before: Mapping[str, Any] | None, mark: Mapping[str, Any]) -> str:
+    """What has happened to a table by which changes may have been missed; "" if nothing has."""
+    if before is None:
+        return "it is followed from now on, and what was changed before was not told"
+    if before["is"] != mark["is"]:
+        return "it is another table than before, or its publication is another one"
+    if before.get("columns") != mark["columns"]:
+        return "its columns were altered: PostgreSQL tells nothing of rows that are rewritten"
+    if before.get("of") != mark["of"]:
+        return "it inherits from other tables than before"
+    if _lacks(before.get("enums", {}), mark["enums"]):
+        return "values of an enum were renamed: PostgreSQL tells nothing of rows that have them"
+    if _lacks(before["parts"], mark["parts"]):
+        return "partitions of it were truncated, detached or altered, of which PostgreSQL tells nothing"
+    if any(not leaf.is_untouched for leaf in table.leaves if str(leaf.oid) not in before["parts"]):
+        return "partitions with rows were attached, of which PostgreSQL tells nothing"
+    return ""
+
+
+def _lacks(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether something is gone, or another than before."""
+    return any(now.get(one) != version for one, version in before.items())
 
 
 def _over(found: Standing, name: str, problem: str) -> None:
