@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from cachebus.consumers.cdc.rules.change import OddText, Op, OtherText, RowChange
+from cachebus.consumers.cdc.slot.encodings import decoded
 
 EPOCH_S: Final = 946_684_800
 """Midnight of 2000-01-01 in Unix seconds: PostgreSQL counts microseconds from there."""
@@ -285,7 +286,7 @@ def _unix_s(at_us: int) -> float:
 
 def _decoded(data: bytes, encoding: str) -> str:
     if encoding:
-        return data.decode(encoding, "backslashreplace")
+        return decoded(data, encoding)
     try:
         return data.decode()
     except UnicodeDecodeError:
