@@ -184,7 +184,7 @@ async def test_a_partition_that_is_new_and_empty_is_not_made_up_for(database: st
     one = worker(database, redis_url)
     async with Cache(quick(redis_url)) as cache, running(one):
         await put(cache)
-        await tell(database, ["CREATE TABLE o3 PARTITION OF o DEFAULT", "ALTER TABLE o3 REPLICA IDENTITY FULL"])
+        await tell(database, ["CREATE TABLE o3 PARTITION OF o DEFAULT; ALTER TABLE o3 REPLICA IDENTITY FULL"])
         seen = "SELECT tables -> 'public.o' -> 'parts' ? 'o3'::regclass::oid::text FROM cachebus_cdc_slots"
         await until(lambda: fetched(database, seen))
         assert await cache.get("o", 1, tenant_id="acme") == "old"
@@ -206,6 +206,21 @@ async def test_what_a_partition_does_not_tell_of_an_old_row_is_not_taken_for_nul
         await until(lambda: fetched(database, DEAD))
         payload = await fetched(database, "SELECT payload::jsonb -> 'old' FROM cachebus_cdc_dead")
         assert payload == '{"x": 1, "id": 3}'
+
+
+async def test_what_a_partitions_index_does_not_tell_of_an_old_row_is_not_taken_for_null(
+    database: str, redis_url: str
+) -> None:
+    """The stream says that old rows have the table's key, and has a null for what the partition's index leaves out."""
+    rule = RULE.replace("{{id}}", "{{x}}").replace("{{tenant_id}}", "acme").replace('replica_identity = "full"', "")
+    less = "CREATE UNIQUE INDEX only_id ON o1 (id); ALTER TABLE o1 REPLICA IDENTITY USING INDEX only_id"
+    keyed = [f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT" for name in ("o", "o2")]
+    await tell(database, [*PARTS.split(";"), *keyed, less, ROW])
+    async with at_work(one := worker(database, redis_url, parse_rules(HEAD + rule.format("o*", "o")))):
+        await until(lambda: one.follows)
+        await tell(database, ["DELETE FROM o"])
+        await until(lambda: fetched(database, DEAD))
+        assert await fetched(database, "SELECT payload::jsonb -> 'old' FROM cachebus_cdc_dead") == '{"id": 1}'
 
 
 UPDATES = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["update"]')

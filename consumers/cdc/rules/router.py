@@ -45,8 +45,8 @@ class Table(NamedTuple):
     """The same, ready to be applied."""
     columns: frozenset[str]
     """The columns that they look at."""
-    full_name: str = ""
-    """As the database calls it now."""
+    place: Place = ("", "")
+    """Its schema and name, as the database has them now."""
     is_full: bool = False
     """Whether old rows are whole, as the database says."""
     is_uneven: bool = False
@@ -101,7 +101,7 @@ class Router:
             tuple(one.rule for one in meant),
             tuple(meant),
             frozenset[str]().union(*(one.watched for one in meant)),
-            ".".join(own[0] if own else (schema, table)),
+            own[0] if own else (schema, table),
             oid in known.full,
             oid in known.uneven,
         )

@@ -197,7 +197,7 @@ class SlotSession(Session):
         tables = [router.table(one.schema, one.table, one.oid) for one in told.relations]
         way = self._way(tables[0], told)
         if way.is_lessened and told.data[:1] in CHANGED:
-            self._source.mending.doubt(tables[0].full_name, LESSENED)
+            self._source.mending.doubt(".".join(tables[0].place), LESSENED)
         if way.short is not None and (meaning := way.short.meaning(told)) is not None:
             return meaning
         changes = _changes(told, tables[0], tables[0].columns)
@@ -239,7 +239,7 @@ class SlotSession(Session):
         changes = _changes(told, table)
         if len(changes) > 1:
             return changes
-        schema, _, name = table.full_name.partition(".")
+        schema, name = table.place
         return [change._replace(schema=schema, table=name) for change in changes]
 
     async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
