@@ -142,6 +142,29 @@ async def test_what_is_passed_by_is_made_up_for_once_it_is_seen(alone: str, redi
             await until(lambda: one.health.ready)
 
 
+async def test_what_was_passed_by_is_waited_for_by_the_next_worker_as_well(alone: str, redis_url: str) -> None:
+    *before, large, _, _ = STORY
+    await tell(alone, [SCHEMA])
+    whole = "SELECT whole FROM cachebus_cdc_slots"
+    async with running(worker(alone, redis_url)):
+        await tell(alone, before)
+    second = worker(alone, redis_url)
+    async with unseen(alone, large) as seen:
+        async with running(first := worker(alone, redis_url)):
+            await until(lambda: "waits for the transactions that ran then" in why(first, "slot"))
+        heard = Heard(second)
+        working = asyncio.create_task(second.run())
+        await until(lambda: "waits for the transactions that ran then" in why(second, "slot"))
+        await until(lambda: heard.asked["D globex order"])
+        assert not await fetched(alone, whole)
+        early = heard.asked["D globex order"]
+        seen.set()
+        await until(lambda: fetched(alone, whole))
+        assert heard.asked["D globex order"] > early
+        second.drain()
+        await working
+
+
 async def test_one_of_a_table_that_no_rule_is_for_keeps_nothing(alone: str, redis_url: str) -> None:
     await tell(alone, [SCHEMA, "CREATE PUBLICATION cachebus_cdc FOR ALL TABLES"])
     one = worker(alone, redis_url)

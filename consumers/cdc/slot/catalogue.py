@@ -192,10 +192,12 @@ async def tables_of(connection: asyncpg.Connection, rules: Sequence[Rule]) -> li
 
 async def _add_enums(connection: asyncpg.Connection, tables: Sequence[Table]) -> None:
     own = {oid for table in tables for oid in table.columns.values() if oid >= FIRST_OWN_TYPE}
+    values: dict[int, dict[str, str]] = defaultdict(dict)
     for row in await connection.fetch(ENUMS, sorted(own)) if own else ():
-        for table in tables:
-            if row["type"] in table.columns.values():
-                table.enums[row["oid"]] = row["version"]
+        values[row["type"]][row["oid"]] = row["version"]
+    for table in tables:
+        for oid in values.keys() & table.columns.values():
+            table.enums.update(values[oid])
 
 
 def kin_of(tables: Sequence[Table]) -> dict[Place, tuple[Place, ...]]:
