@@ -11,6 +11,7 @@ from pydantic import SecretStr
 
 from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import parse_rules
+from cachebus.consumers.cdc.slot.encodings import _PYTHONS, decoded, python_name
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
@@ -29,7 +30,11 @@ on_truncate = "all"
 TABLE = "CREATE TABLE orders (id text, tenant text, note text, PRIMARY KEY (id, tenant))"
 ODD = {"WIN1252": "chr(129)", "EUC_JP": "E'\\x8f\\xa2\\xa1'", "SQL_ASCII": "E'gr\\xfcn'"}
 """By encoding: a text that UTF-8 has not."""
-GREEN = {"WIN1252": "'gr' || chr(252) || 'n'", "EUC_JP": "E'\\xce\\xd0'", "SQL_ASCII": "E'\\xe7\\xb7\\x91'"}
+GREEN = {
+    "WIN1252": "'gr' || chr(252) || 'n'",
+    "EUC_JP": "E'\\xce\\xd0\\xa1\\xc1'",
+    "SQL_ASCII": "E'\\xe7\\xb7\\x91\\xef\\xbd\\x9e'",
+}
 """And one that it has."""
 
 
@@ -52,7 +57,7 @@ async def test_a_row_that_is_in_no_encoding_holds_up_nothing(odd: tuple[str, str
     database, text, green = odd
     await tell(database, [TABLE])
     one = SlotWorker(quick(redis_url), parse_rules(RULES), SlotSource(SecretStr(database), publication="k\u00fcche"))
-    named = "gr\u00fcn" if green.startswith("'") else "\u7dd1"
+    named = "gr\u00fcn" if green.startswith("'") else "\u7dd1\uff5e"
     async with Cache(quick(redis_url)) as cache, running(one):
 
         async def gone(resource_id: str) -> bool:
@@ -70,6 +75,37 @@ async def test_a_row_that_is_in_no_encoding_holds_up_nothing(odd: tuple[str, str
         (letter,) = await dead(database)
         assert "bytes that the database's encoding has no character for" in letter["reason"]
         assert '"tenant": "acme"' in letter["payload"]
+
+
+# What the server can't convert is null. One byte, two, and three behind a 0x8f are all that there is of characters.
+TRIED = """
+CREATE FUNCTION pg_temp.tried(one bytea, encoding text) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN RETURN convert_from(one, encoding); EXCEPTION WHEN OTHERS THEN RETURN NULL; END $$
+"""
+ONE = "SELECT set_byte('\\x00', 0, a) AS data FROM generate_series(128, 255) a"
+TWO = """
+SELECT set_byte(set_byte('\\x0000', 0, a), 1, b) FROM generate_series(128, 255) a, generate_series(161, 254) b
+"""
+THREE = """
+SELECT set_byte(set_byte('\\x8f0000', 1, a), 2, b) FROM generate_series(161, 254) a, generate_series(161, 254) b
+"""
+OF_SEVERAL_BYTES = {"EUC_JP": (TWO, THREE), "EUC_JIS_2004": (TWO, THREE), "EUC_KR": (TWO,), "EUC_CN": (TWO,)}
+
+
+@pytest.mark.parametrize("encoding", sorted(set(_PYTHONS) - {"UTF8", "SQL_ASCII"}))
+async def test_text_that_the_server_does_not_convert_is_read_as_it_would_be(
+    postgres: PostgresServer, encoding: str
+) -> None:
+    characters = " UNION ALL ".join((ONE, *OF_SEVERAL_BYTES.get(encoding, ())))
+    async with connected(postgres.url) as connection:
+        await connection.execute(TRIED)
+        rows = await connection.fetch(
+            f"SELECT data, pg_temp.tried(data, $1) AS text FROM ({characters}) AS characters", encoding
+        )
+    read = {row["data"]: decoded(row["data"], python_name(encoding)) for row in rows if row["text"] is not None}
+    assert len(read) > 40
+    other = [row["data"] for row in rows if row["data"] in read and read[row["data"]] != row["text"]]
+    assert not [data for data in other if "\\x" not in read[data]]
 
 
 async def dead(database: str) -> list[asyncpg.Record]:

@@ -1,26 +1,17 @@
-"""Transactions of which no server can tell, since something in them is too large as text.
-
-A row of more than a gigabyte takes long to write. A publication's row filter is computed where rows are told, and the
-text that this one makes has the same limit, and its error is the same.
-"""
+"""Rows that are large, and transactions of which no server can tell, since something in them is too large as text."""
 
 from __future__ import annotations
 
 import asyncio
 
 from cachebus.consumers.cdc.rules.rules import parse_rules
+from cachebus.consumers.cdc.slot.peek import SLICE_BYTES
+from cachebus.consumers.worker.source import Left
 from tests.support.caches import until
 from tests.support.cdc_slot import ORDER, done_beside, worker
+from tests.support.cdc_too_large import STORY
 from tests.support.changes import RULES, SCHEMA, Heard, fetched, running, tell
 
-STORY = [
-    ORDER.format(1),
-    "CREATE TABLE shop.large (size int PRIMARY KEY)",
-    "ALTER PUBLICATION cachebus_cdc ADD TABLE shop.large WHERE (repeat('x', size) <> '')",
-    "INSERT INTO shop.large VALUES (1073741824)",
-    "ALTER PUBLICATION cachebus_cdc DROP TABLE shop.large",
-    ORDER.format(2),
-]
 ADVANCE = "SELECT pg_replication_slot_advance('cachebus_cdc', pg_current_wal_flush_lsn())"
 
 
@@ -61,3 +52,26 @@ async def test_where_nobody_can_name_what_it_changed_it_is_told_how_to_get_past_
     await until(lambda: one.health.is_up("slot"))
     one.drain()
     await asyncio.wait_for(task, 20)
+
+
+async def test_large_rows_are_taken_a_few_at_a_time(database: str, redis_url: str) -> None:
+    """However small those before them were, so that a batch takes no more memory than it must."""
+    await tell(database, [SCHEMA])
+    one = worker(database, redis_url)
+    async with running(one):
+        pass
+    many = "INSERT INTO shop.orders SELECT g, 'acme', 1, repeat('x', {}) FROM generate_series({}, {}) g"
+    await tell(database, [many.format(1, 1, 3000), many.format(150_000, 3001, 3200)])
+    source = worker(database, redis_url).source
+    sizes: list[int] = []
+    async with source.opened() as session:
+        await session.look()
+        count = 0
+        while count < 3200:
+            batch = await session.take(2000, ())
+            sizes.append(sum(len(item.raw.data) for item in batch.items if item.raw is not None))
+            count += len(batch.items)
+            if batch.items:
+                await session.acknowledge(batch, Left())
+    assert sum(sizes) > 3 * SLICE_BYTES
+    assert max(sizes) < SLICE_BYTES + 200_000

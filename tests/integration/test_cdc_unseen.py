@@ -14,6 +14,7 @@ from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
 from tests.support.caches import until
 from tests.support.cdc_slot import ORDER, THE_END, worker
+from tests.support.cdc_too_large import STORY
 from tests.support.changes import END, SCHEMA, Heard, fetched, running, tell
 from tests.support.worker_health import why
 
@@ -116,6 +117,52 @@ async def test_of_several_each_is_applied_when_it_is_seen(alone: str, redis_url:
         first.set()
         await until(lambda: heard.has("order", "2"))
         assert heard.asked["K acme:order:3"] == heard.asked["K acme:order:2000"] == 1
+
+
+async def test_what_is_passed_by_is_made_up_for_once_it_is_seen(alone: str, redis_url: str) -> None:
+    """Before, who loads it loads, and keeps, the old rows."""
+    *before, large, _, _ = STORY
+    await tell(alone, [SCHEMA])
+    one = worker(alone, redis_url)
+    heard = Heard(one)
+    whole = "SELECT whole FROM cachebus_cdc_slots"
+    async with running(one):
+        await tell(alone, before)
+        await until(lambda: heard.has("order", "1"))
+        async with connected(alone) as idle, unseen(alone, large) as seen:
+            await idle.execute("BEGIN")
+            await idle.execute("CREATE TABLE elsewhere ()")  # a transaction that does not commit is not waited for
+            await until(lambda: heard.asked["D globex order"])
+            await until(lambda: "waits for the transactions that ran then" in why(one, "slot"))
+            assert not await fetched(alone, whole)
+            early = heard.asked["D globex order"]
+            seen.set()
+            await until(lambda: fetched(alone, whole))
+            assert heard.asked["D globex order"] > early
+            await until(lambda: one.health.ready)
+
+
+async def test_what_was_passed_by_is_waited_for_by_the_next_worker_as_well(alone: str, redis_url: str) -> None:
+    *before, large, _, _ = STORY
+    await tell(alone, [SCHEMA])
+    whole = "SELECT whole FROM cachebus_cdc_slots"
+    async with running(worker(alone, redis_url)):
+        await tell(alone, before)
+    second = worker(alone, redis_url)
+    async with unseen(alone, large) as seen:
+        async with running(first := worker(alone, redis_url)):
+            await until(lambda: "waits for the transactions that ran then" in why(first, "slot"))
+        heard = Heard(second)
+        working = asyncio.create_task(second.run())
+        await until(lambda: "waits for the transactions that ran then" in why(second, "slot"))
+        await until(lambda: heard.asked["D globex order"])
+        assert not await fetched(alone, whole)
+        early = heard.asked["D globex order"]
+        seen.set()
+        await until(lambda: fetched(alone, whole))
+        assert heard.asked["D globex order"] > early
+        second.drain()
+        await working
 
 
 async def test_one_of_a_table_that_no_rule_is_for_keeps_nothing(alone: str, redis_url: str) -> None:

@@ -55,6 +55,12 @@ class RowChange(NamedTuple):
             return self
         return self._replace(old={name: value for name, value in self.old.items() if name in self.sure}, sure=None)
 
+    def without_nulls(self) -> RowChange:
+        """The change without the nulls of its old row, where they may stand for values that are not told."""
+        if self.old is None:
+            return self
+        return self._replace(old={name: value for name, value in self.old.items() if value is not None})
+
     def before(self) -> Row | None:
         """The row before the change. Unknown values are taken from the new row."""
         if self.old is None or self.op != "update" or self.new is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any, Final
 
 from cachebus.base.choices import ContextMatch
@@ -21,6 +22,8 @@ from cachebus.producers.command import (
 )
 
 NO_CONTEXTS: Final = (None, None, None)
+MOVE: Final = ("delete", "insert")
+"""What a row's move to another partition is told as."""
 
 
 class Naming:
@@ -41,6 +44,16 @@ class Naming:
         """Whether any row that is written names its resource, and nothing else."""
         self.match: ContextMatch = "all" if rule.every_context else "exact"
 
+    def with_moves(self) -> Naming:
+        """The same for a partitioned table. An update that moves a row there is told as a delete and an insert, so for
+        a rule of updates these count, too."""
+        if "update" not in self._operations or self._operations.issuperset(MOVE):
+            return self
+        moves = copy(self)
+        moves._operations = self._operations.union(MOVE)
+        moves.is_simple = self._alone and not self.rule.when
+        return moves
+
     def __str__(self) -> str:
         return f"the rule of {self.rule.table!r} for {self.rule.data_type!r}"
 
@@ -58,6 +71,8 @@ class Naming:
             return Meaning((), [f"{self}: the {change.op} has neither the new row nor the old one"])
         if new is not None and old is not None and not self._differ(new, old):
             old = None
+        if change.op == "delete" and self._is_unnamed(old):
+            return NOTHING  # as of an update whose old row is not told
         made: list[Command] = []
         problems: list[str] = []
         for which, row in ("the new row", new), ("the old row", old):
@@ -69,6 +84,10 @@ class Naming:
         if len(made) > 1:  # to compare them costs
             made = list(dict.fromkeys(made))
         return Meaning(made, list(dict.fromkeys(problems)))
+
+    def _is_unnamed(self, old: Row | None) -> bool:
+        """Whether the rule is for no deletes, and this one, which may be half of a move, has not what names need."""
+        return "delete" not in self.rule.operations and not self.columns <= (old or {}).keys()
 
     def _differ(self, new: Row, old: Row) -> bool:
         return any(name not in old or name not in new or new[name] != old[name] for name in self.columns)

@@ -17,8 +17,23 @@ from cachebus.keys.plan import Planner
 from cachebus.producers.command import Command, InvalidateScope, InvalidateTags
 
 TABLES_REMEMBERED = 4096
-Kin = Mapping[tuple[str, str], Sequence[tuple[str, str]]]
-"""The tables that each table inherits from, or is a partition of: rules for them apply to it."""
+Place = tuple[str, str]
+"""Schema and name of a table."""
+
+
+class Known(NamedTuple):
+    """What a database says of its tables, and what changes do not tell."""
+
+    kin: Mapping[Place, Sequence[Place]] = {}
+    """The tables that each table inherits from: rules for them apply to it."""
+    names: Mapping[int, Sequence[Place]] = {}
+    """By OID, the names that a table has had: rules for them apply to it, whatever a change calls it."""
+    partitioned: frozenset[Place] = frozenset()
+    """An update that moves a row to another partition is told as a delete and an insert."""
+    full: frozenset[int] = frozenset()
+    """The OIDs of those that have REPLICA IDENTITY FULL."""
+    uneven: frozenset[int] = frozenset()
+    """The OIDs of those of them of which a partition has less: a null in an old row may stand for what is not told."""
 
 
 class Table(NamedTuple):
@@ -30,6 +45,12 @@ class Table(NamedTuple):
     """The same, ready to be applied."""
     columns: frozenset[str]
     """The columns that they look at."""
+    place: Place = ("", "")
+    """Its schema and name, as the database has them now."""
+    is_full: bool = False
+    """Whether old rows are whole, as the database says."""
+    is_uneven: bool = False
+    """See `Known.uneven`."""
 
     def meaning(self, change: RowChange) -> Meaning:
         """See `Router.meaning`; of one of its changes."""
@@ -48,31 +69,42 @@ class Router:
         self.rules = rules
         self._entailed = _entailed(rules)
         self._namings = [Naming(rule, tuple(self._truncated(rule))) for rule in rules.rule]
-        self._by_table: dict[tuple[str, str], Table] = {}
-        self._kin: Kin = {}
+        self._by_table: dict[tuple[str, str, int], Table] = {}
+        self._known = Known()
 
-    def inherits(self, kin: Kin) -> None:
-        """Take over which tables inherit from which, as the database says now."""
-        if kin != self._kin:
-            self._kin = kin
+    def learn(self, known: Known) -> None:
+        """Take over what the database says of its tables now."""
+        if known != self._known:
+            self._known = known
             self._by_table.clear()
 
     def rules_of(self, schema: str, table: str) -> tuple[Rule, ...]:
         """The rules that a table's rows fall under."""
         return self.table(schema, table).rules
 
-    def table(self, schema: str, table: str) -> Table:
-        """What rules say of it."""
-        found = self._by_table.get((schema, table))
+    def table(self, schema: str, table: str, oid: int = 0) -> Table:
+        """What rules say of it. `oid`: its number, where a change tells it."""
+        found = self._by_table.get((schema, table, oid))
         if found is None:
             if len(self._by_table) >= TABLES_REMEMBERED:
                 self._by_table.clear()
-            names = [(schema, table), *self._kin.get((schema, table), ())]
-            meant = [one for one in self._namings if any(_meant(one.rule, *name) for name in names)]
-            columns = frozenset[str]().union(*(one.watched for one in meant))
-            found = Table(tuple(one.rule for one in meant), tuple(meant), columns)
-            self._by_table[schema, table] = found
+            found = self._by_table[schema, table, oid] = self._found(schema, table, oid)
         return found
+
+    def _found(self, schema: str, table: str, oid: int) -> Table:
+        known, own = self._known, self._known.names.get(oid, ())
+        names = [end for one in ((schema, table), *own) for end in (one, *known.kin.get(one, ()))]
+        meant = [one for one in self._namings if any(_meant(one.rule, *name) for name in names)]
+        if not known.partitioned.isdisjoint(names):
+            meant = [naming.with_moves() for naming in meant]
+        return Table(
+            tuple(one.rule for one in meant),
+            tuple(meant),
+            frozenset[str]().union(*(one.watched for one in meant)),
+            own[0] if own else (schema, table),
+            oid in known.full,
+            oid in known.uneven,
+        )
 
     def meaning(self, change: RowChange) -> Meaning:
         """What this change invalidates, each once; nothing where no rule is for it. What one rule can't name, or one

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
-from cachebus.consumers.cdc.rules.router import Kin, Router
+from cachebus.consumers.cdc.rules.router import Place, Router
 from cachebus.consumers.cdc.rules.rules import Rule
-from cachebus.consumers.cdc.slot.pgoutput import nameable
+from cachebus.consumers.cdc.slot.pgoutput import FIRST_OWN_TYPE, nameable
 from cachebus.consumers.cdc.slot.storage import OWN_TABLES
 from cachebus.consumers.worker.partitions import tree_of
 from cachebus.consumers.worker.source import Finding
@@ -59,16 +59,20 @@ ORDER BY 2, 3
 """
 LEAVES: Final = f"""
 SELECT root.oid::bigint AS root, leaf.oid::bigint AS oid, n.nspname AS schema, leaf.relname AS name,
-       leaf.relreplident::text AS identity, leaf.relfilenode::bigint AS file,
+       leaf.relreplident::text AS identity, leaf.relfilenode::bigint AS file, leaf.xmin::text AS version,
+       leaf.relkind = 'p' AS is_branch,
        leaf.relkind = 'f' AS is_foreign, leaf.relpersistence = 'u' AS is_unlogged,
-       CASE WHEN leaf.relkind = 'f' OR leaf.oid IN (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock')
-         THEN false ELSE pg_relation_size(leaf.oid) = 0 END AS is_empty
+       CASE WHEN leaf.relkind <> 'r' OR leaf.oid IN (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock')
+         THEN leaf.relkind = 'p' ELSE pg_relation_size(leaf.oid) = 0 END AS is_empty
 FROM unnest($1::bigint[]) AS given
 JOIN pg_class root ON root.oid::bigint = given
 CROSS JOIN LATERAL {tree_of("root.oid")} AS part
-JOIN pg_class leaf ON leaf.oid = part.relid AND leaf.relkind IN ('r', 'f') AND leaf.relispartition
+JOIN pg_class leaf ON leaf.oid = part.relid AND leaf.relkind IN ('r', 'f', 'p') AND leaf.relispartition
 JOIN pg_namespace n ON n.oid = leaf.relnamespace
 ORDER BY 3, 4
+"""
+ENUMS: Final = """
+SELECT enumtypid::bigint AS type, oid::text, xmin::text AS version FROM pg_enum WHERE enumtypid = ANY ($1::bigint[])
 """
 OTHERS: Final = """
 SELECT n.nspname || '.' || c.relname AS name, c.relkind::text AS kind, c.relispartition AS is_partition
@@ -79,14 +83,16 @@ KINDS: Final = {"v": "a view", "m": "a materialized view", "f": "a foreign table
 
 @dataclass(frozen=True)
 class Leaf:
-    """A partition with rows of its own."""
+    """A partition with rows of its own, or, as a `Table.branches`, with partitions."""
 
     oid: int
     schema: str
     name: str
     identity: str
     file: int
-    """The number of its file, which a truncate changes."""
+    """The number of its file, which a truncate changes; at first it is the OID."""
+    version: str
+    """Of its row in the catalogue. It changes as it is truncated, detached, attached, or identified otherwise."""
     is_empty: bool
     is_foreign: bool = False
     is_unlogged: bool = False
@@ -95,6 +101,16 @@ class Leaf:
     def sql_name(self) -> str:
         """As SQL needs it."""
         return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def mark(self) -> str:
+        """What it is known by. It changes with anything by which changes may have been missed."""
+        return f"{self.file}/{self.version}"
+
+    @property
+    def is_untouched(self) -> bool:
+        """Whether it never had rows but those that were told of: it is empty, and was never truncated."""
+        return self.is_empty and self.file == self.oid
 
 
 @dataclass(frozen=True)
@@ -112,6 +128,9 @@ class Table:
     identified: bool
     """Whether PostgreSQL allows updates and deletes of its rows once it is published. For a partitioned table, that
     includes partitions that are made later: they inherit a primary key, but no REPLICA IDENTITY."""
+    enums: dict[str, str] = field(default_factory=dict)
+    """By OID, the version of each value of its columns' enums. It changes if the value is renamed, which changes rows
+    that have it."""
     definition: str = ""
     """A hash of its columns. It changes if they are altered, which may change all rows."""
     partitioned: bool = False
@@ -120,6 +139,8 @@ class Table:
     ancestors: tuple[int, ...] = ()
     """The numbers of the tables that it INHERITS from: their rows include its own."""
     leaves: list[Leaf] = field(default_factory=list)
+    branches: list[Leaf] = field(default_factory=list)
+    """Partitions that are partitioned themselves."""
 
     @property
     def full_name(self) -> str:
@@ -130,6 +151,11 @@ class Table:
     def sql_name(self) -> str:
         """As SQL needs it."""
         return f"{quoted(self.schema)}.{quoted(self.name)}"
+
+    @property
+    def lesser(self) -> list[Leaf]:
+        """The partitions of which old rows have fewer columns than its own have."""
+        return [leaf for leaf in self.leaves if not leaf.is_foreign and leaf.identity not in (self.identity, "f")]
 
     @property
     def is_told(self) -> bool:
@@ -157,12 +183,24 @@ async def tables_of(connection: asyncpg.Connection, rules: Sequence[Rule]) -> li
     found = [_table(row) for row in await connection.fetch(TABLES, named) if row["name"] not in OWN_TABLES]
     if partitioned := {table.oid: table for table in found if table.partitioned}:
         for row in await connection.fetch(LEAVES, list(partitioned)):
-            of = {name: value for name, value in row.items() if name != "root"}
-            partitioned[row["root"]].leaves.append(Leaf(**of))
+            of = {name: value for name, value in row.items() if name not in ("root", "is_branch")}
+            root = partitioned[row["root"]]
+            (root.branches if row["is_branch"] else root.leaves).append(Leaf(**of))
+    await _add_enums(connection, found)
     return found
 
 
-def kin_of(tables: Sequence[Table]) -> Kin:
+async def _add_enums(connection: asyncpg.Connection, tables: Sequence[Table]) -> None:
+    own = {oid for table in tables for oid in table.columns.values() if oid >= FIRST_OWN_TYPE}
+    values: dict[int, dict[str, str]] = defaultdict(dict)
+    for row in await connection.fetch(ENUMS, sorted(own)) if own else ():
+        values[row["type"]][row["oid"]] = row["version"]
+    for table in tables:
+        for oid in values.keys() & table.columns.values():
+            table.enums.update(values[oid])
+
+
+def kin_of(tables: Sequence[Table]) -> dict[Place, tuple[Place, ...]]:
     """The tables that inherit from others, with those others, whose rules apply to them too."""
     places = {table.oid: (table.schema, table.name) for table in tables}
     return {
@@ -260,9 +298,7 @@ def _wrong(rule: Rule, table: Table) -> Iterator[tuple[str, str]]:
     if "delete" in rule.operations and missing:
         needs = f"and the rule needs {_listed(missing)} (or leave deletes out of the rule's operations)"
         yield f"of a deleted row PostgreSQL tells only {_listed(table.key)}, {needs}", full
-    logged = [leaf for leaf in table.leaves if not leaf.is_foreign]
-    other = [leaf for leaf in logged if leaf.identity != table.identity and leaf.identity != "f"]
-    if other:
+    if other := table.lesser:
         less = f"that of {_listed([leaf.name for leaf in other])} is less than the table's"
         identity = _IDENTITIES[table.identity]
         sql = " ".join(f"ALTER TABLE {leaf.sql_name} REPLICA IDENTITY {identity};" for leaf in other)

@@ -20,3 +20,18 @@ _PYTHONS: Final = {
 def python_name(encoding: str) -> str:
     """Python's name of a server's encoding. For an unknown one it is ASCII, which all encodings contain."""
     return _PYTHONS.get(encoding.upper(), "ascii")
+
+
+_TO_THE_SERVERS: Final = {
+    "euc_jp": str.maketrans("\u301c\u2016\u2212\xa2\xa3\xac\xa6", "\uff5e\u2225\uff0d\uffe0\uffe1\uffe2\uffe4"),
+    "euc_jis_2004": str.maketrans("\uffe3\u2015\uffe5\u2985\u2986", "\u203e\u2014\xa5\uff5f\uff60"),
+}
+"""The characters that Python takes for others than the server does, which converts all other text."""
+
+
+def decoded(data: bytes, encoding: str) -> str:
+    """The text as the server would convert it, with bytes that are no characters as in "\\x81". `encoding`: Python's
+    name."""
+    text = data.decode(encoding, "backslashreplace")
+    others = _TO_THE_SERVERS.get(encoding)
+    return text if others is None else text.translate(others)

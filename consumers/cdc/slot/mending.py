@@ -11,7 +11,7 @@ from cachebus.base.log import logger
 from cachebus.consumers.cdc.slot import dead, held, storage
 from cachebus.consumers.cdc.slot import slot as slots
 from cachebus.consumers.cdc.slot.slot import literal
-from cachebus.consumers.cdc.slot.standing import Names, Standing
+from cachebus.consumers.cdc.slot.standing import Doubt, Names, Standing
 from cachebus.consumers.cdc.slot.storage import SLOTS, Memory
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.source import Finding
@@ -37,6 +37,10 @@ class Mending:
         self.refused: dict[str, str] = {}
         self.suspects = set[str]()
         """Own tables that have swallowed something."""
+        self.doubts: dict[str, Doubt] = {}
+        """Tables whose changes must be made up for, by what the slot has told of them."""
+        self._doubted = set[str]()
+        """Those of them of which that is stored."""
 
     async def mend(self, connection: asyncpg.Connection, found: Standing) -> bool:
         """Repair what can be repaired; returns whether anything was. Raises the driver's errors."""
@@ -135,7 +139,7 @@ class Mending:
         self, connection: asyncpg.Connection, found: Standing, findings: Sequence[Finding], *, whole: bool
     ) -> None:
         """The scopes of these findings are invalidated: what is over need not be found again. `whole`: nothing more was
-        lost of the slot since they were found."""
+        lost of the slot since they were found, and all that was is visible."""
         memory = await storage.recall(connection, self._names.slot)
         if memory is None or memory.namespace != self._names.namespace:
             return
@@ -143,6 +147,10 @@ class Mending:
             sql = f"UPDATE {SLOTS} SET whole = true, lsn = greatest(lsn, $2::text::pg_lsn) WHERE slot = $1"
             confirmed = storage.lsn_text(found.slot.confirmed)
             await storage.change(connection, SLOTS, sql, self._names.slot, confirmed)
+        for name in {one.subject for one in findings}.intersection(found.doubts):
+            if self.doubts.get(name) == found.doubts[name]:  # none came after the look
+                del self.doubts[name]
+                self._doubted.discard(name)
         tables = dict(memory.tables)
         for one in findings:
             if one.assumption in ("tables", "publication"):
@@ -159,7 +167,27 @@ class Mending:
             found.quiet = {}
             await self._write_tables(connection, found.memory.tables)
 
+    def doubt(self, table: str, problem: str) -> None:
+        """The slot has told of a table what was not so at any look."""
+        known = self.doubts.get(table)
+        if known is None:
+            logger.warning("cdc: {}: {}", clean(table), problem)
+        self.doubts[table] = Doubt(problem, 1 if known is None else known.count + 1)
+
+    @property
+    def has_new_doubts(self) -> bool:
+        """Whether there are doubts that are not stored yet."""
+        return not self._doubted.issuperset(self.doubts)
+
+    async def keep_doubts(self, connection: asyncpg.Connection) -> None:
+        """Store that these tables are to be made up for: they count as if they had never been looked at."""
+        new = self.doubts.keys() - self._doubted
+        sql = f"UPDATE {SLOTS} SET tables = tables - $2::text[] WHERE slot = $1"
+        await storage.change(connection, SLOTS, sql, self._names.slot, sorted(new))
+        self._doubted |= new
+
     async def _write_tables(self, connection: asyncpg.Connection, tables: dict[str, Any]) -> None:
+        tables = {name: mark for name, mark in tables.items() if name not in self.doubts}
         sql = f"UPDATE {SLOTS} SET tables = $2 WHERE slot = $1"
         await storage.change(connection, SLOTS, sql, self._names.slot, storage.as_json(tables))
 

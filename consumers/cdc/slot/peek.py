@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from cachebus.base.log import logger
@@ -15,15 +16,18 @@ from cachebus.consumers.worker.source import Item
 if TYPE_CHECKING:
     import asyncpg
 
-PEEK: Final = (
-    "SELECT lsn::text AS lsn, data FROM pg_logical_slot_peek_binary_changes("
-    "$1, NULL, $2, 'proto_version', '1', 'publication_names', convert_from($3, 'UTF8'))"
-)
+FAR, NEAR = 512, 16
+"""For so many rows ahead each row says what they take."""
+SLICE_BYTES: Final = 8 << 20
+PEEK: Final = f"""
+SELECT lsn::text AS lsn, data,
+       coalesce(sum(length(data)) OVER (ROWS BETWEEN 1 FOLLOWING AND {FAR} FOLLOWING), 0) AS far_bytes,
+       coalesce(sum(length(data)) OVER (ROWS BETWEEN 1 FOLLOWING AND {NEAR} FOLLOWING), 0) AS near_bytes
+FROM pg_logical_slot_peek_binary_changes(
+  $1, NULL, $2, 'proto_version', '1', 'publication_names', convert_from($3, 'UTF8'))
+"""
 AS_IT_IS: Final = "BEGIN READ ONLY; SET LOCAL client_encoding TO SQL_ASCII"
 """The SQL that begins a peek in which the server sends text as it is, without converting it to UTF-8."""
-FIRST_ROWS: Final = 32
-MOST_ROWS: Final = 8192
-SLICE_BYTES: Final = 8 << 20
 XID_BITS: Final = 0xFFFFFFFF
 
 
@@ -77,26 +81,6 @@ class PassedOver:
         return unseen(set(self.unseen.values()), snapshot) == set(self.unseen.values())
 
 
-class Slices:
-    """How many rows are fetched together, so that they take a few megabytes at most. The server also sends columns that
-    no rule needs."""
-
-    def __init__(self) -> None:
-        self._rows = FIRST_ROWS
-
-    def rows(self, limit: int) -> int:
-        """The number of rows to fetch, at most `limit`."""
-        return min(limit, self._rows)
-
-    def fetched(self, rows: Sequence[Any]) -> None:
-        """Learn from the size of fetched rows."""
-        size_bytes = sum(len(row["data"]) for row in rows)
-        if size_bytes > SLICE_BYTES:
-            self._rows = max(1, min(self._rows, len(rows) * SLICE_BYTES // size_bytes))
-        elif 4 * size_bytes < SLICE_BYTES and len(rows) >= self._rows:
-            self._rows = min(MOST_ROWS, 4 * self._rows)
-
-
 @dataclass(frozen=True)
 class Unreadable:
     """A message that can't be parsed."""
@@ -110,7 +94,7 @@ class Peek:
     `encoding`: the database's, if the server does not convert its text; "" for UTF-8."""
 
     def __init__(
-        self, progress: Progress, passed: PassedOver, follows: Callable[[str, str], bool], encoding: str = ""
+        self, progress: Progress, passed: PassedOver, follows: Callable[[Relation], bool], encoding: str = ""
     ) -> None:
         self._encoding = encoding
         self._progress = progress
@@ -144,6 +128,8 @@ class Peek:
         """When the first was committed of which something was given out."""
         self.over = False
         """Whether it was heard to its end."""
+        self._far_bytes = self._near_bytes = inf
+        """What the next `FAR` and `NEAR` rows take."""
 
     async def begin(
         self, connection: asyncpg.Connection, statement: Any, asked: tuple[str, int, bytes], timeout_s: float
@@ -154,9 +140,18 @@ class Peek:
         self._cursor = await statement.cursor(*asked, timeout=timeout_s)
 
     async def rows(self, limit: int) -> list[Any]:
-        """About so many of the next rows; none at the end."""
-        rows: list[Any] = await self._cursor.fetch(limit, timeout=self._timeout_s)
-        self.over = len(rows) < limit
+        """The next rows, none at the end: at most so many, and no more than take `SLICE_BYTES`, but for the last one.
+        The server also sends columns that no rule needs."""
+        rows: list[Any] = []
+        left_bytes = SLICE_BYTES
+        while not self.over and len(rows) < limit and left_bytes > 0:
+            count = min(limit - len(rows), self._fitting(left_bytes))
+            some = await self._cursor.fetch(count, timeout=self._timeout_s)
+            self.over = len(some) < count or not some[-1]["far_bytes"]
+            if some:
+                self._far_bytes, self._near_bytes = some[-1]["far_bytes"], some[-1]["near_bytes"]
+            left_bytes -= sum(len(row["data"]) for row in some)
+            rows += some
         self.count += len(rows)
         if rows:
             self._begins = self._begins or rows[0]["lsn"]
@@ -165,10 +160,14 @@ class Peek:
         self.xids.update(int.from_bytes(data[-4:]) for data in begun if data[:1] == b"B")
         return rows
 
+    def _fitting(self, left_bytes: int) -> int:
+        """How many of the next rows take no more than this, as far as is known; at least one."""
+        return FAR if self._far_bytes <= left_bytes else NEAR if self._near_bytes <= left_bytes else 1
+
     def read(self, rows: Sequence[Any]) -> list[Item]:
         """The items of these rows, without those of transactions whose `xids` are not visible."""
         items: list[Item] = []
-        for lsn, data in rows:
+        for lsn, data, _, _ in rows:
             self._take(data, lsn, items)
         self.given += len(items)
         if items and self.first_at_s is None:
@@ -208,7 +207,7 @@ class Peek:
 
     def _known(self, relations: tuple[Relation, ...]) -> tuple[tuple[Relation, ...], bool | None]:
         others = [one for one in relations if one.table not in OWN_TABLES]
-        followed = any(self._follows(one.schema, one.table) for one in others) if others else None
+        followed = any(map(self._follows, others)) if others else None
         known = self._followed[id(relations)] = relations, followed
         return known
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Final, NamedTuple
 
 from cachebus.consumers.cdc.rules.change import OddText, Op, OtherText, RowChange
+from cachebus.consumers.cdc.slot.encodings import decoded
 
 EPOCH_S: Final = 946_684_800
 """Midnight of 2000-01-01 in Unix seconds: PostgreSQL counts microseconds from there."""
@@ -69,10 +70,10 @@ Read = Callable[[bytes], Any]
 
 
 class Layout(NamedTuple):
-    """By column: its name, whether it is in the key, and how it is read (None: not at all)."""
+    """By column: its name, and how it is read (None: not at all)."""
 
-    columns: list[tuple[str, bool, Read | None]]
-    wanted: list[tuple[str, bool, Read | None]]
+    columns: list[tuple[str, Read | None]]
+    wanted: list[tuple[str, Read | None]]
     """Up to the last that is read: behind it, at the end of a message, nothing is even looked at."""
 
 
@@ -86,6 +87,7 @@ class Relation:
     columns: tuple[Column, ...]
     encoding: str = ""
     """Python's name of the one that its rows' texts are in, some of which may be no text in it; "" for UTF-8."""
+    oid: int = 0
     _layouts: dict[frozenset[str] | None, Layout] = field(default_factory=dict, repr=False, compare=False)
 
     def layout(self, wanted: frozenset[str] | None) -> Layout:
@@ -93,10 +95,10 @@ class Relation:
         found = self._layouts.get(wanted)
         if found is None:
             columns = [
-                (name, key, _reader(oid, self.encoding) if wanted is None or name in wanted else None)
-                for name, oid, key in self.columns
+                (name, _reader(oid, self.encoding) if wanted is None or name in wanted else None)
+                for name, oid, _ in self.columns
             ]
-            last = max((at for at, (_, _, read) in enumerate(columns, 1) if read), default=0)
+            last = max((at for at, (_, read) in enumerate(columns, 1) if read), default=0)
             found = self._layouts[wanted] = Layout(columns, columns if wanted is None else columns[:last])
         return found
 
@@ -191,7 +193,7 @@ class Decoder:
 
 
 def _row(
-    data: bytes, at: int, width: int, columns: Sequence[tuple[str, bool, Read | None]], *, key_only: bool = False
+    data: bytes, at: int, width: int, columns: Sequence[tuple[str, Read | None]], *, key_only: bool = False
 ) -> tuple[dict[str, Any], int]:
     """The first columns of a row of `width` that are told; of an old row that has only its key, the key. And where that
     ends."""
@@ -201,7 +203,7 @@ def _row(
         if count != width:
             raise PgOutputError(f"a row of {count} columns in a table of {width}")
         at += 2
-        for name, in_key, read in columns:
+        for name, read in columns:
             kind = data[at]
             at += 1
             if kind == _TEXT:
@@ -211,7 +213,7 @@ def _row(
                 if read is not None:
                     found[name] = read(data[begin:at])
             elif kind == _NULL:
-                if read is not None and (in_key or not key_only):
+                if read is not None and not key_only:  # no part of a key is null: that is what is left out
                     found[name] = None
             elif kind != _UNCHANGED:  # a large value that was left as it was, and is not told
                 raise PgOutputError(f"no value is of the kind {chr(kind)!r}")
@@ -269,7 +271,7 @@ def _relation(read: _Reader) -> tuple[int, Relation]:
         type_oid, _ = read.fields(_column)
         columns.append(Column(name, type_oid, bool(flags & KEY)))
     read.end()
-    return oid, Relation(schema, table, identity, tuple(columns), read.encoding)
+    return oid, Relation(schema, table, identity, tuple(columns), read.encoding, oid)
 
 
 def _sane(count: int, read: _Reader) -> int:
@@ -284,7 +286,7 @@ def _unix_s(at_us: int) -> float:
 
 def _decoded(data: bytes, encoding: str) -> str:
     if encoding:
-        return data.decode(encoding, "backslashreplace")
+        return decoded(data, encoding)
     try:
         return data.decode()
     except UnicodeDecodeError:

@@ -18,9 +18,12 @@ from cachebus.base.log import logger
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import Rules
 from cachebus.consumers.cdc.slot.catalogue import plain_url
+from cachebus.consumers.cdc.slot.commits import Commits
 from cachebus.consumers.cdc.slot.held import AGAIN_S
+from cachebus.consumers.cdc.slot.lineage import Lineage
 from cachebus.consumers.cdc.slot.mending import Mending
-from cachebus.consumers.cdc.slot.peek import Progress, Slices
+from cachebus.consumers.cdc.slot.peek import Progress
+from cachebus.consumers.cdc.slot.pgoutput import Relation
 from cachebus.consumers.cdc.slot.session import SlotSession
 from cachebus.consumers.cdc.slot.slot import LONGEST_NAME, OnLostSlot, Slot, default_name
 from cachebus.consumers.cdc.slot.standing import Names
@@ -107,6 +110,8 @@ class PostgresSource(Source):
         self._url = plain_url(given.dsn)
         self.names = given.names(settings.namespace)
         self.router = Router(rules)
+        self.lineage = Lineage()
+        self.commits = Commits()
         self.mending = Mending(self.names)
         self.shards = settings.shards
         self._planner: Planner = Orders(settings.shards, rules.cascades).planner
@@ -115,7 +120,6 @@ class PostgresSource(Source):
         self.progress = Progress()
         self.losses = 0
         """How often the log was passed by, so that changes were missed."""
-        self.slices = Slices()
         self.leading = False
         """Whether this worker has the slot's lock."""
         self.following = False
@@ -199,9 +203,9 @@ class PostgresSource(Source):
         self.following = following
         self._active.set(following)
 
-    def is_followed(self, schema: str, table: str) -> bool:
+    def is_followed(self, relation: Relation) -> bool:
         """Whether rules apply to this table."""
-        return bool(self.router.rules_of(schema, table))
+        return bool(self.router.table(relation.schema, relation.table, relation.oid).rules)
 
     @property
     def names_all(self) -> bool:

@@ -171,8 +171,7 @@ class SlotReader:
         items: list[Item] = []
         try:
             while not items and not peek.over:
-                rows = await peek.rows(self._source.slices.rows(limit))
-                self._source.slices.fetched(rows)
+                rows = await peek.rows(limit)
                 await self._visible(peek)
                 items = peek.read(rows)
         except TimeoutError:

@@ -11,7 +11,8 @@ from pydantic import SecretStr
 from cachebus.base.clock import wall_s
 from cachebus.consumers.cdc.rules.change import OPS, parse_change
 from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.slot.catalogue import kin_of, plain_url, tables_of
+from cachebus.consumers.cdc.slot.catalogue import plain_url, tables_of
+from cachebus.consumers.cdc.slot.lineage import known_of
 from cachebus.consumers.cdc.slot.storage import DEAD, SLOTS
 from cachebus.consumers.worker import database_session
 from cachebus.consumers.worker.apply import REFUSED, Applier
@@ -46,7 +47,7 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
     try:
         await connection.execute(database_session.SET)
         await _known(connection, slot)
-        router.inherits(kin_of(await tables_of(connection, router.rules.rule)))
+        router.learn(known_of(await tables_of(connection, router.rules.rule)))
         while rows := await connection.fetch(TAKE, slot, last, AT_ONCE):
             last = rows[-1]["id"]
             done: list[int] = []

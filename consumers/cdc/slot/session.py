@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import asyncpg
 
 from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.cdc.rules.change import RowChange
 from cachebus.consumers.cdc.rules.router import Table
 from cachebus.consumers.cdc.slot import standing
 from cachebus.consumers.cdc.slot.dead import TableOfDead
@@ -27,6 +28,11 @@ from cachebus.producers.command import Command
 if TYPE_CHECKING:
     from cachebus.consumers.cdc.slot.postgres import PostgresSource
 
+CHANGED: Final = (b"U", b"D")
+LESSENED: Final = (
+    "old rows were told with their key alone for a while, though it has REPLICA IDENTITY FULL: it was altered in "
+    "between, and what rules name by other columns is not told"
+)
 STAND_BY_S: Final = 0.5
 WAYS: Final = 1000
 STILL_S: Final = 15.0
@@ -45,6 +51,28 @@ UNSEEN_REMEDY: Final = (
 )
 
 
+class _Way(NamedTuple):
+    """How messages about a table are read."""
+
+    relations: tuple[Relation, ...]
+    table: Table
+    short: Shortcut | None
+    is_lessened: bool
+    """Whether their old rows have less than the looks say."""
+
+
+def _lacks(relation: Relation, table: Table) -> bool:
+    """Whether old rows are told without what some rule makes names of."""
+    told = {column.name for column in relation.columns if column.key}
+    return relation.identity != "f" and any(not rule.columns <= told for rule in table.rules)
+
+
+def _changes(told: Told, table: Table, wanted: frozenset[str] | None = None) -> list[RowChange]:
+    """The changes of a message, with what is known of old rows alone."""
+    changes = told.changes(wanted)
+    return [change.without_nulls() for change in changes] if table.is_uneven else changes
+
+
 class SlotSession(Session):
     """A session with two connections. One has the lock, peeks and advances; the other does all else."""
 
@@ -58,7 +86,7 @@ class SlotSession(Session):
         self._found = Standing()
         self._losses = 0
         """Those that the last look may have seen. What was lost since is not made up for by what it has found."""
-        self._ways: dict[int, tuple[tuple[Relation, ...], Table, Shortcut | None]] = {}
+        self._ways: dict[int, _Way] = {}
         """By `id` of what a message is about."""
         self._turn = False
         self._still: tuple[int, float] = (0, monotonic())
@@ -117,6 +145,9 @@ class SlotSession(Session):
 
     async def acknowledge(self, batch: Batch, left: Left) -> None:
         """See `Session.acknowledge`."""
+        if self._source.mending.has_new_doubts:  # stored before the slot goes behind what raised them
+            async with self._in_beside:
+                await self._source.mending.keep_doubts(self._beside)
         if isinstance(batch.items[0].raw, HeldCommand | HeldLetter):
             await self._acknowledge_held(batch, left)
             return
@@ -163,26 +194,29 @@ class SlotSession(Session):
 
     def _meaning(self, told: Told) -> Meaning:
         router = self._source.router
-        tables = [router.table(one.schema, one.table) for one in told.relations]
+        tables = [router.table(one.schema, one.table, one.oid) for one in told.relations]
         way = self._way(tables[0], told)
-        if way is not None and (meaning := way.meaning(told)) is not None:
+        if way.is_lessened and told.data[:1] in CHANGED:
+            self._source.mending.doubt(".".join(tables[0].place), LESSENED)
+        if way.short is not None and (meaning := way.short.meaning(told)) is not None:
             return meaning
-        changes = told.changes(tables[0].columns)
+        changes = _changes(told, tables[0], tables[0].columns)
         if len(changes) == 1:
             return tables[0].meaning(changes[0])
         several = [table.meaning(change) for table, change in zip(tables, changes, strict=True)]
         commands = dict.fromkeys(command for one in several for command in one.commands)
         return Meaning(list(commands), [problem for one in several for problem in one.problems])
 
-    def _way(self, table: Table, told: Told) -> Shortcut | None:
-        """The shortcut for messages like this one, made once a look, unless it falls under other rules by now."""
+    def _way(self, table: Table, told: Told) -> _Way:
+        """How messages like this one are read, found once a look, unless it falls under other rules by now."""
         known = self._ways.get(id(told.relations))
-        if known is None or known[1] is not table:
+        if known is None or known.table is not table:
             if len(self._ways) >= WAYS:
                 self._ways.clear()
             way = shortcut(table, told.relations[0]) if len(told.relations) == 1 else None
-            known = self._ways[id(told.relations)] = told.relations, table, way
-        return known[2]
+            lessened = table.is_full and _lacks(told.relations[0], table)
+            known = self._ways[id(told.relations)] = _Way(told.relations, table, way, lessened)
+        return known
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
@@ -193,10 +227,20 @@ class SlotSession(Session):
             payload = raw.command.encode()
         else:
             try:
-                payload = b"\n".join(change.payload() for change in raw.changes())
+                payload = b"\n".join(change.payload() for change in self._changes_of(raw))
             except (PgOutputError, AttributeError):
                 payload = repr(raw.data).encode()
         return DeadLetter(payload, reason, item.place, 1, wall_s())
+
+    def _changes_of(self, told: Told) -> list[RowChange]:
+        """The changes of a message, under the name by which rules are found when they are tried again."""
+        first = told.relations[0]
+        table = self._source.router.table(first.schema, first.table, first.oid)
+        changes = _changes(told, table)
+        if len(changes) > 1:
+            return changes
+        schema, name = table.place
+        return [change._replace(schema=schema, table=name) for change in changes]
 
     async def set_aside(self, letters: Sequence[DeadLetter]) -> None:
         """See `Session.set_aside`."""
@@ -229,9 +273,12 @@ class SlotSession(Session):
         return Look(findings, backlog, oldest_s, held=held)
 
     async def _standing(self) -> Standing:
-        mending = self._source.mending
+        source, mending = self._source, self._source.mending
         swallowing = await mending.look_at_suspects(self._beside)
-        return await standing.look(self._beside, self._source.router, self._names, mending.refused, swallowing)
+        before = standing.Before(
+            source.lineage, source.commits, mending.refused, mending.doubts, source.losses, swallowing
+        )
+        return await standing.look(self._beside, source.router, self._names, before)
 
     def _others(self, slot: Any) -> list[Finding]:
         """The findings about other sessions that use the slot, or that hold its lock and do not use it."""
@@ -302,5 +349,5 @@ class SlotSession(Session):
         """See `Session.made_up`."""
         async with self._in_beside:
             if self._source.leading:
-                whole = self._losses == self._source.losses
+                whole = self._losses == self._source.losses and not self._found.unseen
                 await self._source.mending.made_up(self._beside, self._found, findings, whole=whole)

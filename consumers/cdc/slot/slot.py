@@ -43,6 +43,11 @@ REASONS: Final = {
 }
 
 
+PASSED: Final = (
+    "it was made anew, others have read from it, or some of it was passed by, and what was missed was not made up for"
+)
+
+
 class Slot(NamedTuple):
     """The state of a slot."""
 
@@ -118,9 +123,17 @@ def _slot(row: Any) -> Slot:
 
 
 def slot_findings(
-    name: str, slot: Slot | None, memory: Memory | None, namespace: str, on_lost: OnLostSlot, refused: str
+    name: str,
+    slot: Slot | None,
+    memory: Memory | None,
+    namespace: str,
+    on_lost: OnLostSlot,
+    refused: str,
+    *,
+    unseen: bool = False,
 ) -> list[Finding]:
-    """The gravest finding about the slot, if any. `refused`: why the slot could not be created."""
+    """The gravest finding about the slot, if any. `refused`: why the slot could not be created. `unseen`: whether some
+    of what was missed may be invisible yet."""
     if memory is not None and memory.namespace != namespace:
         return [
             Finding(
@@ -146,24 +159,11 @@ def slot_findings(
     if memory is None:
         return [Finding("slot", name, "what is remembered of it is not there: no worker has begun on it", stops=True)]
     if not memory.whole:
-        return [
-            Finding(
-                "slot",
-                name,
-                "it was made anew, others have read from it, or some of it was passed by, and what was missed was "
-                "not made up for",
-                missed=True,
-                over=True,
-            )
-        ]
+        return [_missed(name, PASSED, unseen)]
     if slot.confirmed > memory.lsn:
         return [
-            Finding(
-                "slot",
-                name,
-                "it is further than any worker has gone: it was made anew, or others have read from it",
-                missed=True,
-                over=True,
+            _missed(
+                name, "it is further than any worker has gone: it was made anew, or others have read from it", unseen
             )
         ]
     if slot.wal_status == "unreserved":
@@ -176,6 +176,13 @@ def slot_findings(
             )
         ]
     return []
+
+
+def _missed(name: str, problem: str, unseen: bool) -> Finding:
+    """What was missed is made up for once; but while some of it may be invisible, again and again."""
+    if unseen:
+        problem += ". Of that some may be committed and not visible yet: it waits for the transactions that ran then"
+    return Finding("slot", name, problem, missed=True, over=not unseen)
 
 
 def _lost(name: str, why: str, on_lost: OnLostSlot) -> Finding:

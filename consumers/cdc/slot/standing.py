@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.rules.router import Place, Router
 from cachebus.consumers.cdc.slot import publication, slot, storage
 from cachebus.consumers.cdc.slot.catalogue import Table, kin_of, others_of, table_findings, tables_of
+from cachebus.consumers.cdc.slot.commits import Commits
+from cachebus.consumers.cdc.slot.lineage import Lineage
 from cachebus.consumers.cdc.slot.publication import Publication, Published
 from cachebus.consumers.cdc.slot.slot import OnLostSlot, Slot
 from cachebus.consumers.cdc.slot.storage import Memory
@@ -28,6 +30,15 @@ class Names:
     on_lost: OnLostSlot
 
 
+@dataclass(frozen=True)
+class Doubt:
+    """Changes of a table are told otherwise than the looks have it, so that some of what they touched is not told."""
+
+    problem: str
+    count: int = 1
+    """How many such changes there were."""
+
+
 @dataclass
 class Standing:
     """The result of one check."""
@@ -36,23 +47,57 @@ class Standing:
     memory: Memory | None = None
     published: Publication | None = None
     needs: Published | None = None
+    unseen: bool = False
+    """Whether some of what the slot was passed by may be invisible yet, so that it can't be made up for."""
     findings: list[Finding] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     marks: dict[str, Any] = field(default_factory=dict)
     """What each table whose changes are all published is known by now."""
+    doubts: dict[str, Doubt] = field(default_factory=dict)
+    """Tables of which the slot had told by then what was not so at the looks."""
     quiet: dict[str, Any] = field(default_factory=dict)
     """Those of the tables that are to be remembered anew, though nothing was missed."""
 
 
-async def look(
-    connection: asyncpg.Connection,
-    router: Router,
-    names: Names,
-    refused: Mapping[str, str],
-    swallowing: Sequence[Finding] = (),
-) -> Standing:
-    """Check everything. `swallowing`: findings about own tables that are known before. Raises the driver's errors."""
-    found = Standing()
+@dataclass(frozen=True)
+class Before:
+    """What is known before a look, over all connections."""
+
+    lineage: Lineage
+    commits: Commits
+    refused: Mapping[str, str]
+    """SQL that this user may not run, and why."""
+    doubts: Mapping[str, Doubt]
+    losses: int
+    """How often the log was passed by."""
+    swallowing: Sequence[Finding] = ()
+    """Findings about own tables."""
+
+
+async def look(connection: asyncpg.Connection, router: Router, names: Names, before: Before) -> Standing:
+    """Check everything. Raises the driver's errors."""
+    found = Standing(doubts=dict(before.doubts))
+    await _look_at_slot(connection, names, before, found)
+    tables = await tables_of(connection, router.rules.rule)
+    others = await others_of(connection, router.rules.rule, tables)
+    known = {} if found.memory is None else found.memory.tables
+    router.learn(before.lineage.seen(tables, known, found.slot))
+    found.needs = Published(router, names.publication, tables)
+    found.published = await publication.look(connection, names.publication)
+    wrong, found.warnings = table_findings(router, tables, others)
+    found.warnings += found.needs.warnings(found.published)
+    told = found.needs.findings(found.published, before.refused)
+    followed = [table for table in tables if router.rules_of(table.schema, table.name)]
+    found.marks = _marks(found.published, followed, [*wrong, *told], kin_of(tables))
+    found.findings += (one._replace(missed=one.missed or one.subject in known) for one in wrong)
+    found.findings += told
+    if found.memory is not None:
+        _compare(found, followed, known)
+    return found
+
+
+async def _look_at_slot(connection: asyncpg.Connection, names: Names, before: Before, found: Standing) -> None:
+    """The slot, the worker's own tables, and what is remembered in them."""
     level = await connection.fetchval("SELECT current_setting('wal_level')")
     if level != "logical":
         found.findings.append(
@@ -64,37 +109,33 @@ async def look(
                 stops=True,
             )
         )
-    lacking = await storage.storage_findings(connection, refused)
+    lacking = await storage.storage_findings(connection, before.refused)
     known_of = {one.subject for one in lacking}
-    found.findings += [*lacking, *(one for one in swallowing if one.subject not in known_of)]
+    found.findings += [*lacking, *(one for one in before.swallowing if one.subject not in known_of)]
     # The slot before what is remembered: that is always written before the slot moves.
     found.slot = await slot.look(connection, names.slot)
     if not any(one.subject == storage.SLOTS for one in found.findings):
         found.memory = await storage.recall(connection, names.slot)
     if level == "logical":
-        why = refused.get(slot.made_by(names.slot), "")
-        found.findings += slot.slot_findings(names.slot, found.slot, found.memory, names.namespace, names.on_lost, why)
+        why = before.refused.get(slot.made_by(names.slot), "")
+        found.unseen = await before.commits.are_unseen(connection, before.losses, owed=_is_owed(found))
+        found.findings += slot.slot_findings(
+            names.slot, found.slot, found.memory, names.namespace, names.on_lost, why, unseen=found.unseen
+        )
     if found.slot is not None and not any(one.assumption == "slot" for one in found.findings):
         found.findings += await slot.look_at_rights(connection, names.slot)
-    tables = await tables_of(connection, router.rules.rule)
-    others = await others_of(connection, router.rules.rule, tables)
-    router.inherits(kin_of(tables))
-    found.needs = Published(router, names.publication, tables)
-    found.published = await publication.look(connection, names.publication)
-    wrong, found.warnings = table_findings(router, tables, others)
-    found.warnings += found.needs.warnings(found.published)
-    told = found.needs.findings(found.published, refused)
-    followed = [table for table in tables if router.rules_of(table.schema, table.name)]
-    found.marks = _marks(found.published, followed, [*wrong, *told])
-    known = {} if found.memory is None else found.memory.tables
-    found.findings += (one._replace(missed=one.missed or one.subject in known) for one in wrong)
-    found.findings += told
-    if found.memory is not None:
-        _compare(found, followed, known)
-    return found
 
 
-def _marks(found: Publication | None, tables: list[Table], wrong: list[Finding]) -> dict[str, Any]:
+def _is_owed(found: Standing) -> bool:
+    """Whether changes of the slot are to be made up for."""
+    if found.memory is None or found.slot is None:
+        return False
+    return not found.memory.whole or found.slot.confirmed > found.memory.lsn
+
+
+def _marks(
+    found: Publication | None, tables: list[Table], wrong: list[Finding], kin: Mapping[Place, Sequence[Place]]
+) -> dict[str, Any]:
     unwell = {one.subject for one in wrong if one.missed}
     if found is None or any(one.assumption == "publication" and "." not in one.subject for one in wrong if one.missed):
         return {}
@@ -102,7 +143,9 @@ def _marks(found: Publication | None, tables: list[Table], wrong: list[Finding])
         table.full_name: {
             "is": found.mark(table),
             "columns": table.definition,
-            "parts": {str(leaf.oid): leaf.file for leaf in table.leaves},
+            "parts": {str(part.oid): part.mark for part in (*table.leaves, *table.branches)},
+            "enums": table.enums,
+            "of": sorted(".".join(place) for place in kin.get((table.schema, table.name), ())),
         }
         for table in tables
         if table.full_name not in unwell and found.has(table)
@@ -114,27 +157,42 @@ def _compare(found: Standing, tables: list[Table], known: Mapping[str, Any]) -> 
     there = {table.full_name: table for table in tables}
     unwell = {one.subject for one in found.findings}
     for name, mark in found.marks.items():
+        if name in found.doubts:
+            continue
         before = known.get(name)
-        if before is None:
-            _over(found, name, "it is followed from now on, and what was changed before was not told")
-        elif before["is"] != mark["is"]:
-            _over(found, name, "it is another table than before, or its publication is another one")
-        elif before.get("columns") != mark["columns"]:
-            _over(found, name, "its columns were altered: PostgreSQL tells nothing of rows that are rewritten")
-        elif before["parts"] != mark["parts"]:
-            _compare_parts(found, there[name], before["parts"], mark)
-    for name in known.keys() - there.keys() - unwell:
+        if problem := _difference(there[name], before, mark):
+            _over(found, name, problem)
+        elif before != mark:
+            found.quiet[name] = mark
+    for name in known.keys() - there.keys() - unwell - found.doubts.keys():
         _over(found, name, "it was dropped or renamed")
+    missed = {one.subject for one in found.findings if one.assumption == "tables" and one.missed}
+    for name in found.doubts.keys() - missed:
+        _over(found, name, found.doubts[name].problem)
 
 
-def _compare_parts(found: Standing, table: Table, before: Mapping[str, int], mark: Mapping[str, Any]) -> None:
-    name, now = table.full_name, mark["parts"]
-    if any(now.get(one) != file for one, file in before.items()):
-        _over(found, name, "partitions of it were truncated, detached or dropped, of which PostgreSQL tells nothing")
-    elif any(not leaf.is_empty for leaf in table.leaves if str(leaf.oid) not in before):
-        _over(found, name, "partitions with rows were attached, of which PostgreSQL tells nothing")
-    else:
-        found.quiet[name] = mark
+def _difference(table: Table, before: Mapping[str, Any] | None, mark: Mapping[str, Any]) -> str:
+    """What has happened to a table by which changes may have been missed; "" if nothing has."""
+    if before is None:
+        return "it is followed from now on, and what was changed before was not told"
+    if before["is"] != mark["is"]:
+        return "it is another table than before, or its publication is another one"
+    if before.get("columns") != mark["columns"]:
+        return "its columns were altered: PostgreSQL tells nothing of rows that are rewritten"
+    if before.get("of") != mark["of"]:
+        return "it inherits from other tables than before"
+    if _lacks(before.get("enums", {}), mark["enums"]):
+        return "values of an enum were renamed: PostgreSQL tells nothing of rows that have them"
+    if _lacks(before["parts"], mark["parts"]):
+        return "partitions of it were truncated, detached or altered, of which PostgreSQL tells nothing"
+    if any(not leaf.is_untouched for leaf in table.leaves if str(leaf.oid) not in before["parts"]):
+        return "partitions with rows were attached, of which PostgreSQL tells nothing"
+    return ""
+
+
+def _lacks(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Whether something is gone, or another than before."""
+    return any(now.get(one) != version for one, version in before.items())
 
 
 def _over(found: Standing, name: str, problem: str) -> None:

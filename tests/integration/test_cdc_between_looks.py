@@ -1,0 +1,249 @@
+"""What is so for a while only, between two looks at the database, and changes that are told of meanwhile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from cachebus import Cache
+from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.slot.postgres import SlotWorker
+from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.source import Left
+from tests.support.caches import quick, until
+from tests.support.cdc_surroundings import HEAD, RULE, at_work, given, gone, put, worker
+from tests.support.changes import fetched, running, tell
+
+TABLE = "CREATE TABLE o (id int PRIMARY KEY, tenant_id text, x int); ALTER TABLE o REPLICA IDENTITY FULL"
+ROW = "INSERT INTO o VALUES (1, 'acme', 1)"
+DEAD = "SELECT count(*) FROM cachebus_cdc_dead"
+PARTS = """
+CREATE TABLE o (id int, tenant_id text, x int, PRIMARY KEY (id, x)) PARTITION BY RANGE (x);
+ALTER TABLE o REPLICA IDENTITY FULL;
+CREATE TABLE o1 PARTITION OF o FOR VALUES FROM (0) TO (10);
+CREATE TABLE o2 PARTITION OF o FOR VALUES FROM (10) TO (20);
+ALTER TABLE o1 REPLICA IDENTITY FULL;
+ALTER TABLE o2 REPLICA IDENTITY FULL
+"""
+CHILD = "CREATE TABLE o_old (PRIMARY KEY (id)) INHERITS (o); ALTER TABLE o_old REPLICA IDENTITY FULL"
+LIKE = "CREATE TABLE o3 (LIKE o INCLUDING ALL); ALTER TABLE o3 REPLICA IDENTITY FULL"
+ATTACH = "ALTER TABLE o ATTACH PARTITION {} FOR VALUES FROM ({}) TO ({})"
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
+
+
+def unnamed() -> Rules:
+    """Rules by which nobody can name what was missed: only what is told of is invalidated."""
+    return parse_rules(RULE.format("o", "o").replace('"all"', '"ignore"'))
+
+
+class Looks:
+    """The looks of a worker at its database, counted."""
+
+    def __init__(self, one: SlotWorker) -> None:
+        self.count = 0
+        self._watcher: Any = one._watcher
+        self._look = self._watcher.look
+        self._watcher.look = self._counted
+
+    async def _counted(self, session: Any) -> None:
+        await self._look(session)
+        self.count += 1
+
+    async def let_be(self, cache: Cache) -> bool:
+        """Whether what is cached outlives the next looks."""
+        await put(cache)
+        last = self.count + 3
+        await until(lambda: self.count >= last)
+        return await cache.get("o", 1, tenant_id="acme") == "old"
+
+
+async def lived_through(database: str, redis_url: str, table: str, story: list[str], rules: Rules | None = None) -> int:
+    """How many dead letters there are once a worker has come back that was away while this happened, and has let go of
+    row 1 of a cache."""
+    await tell(database, table.split(";"))
+    async with running(worker(database, redis_url, rules)):
+        pass
+    async with Cache(quick(redis_url)) as cache:
+        await put(cache)
+        await tell(database, story)
+        async with running(one := worker(database, redis_url, rules)):
+            await gone(cache)
+            looks = Looks(one)
+            await until(lambda: looks.let_be(cache))  # it is made up for, and then no more
+            assert one.health.ready
+    return int(await fetched(database, DEAD))
+
+
+@pytest.mark.parametrize("changed", ["UPDATE o SET tenant_id = 'other'", "DELETE FROM o"])
+async def test_a_replica_identity_that_was_less_for_a_while_is_made_up_for(
+    database: str, redis_url: str, changed: str
+) -> None:
+    """Of the old row nothing was told but its key, and nobody looks like that any more."""
+    less = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", changed, "ALTER TABLE o REPLICA IDENTITY FULL"]
+    await lived_through(database, redis_url, f"{TABLE}; {ROW}", less)
+
+
+async def test_a_doubt_is_stored_before_the_slot_goes_behind_it(database: str, redis_url: str) -> None:
+    """The worker may be killed before what was missed is made up for."""
+    less = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", "DELETE FROM o", "ALTER TABLE o REPLICA IDENTITY FULL"]
+    await tell(database, [*TABLE.split(";"), ROW])
+    async with running(worker(database, redis_url)):
+        pass
+    remembered = "SELECT tables ? 'public.o' FROM cachebus_cdc_slots"
+    assert await fetched(database, remembered)
+    await tell(database, less)
+    source = worker(database, redis_url).source
+    async with source.opened() as session:
+        await session.look()
+        batch = await session.take(1000, ())
+        assert [session.mean(item).problems for item in batch.items if item.raw is not None]
+        await session.acknowledge(batch, Left())
+        assert not await fetched(database, remembered)
+        assert [one.over for one in (await session.look()).findings if one.subject == "public.o"] == [True]
+
+
+@pytest.mark.parametrize("rules", [given(), unnamed()], ids=["named", "unnamed"])
+async def test_what_is_told_of_a_table_under_another_name_is_told_of_it(
+    database: str, redis_url: str, rules: Rules
+) -> None:
+    story = ["ALTER TABLE o RENAME TO p", "UPDATE p SET x = 2", "ALTER TABLE p RENAME TO o"]
+    assert not await lived_through(database, redis_url, f"{TABLE}; {ROW}", story, rules)
+
+
+async def test_a_letter_of_a_table_under_another_name_has_the_name_of_its_rules(database: str, redis_url: str) -> None:
+    story = ["ALTER TABLE o RENAME TO p", "UPDATE p SET tenant_id = ''", "ALTER TABLE p RENAME TO o"]
+    assert await lived_through(database, redis_url, f"{TABLE}; {ROW}", story) == 1
+    assert await fetched(database, "SELECT payload::jsonb ->> 'table' FROM cachebus_cdc_dead") == "o"
+
+
+@pytest.mark.parametrize("rules", [given(), unnamed()], ids=["named", "unnamed"])
+@pytest.mark.parametrize("end", ["DROP TABLE o_old", "ALTER TABLE o_old NO INHERIT o"])
+async def test_changes_of_a_child_count_though_it_is_none_by_now(
+    database: str, redis_url: str, rules: Rules, end: str
+) -> None:
+    insert = "INSERT INTO o_old VALUES (1, 'acme', 1)"
+    story = ["UPDATE o_old SET x = 2", end]
+    await lived_through(database, redis_url, f"{TABLE}; {CHILD}; {insert}", story, rules)
+
+
+@pytest.mark.parametrize("end", ["DROP TABLE o_old", "ALTER TABLE o_old NO INHERIT o"])
+async def test_rows_that_go_with_a_child_are_made_up_for(database: str, redis_url: str, end: str) -> None:
+    insert = "INSERT INTO o_old VALUES (1, 'acme', 1)"
+    await lived_through(database, redis_url, f"{TABLE}; {CHILD}; {insert}", [end])
+
+
+@pytest.mark.parametrize(
+    "story",
+    [
+        ["ALTER TABLE o DETACH PARTITION o1", "UPDATE o1 SET x = 2", ATTACH.format("o1", 0, 10)],
+        ["ALTER TABLE o1 REPLICA IDENTITY DEFAULT", "DELETE FROM o", "ALTER TABLE o1 REPLICA IDENTITY FULL"],
+        [LIKE, "INSERT INTO o3 VALUES (3, 'acme', 20)", ATTACH.format("o3", 20, 30)],
+        [LIKE, "INSERT INTO o3 VALUES (3, 'acme', 20)", ATTACH.format("o3", 20, 30), "TRUNCATE o3"],
+    ],
+    ids=["detached", "identity", "attached", "attached and truncated"],
+)
+async def test_partitions_that_look_as_before_are_made_up_for(database: str, redis_url: str, story: list[str]) -> None:
+    await lived_through(database, redis_url, f"{PARTS}; {ROW}", [part for one in story for part in one.split(";")])
+
+
+async def test_a_branch_that_was_detached_for_a_while_is_made_up_for(database: str, redis_url: str) -> None:
+    branch = """CREATE TABLE o3 PARTITION OF o FOR VALUES FROM (20) TO (40) PARTITION BY RANGE (x);
+    CREATE TABLE o4 PARTITION OF o3 DEFAULT; ALTER TABLE o4 REPLICA IDENTITY FULL"""
+    story = ["ALTER TABLE o DETACH PARTITION o3", "INSERT INTO o3 VALUES (1, 'acme', 20)", ATTACH.format("o3", 20, 40)]
+    await lived_through(database, redis_url, f"{PARTS}; {branch}", story)
+
+
+ENUM = "CREATE TYPE mood AS ENUM ('good'); CREATE DOMAIN state AS mood"
+WITH_ENUM = "CREATE TABLE o (id int PRIMARY KEY, tenant_id text, x {}); ALTER TABLE o REPLICA IDENTITY FULL"
+
+
+@pytest.mark.parametrize("column", ["mood", "state"])
+async def test_an_enums_value_that_is_renamed_is_made_up_for(database: str, redis_url: str, column: str) -> None:
+    row, story = "INSERT INTO o VALUES (1, 'acme', 'good')", ["ALTER TYPE mood RENAME VALUE 'good' TO 'bad'"]
+    await lived_through(database, redis_url, f"{ENUM}; {WITH_ENUM.format(column)}; {row}", story)
+
+
+async def test_an_enums_new_value_is_not_made_up_for(database: str, redis_url: str) -> None:
+    await tell(database, [*ENUM.split(";"), *WITH_ENUM.format("mood").split(";")])
+    one = worker(database, redis_url)
+    async with Cache(quick(redis_url)) as cache, running(one):
+        await put(cache)
+        await tell(database, ["ALTER TYPE mood ADD VALUE 'bad'"])
+        two = "SELECT 2 = count(*) FROM cachebus_cdc_slots, jsonb_object_keys(tables -> 'public.o' -> 'enums')"
+        await until(lambda: fetched(database, two))
+        assert await cache.get("o", 1, tenant_id="acme") == "old"
+
+
+async def test_a_partition_that_is_new_and_empty_is_not_made_up_for(database: str, redis_url: str) -> None:
+    await tell(database, PARTS.split(";"))
+    one = worker(database, redis_url)
+    async with Cache(quick(redis_url)) as cache, running(one):
+        await put(cache)
+        await tell(database, ["CREATE TABLE o3 PARTITION OF o DEFAULT; ALTER TABLE o3 REPLICA IDENTITY FULL"])
+        seen = "SELECT tables -> 'public.o' -> 'parts' ? 'o3'::regclass::oid::text FROM cachebus_cdc_slots"
+        await until(lambda: fetched(database, seen))
+        assert await cache.get("o", 1, tenant_id="acme") == "old"
+
+
+async def test_what_a_partition_does_not_tell_of_an_old_row_is_not_taken_for_null(
+    database: str, redis_url: str
+) -> None:
+    """The stream says that old rows are whole, as the table says, and has nulls for what the partition leaves out."""
+    rules = parse_rules(HEAD + RULE.format("o*", "o").replace('replica_identity = "full"', ""))
+    await tell(database, [*PARTS.split(";"), "ALTER TABLE o1 REPLICA IDENTITY DEFAULT", ROW])
+    async with Cache(quick(redis_url)) as cache, at_work(one := worker(database, redis_url, rules)):
+        await until(lambda: one.follows)
+        await put(cache)
+        await tell(database, ["UPDATE o SET id = 3"])  # of that the new row tells the tenant
+        await gone(cache)
+        assert not await fetched(database, DEAD)
+        await tell(database, ["DELETE FROM o"])
+        await until(lambda: fetched(database, DEAD))
+        payload = await fetched(database, "SELECT payload::jsonb -> 'old' FROM cachebus_cdc_dead")
+        assert payload == '{"x": 1, "id": 3}'
+
+
+async def test_what_a_partitions_index_does_not_tell_of_an_old_row_is_not_taken_for_null(
+    database: str, redis_url: str
+) -> None:
+    """The stream says that old rows have the table's key, and has a null for what the partition's index leaves out."""
+    rule = RULE.replace("{{id}}", "{{x}}").replace("{{tenant_id}}", "acme").replace('replica_identity = "full"', "")
+    less = "CREATE UNIQUE INDEX only_id ON o1 (id); ALTER TABLE o1 REPLICA IDENTITY USING INDEX only_id"
+    keyed = [f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT" for name in ("o", "o2")]
+    await tell(database, [*PARTS.split(";"), *keyed, less, ROW])
+    async with at_work(one := worker(database, redis_url, parse_rules(HEAD + rule.format("o*", "o")))):
+        await until(lambda: one.follows)
+        await tell(database, ["DELETE FROM o"])
+        await until(lambda: fetched(database, DEAD))
+        assert await fetched(database, "SELECT payload::jsonb -> 'old' FROM cachebus_cdc_dead") == '{"id": 1}'
+
+
+UPDATES = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["update"]')
+
+
+async def test_a_row_that_moves_to_another_partition_is_updated(database: str, redis_url: str) -> None:
+    """It is told as a delete and an insert."""
+    await tell(database, [*PARTS.split(";"), ROW])
+    async with Cache(quick(redis_url)) as cache, running(worker(database, redis_url, parse_rules(HEAD + UPDATES))):
+        await put(cache)
+        await put(cache, 2)
+        await tell(database, ["UPDATE o SET id = 2, x = 15"])
+        await gone(cache, 1)
+        await gone(cache, 2)
+
+
+async def test_a_move_whose_old_row_is_not_told_is_no_letter(database: str, redis_url: str) -> None:
+    """As of any update there: the table is warned of."""
+    less = [f"ALTER TABLE {name} REPLICA IDENTITY DEFAULT" for name in ("o", "o1", "o2")]
+    rules = parse_rules(HEAD + UPDATES.replace('replica_identity = "full"', ""))
+    await tell(database, [*PARTS.split(";"), *less, ROW])
+    async with Cache(quick(redis_url)) as cache, running(worker(database, redis_url, rules)):
+        await put(cache)
+        await tell(database, ["UPDATE o SET x = 15"])
+        await gone(cache)
+        assert not await fetched(database, DEAD)
