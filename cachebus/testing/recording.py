@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 from cachebus.base.ids import Id
 from cachebus.cache import Cache
+from cachebus.cascade import WHOLE_SCOPE
 from cachebus.keys.key import GIVEN
 from cachebus.keys.naming import tag_scopes
 from cachebus.keys.plan import Plan
@@ -35,11 +36,9 @@ class Invalidations:
         cascade, a scope that it lies in, or a tag. `resource_id` "*": whether all of the type was. `InvalidKey`."""
         parts = self._parts
         key = parts.naming.named(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        plan = parts.planner.one(key)
-        if not plan.keys:
-            wanted = {*plan.scopes, f"T{GIVEN}{key.family.tenant}"}
-        else:
-            wanted = {key.l1, *key.scopes, *tag_scopes(key, tags, parts.policies.rules(key.family.data_type))}
+        wanted = set(key.scopes)
+        if key.resource_id != WHOLE_SCOPE:
+            wanted |= {key.l1, *tag_scopes(key, tags, parts.policies.rules(key.family.data_type))}
         return any(wanted.intersection((*(one.l1 for one in each.keys), *each.scopes)) for each in self._plans)
 
     def assert_invalidated(
