@@ -98,7 +98,7 @@ class Cache(Writes):
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-        position = None if after is None else position_of(after)
+        position = None if after is None else position_of(after, key.shard)
         if search_hierarchy:
             value = (await parts.reader.search(key, position, use_memory)).value
         else:
@@ -121,12 +121,12 @@ class Cache(Writes):
 
         Returns the values by the ids asked, absent ones left out. Raises what `get` does.
         """
-        parts, position = self._live(), position_of(after)
+        parts = self._live()
 
         def key_of(one: Id) -> Key:
             return parts.naming.key(data_type, one, tenant_id, agent_id, conversation_id, collection_id)
 
-        return await read_many(parts.reader, resource_ids, key_of, position)
+        return await read_many(parts.reader, resource_ids, key_of, after)
 
     @overload
     async def get_or_load(
@@ -226,6 +226,6 @@ class Cache(Writes):
         rules = parts.policies.rules(key.family.data_type)
         tenant = key.family.tenant or None if tenant_id is None else tenant_id
         load = load_of(bind(loader, resource_id, tenant, context.current()), rules)
-        ttl_s, position = checked_ttl(ttl), position_of(after)
+        ttl_s, position = checked_ttl(ttl), position_of(after, key.shard)
         request = Request(key, load, rules, position, search_hierarchy, ttl_s, tag_scopes(key, tags, rules), use_memory)
         return (await parts.loads.get_or_load(request)).value

@@ -11,14 +11,15 @@ from cachebus.assembly.factory import Parts
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
 from cachebus.cascade import Target
-from cachebus.core.ports import Position
 from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts, tag_scopes
+from cachebus.keys.plan import Plan
 from cachebus.policy import check_ttl
 from cachebus.reading.fetch import MISSING, NOT_FOUND
 from cachebus.reading.read import Reader
-from cachebus.receipt import Receipt
+from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
+from cachebus.writing.every_shard import invalidate_in_every_shard
 from cachebus.writing.guard import WriteGuard, guard_time_s
 from cachebus.writing.write import SetRequest
 
@@ -44,7 +45,7 @@ def checked_amount(value: object) -> int:
 
 
 async def read_many(
-    reader: Reader, ids: Iterable[Id], key_of: Callable[[Id], Key], after: Position | None
+    reader: Reader, ids: Iterable[Id], key_of: Callable[[Id], Key], after: Receipt | str | None
 ) -> dict[Id, Any]:
     """The values by these ids, absent ones left out, asked for `MANY` at a time."""
     found: dict[Id, Any] = {}
@@ -52,7 +53,8 @@ async def read_many(
     while some := list(islice(left, MANY)):
         # Each is looked at before they are told apart: True would else pass for the 1 beside it.
         keys = {one: key_of(one) for one in some}
-        values = await reader.get_many(list(keys.values()), after)
+        asked = list(keys.values())
+        values = await reader.get_many(asked, position_of(after, asked[0].shard))
         there = zip(keys, values, strict=True)
         found.update((one, value) for one, value in there if value is not MISSING and value is not NOT_FOUND)
         if len(some) == MANY:
@@ -79,6 +81,11 @@ async def store(parts: Parts, storing: Storing) -> Receipt:
     plan = parts.planner.targets([own], family.tenant or None, on_set=True)
     tags, wait = tag_scopes(key, storing.tags, rules), bool(storing.wait)
     return await parts.writer.set(SetRequest(key, storing.value, rules, plan, ttl_s, tags, storing.if_absent, wait))
+
+
+async def invalidate_plans(parts: Parts, plans: Sequence[Plan], wait: Wait | None) -> Receipt:
+    """Replace what these plans address, one of each shard."""
+    return await invalidate_in_every_shard(plans, lambda plan: parts.writer.invalidate(plan, wait=bool(wait)))
 
 
 class Guarding(NamedTuple):

@@ -6,6 +6,8 @@ are read (`resp/`), so a caller catches these classes and no others. Cancellatio
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class CacheBusError(Exception):
     """Root of every error raised by cachebus."""
@@ -48,6 +50,9 @@ class InvalidationFailed(CacheBusError):
     """The invalidation did not happen, or nobody knows whether it did: other nodes may go on serving the old value
     until it expires. Call it again until it returns; twice does no harm. The staleness bound counts from the call that
     returned."""
+
+    receipt: Any = None
+    """Of an invalidation of several shards that has happened in some: its `Receipt`, which names what has `failed`."""
 
 
 class LoadTimeout(CacheBusError, TimeoutError):

@@ -31,6 +31,8 @@ _VERBS = {
     "invalidate": "invalidate",
     "invalidate_scope": "invalidate_scope",
     "invalidate_tags": "invalidate_tags",
+    "invalidate_type": "invalidate_type",
+    "clear": "clear",
     "set_if_not_exists": "add",
 }
 
@@ -116,6 +118,8 @@ class CacheManager:
     invalidate = _CLOSED.invalidate
     invalidate_scope = _CLOSED.invalidate_scope
     invalidate_tags = _CLOSED.invalidate_tags
+    invalidate_type = _CLOSED.invalidate_type
+    clear = _CLOSED.clear
     set_if_not_exists = _CLOSED.add
     write_guard = staticmethod(write_guard)
 

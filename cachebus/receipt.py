@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
@@ -17,6 +17,7 @@ class Receipt(msgspec.Struct, frozen=True):
     """A write's receipt, and the session token for it: a read with `after=receipt` sees the write, on any node.
 
     `str(receipt)` is short enough for a header; `Receipt.parse` reads it back, checked, since it may come from outside.
+    An invalidation of all tenants has a place in each shard: `parts`. Its `shard`, `epoch` and `seq` are the first's.
     """
 
     shard: int
@@ -36,19 +37,34 @@ class Receipt(msgspec.Struct, frozen=True):
     """After `wait="nodes"`: the ids of the nodes that have applied it."""
     lapsed: tuple[str, ...] = ()
     """After `wait="nodes"`: the ids of those that have not, and may serve nothing from their memory until they do."""
+    parts: tuple[Receipt, ...] = ()
+    """Of an invalidation of several shards: the receipt in each that has it."""
+    failed: tuple[int, ...] = ()
+    """Of an invalidation of several shards that raised: those in which it is not sure to have happened."""
 
     @property
     def position(self) -> Position:
         """The write's point in the shard's history."""
         return Position(self.epoch.encode(), self.seq)
 
+    def of(self, shard: int) -> Receipt:
+        """The part that a read in this shard goes by; `ValueError` where the invalidation failed there."""
+        if shard in self.failed:
+            raise ValueError(f"the invalidation failed in shard {shard}: repeat it, and read after that one's receipt")
+        return next((part for part in self.parts if part.shard == shard), self)
+
     def __str__(self) -> str:
-        return f"{self.shard}.{self.epoch}.{self.seq}"
+        return ",".join(map(str, self.parts)) or f"{self.shard}.{self.epoch}.{self.seq}"
 
     @classmethod
     def parse(cls, text: str) -> Receipt:
         """The receipt that `str(receipt)` has written, without `targets` and nodes; `ValueError` for any other text."""
-        found = _FORM(str(text))
+        parts = [cls._part(one) for one in str(text).split(",")]
+        return parts[0] if len(parts) == 1 else joined(parts)
+
+    @classmethod
+    def _part(cls, text: str) -> Receipt:
+        found = _FORM(text)
         if found is None:
             raise ValueError("not a receipt: expected SHARD.EPOCH.SEQ as str(receipt) writes it")
         return cls(int(found[1]), found[2], int(found[3]))
@@ -58,11 +74,30 @@ NOTHING_DONE = Receipt(0, "0" * 16, 0, stored=False)
 """The receipt of a disabled cache."""
 
 
-def position_of(after: Receipt | str | None) -> Position | None:
-    """The place that a read must have seen; `ValueError` for what is no receipt, or a pending one."""
+def joined(parts: Sequence[Receipt], failed: Sequence[int] = ()) -> Receipt:
+    """The receipt of one invalidation in several shards."""
+    confirmed, lapsed = [set(part.confirmed) for part in parts], [set(part.lapsed) for part in parts]
+    late = set().union(*lapsed)
+    return Receipt(
+        parts[0].shard,
+        parts[0].epoch,
+        parts[0].seq,
+        status="pending" if any(part.status == "pending" for part in parts) else "applied",
+        stored=all(part.stored for part in parts),
+        targets=parts[0].targets,
+        confirmed=tuple(sorted(set().union(*confirmed) - late)),
+        lapsed=tuple(sorted(late)),
+        parts=tuple(parts),
+        failed=tuple(failed),
+    )
+
+
+def position_of(after: Receipt | str | None, shard: int) -> Position | None:
+    """The place that a read in this shard must have seen; `ValueError` for what is no receipt, a pending one, or one of
+    an invalidation that failed there."""
     if after is None:
         return None
-    receipt = after if isinstance(after, Receipt) else Receipt.parse(after)
+    receipt = (after if isinstance(after, Receipt) else Receipt.parse(after)).of(shard)
     if receipt.status == "pending":
         raise ValueError("a pending receipt stands for nothing yet: read without `after`, or wait for it")
     return receipt.position

@@ -8,7 +8,7 @@ from typing import Any
 from cachebus.assembly.lifecycle import Life
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, check_part
-from cachebus.calls import Guarding, Storing, checked_amount, checked_ttl, guard, store
+from cachebus.calls import Guarding, Storing, checked_amount, checked_ttl, guard, invalidate_plans, store
 from cachebus.cascade import Target
 from cachebus.keys.naming import check_contexts
 from cachebus.receipt import Receipt
@@ -149,6 +149,23 @@ class Writes(Life):
             raise ValueError("tags must be a non-empty sequence of strings")
         plan = parts.planner.tags(parts.naming.tenant_of(None, tenant_id), tags)
         return await parts.writer.invalidate(plan, wait=bool(wait))
+
+    async def invalidate_type(self, data_type: str, *, wait: Wait | None = None) -> Receipt:
+        """Invalidate a data type over all tenants, however many there are, in one step of each shard: atomic in each,
+        not over shards.
+
+        Returns a receipt of several shards. Raises `InvalidationFailed` where it is not sure to have happened in any of
+        them; the others are done, and `receipt` of the error names both. See `invalidate`.
+        """
+        check_wait(wait)
+        parts = self._live()
+        return await invalidate_plans(parts, parts.planner.type_of_all_tenants(data_type), wait)
+
+    async def clear(self, *, wait: Wait | None = None) -> Receipt:
+        """Invalidate everything in the namespace but counters; as `invalidate_type`."""
+        check_wait(wait)
+        parts = self._live()
+        return await invalidate_plans(parts, parts.planner.everything(), wait)
 
     def write_guard(
         self,

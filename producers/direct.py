@@ -20,6 +20,7 @@ from cachebus.producers.session import Memory, Session
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from cachebus.writing.confirm import check_wait
+from cachebus.writing.every_shard import invalidate_in_every_shard
 
 _AT_ONCE_S = 0.05
 
@@ -164,6 +165,16 @@ class DirectProducer(Producer):
             confirmed=nodes.confirmed,
             lapsed=nodes.lapsed,
         )
+
+    async def invalidate_type(self, data_type: str, *, wait: Wait | None = None) -> Receipt:
+        """Say that a data type is replaced, whatever the tenant. As `Cache.invalidate_type`."""
+        plans = self._orders.planner.type_of_all_tenants(data_type)
+        return await invalidate_in_every_shard(plans, lambda plan: self.send(plan, wait))
+
+    async def clear(self, *, wait: Wait | None = None) -> Receipt:
+        """Say that everything is replaced, of all tenants. As `Cache.clear`."""
+        plans = self._orders.planner.everything()
+        return await invalidate_in_every_shard(plans, lambda plan: self.send(plan, wait))
 
     async def _send(self, order: Order, wait: Wait | None) -> Receipt:
         return await self.send(order.plan, wait)

@@ -16,10 +16,12 @@ except ImportError as missing:
 from loguru import logger
 
 from cachebus import __version__
-from cachebus.base.log import logger as log
+from cachebus.base.log import logger as library_log
 from cachebus.cli.demo import demo
 from cachebus.cli.doctor import doctor
-from cachebus.cli.operate.act import get, invalidate
+from cachebus.cli.operate.get import get
+from cachebus.cli.operate.invalidate import invalidate
+from cachebus.cli.operate.log import log
 from cachebus.cli.operate.look import tail
 from cachebus.cli.operate.membership import nodes
 from cachebus.cli.replay import replay
@@ -48,8 +50,9 @@ app.command()(server)
 app.command(short_help="What a server's set-up means for the promises, and how to mend it.")(doctor)
 app.add_typer(nodes, short_help="Who is alive in a namespace, and how far.")
 app.command(short_help="Show invalidations and writes as they happen.")(tail)
+app.command(short_help="Show invalidations and writes of the past.")(log)
 app.command(short_help="Show what the shared store has for a key.")(get)
-app.command(short_help="Replace a resource everywhere, and print the receipt.")(invalidate)
+app.command(short_help="Replace a resource, a scope, tags or all of it everywhere, and print the receipt.")(invalidate)
 app.add_typer(worker, short_help="Carry committed writes on to every cache.")
 
 
@@ -66,7 +69,7 @@ def _common(
     ] = False,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show the library's log on stderr.")] = False,
 ) -> None:
-    log.use("loguru", for_good=True)
+    library_log.use("loguru", for_good=True)
     logger.remove()
     if verbose:
         logger.add(sys.stderr, level="DEBUG", diagnose=False, backtrace=False)

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from cachebus.keys.key import Key
+from cachebus.keys.key import ALL_TENANTS, Key, bucket_of_scope
 
 
 class Blocked:
-    """Keys, scopes and tags, each as often as it is queued."""
+    """Keys, scopes and tags, each as often as it is queued. Scopes of all tenants have a name in each shard, so they
+    count by shard."""
 
     __slots__ = ("_keys", "_scopes")
 
@@ -23,14 +24,14 @@ class Blocked:
     def __bool__(self) -> bool:
         return bool(self._keys or self._scopes)
 
-    def add(self, keys: Iterable[Key], scopes: Iterable[str]) -> None:
+    def add(self, shard: int, keys: Iterable[Key], scopes: Iterable[str]) -> None:
         """Block these from now on."""
         self._keys.update(key.l1 for key in keys)
-        self._scopes.update(scopes)
+        self._scopes.update(_in_shard(shard, scopes))
 
-    def remove(self, keys: Iterable[Key], scopes: Iterable[str]) -> None:
+    def remove(self, shard: int, keys: Iterable[Key], scopes: Iterable[str]) -> None:
         """These were delivered once."""
-        for counts, gone in ((self._keys, [key.l1 for key in keys]), (self._scopes, scopes)):
+        for counts, gone in ((self._keys, [key.l1 for key in keys]), (self._scopes, _in_shard(shard, scopes))):
             counts.subtract(gone)
             for name in gone:
                 if counts[name] <= 0:
@@ -41,4 +42,10 @@ class Blocked:
         if key.l1 in self._keys:
             return True
         scopes = self._scopes
-        return bool(scopes) and (any(name in scopes for name in key.scopes) or any(tag in scopes for tag in tags))
+        return bool(scopes) and (
+            any(name in scopes for name in _in_shard(key.shard, key.scopes)) or any(tag in scopes for tag in tags)
+        )
+
+
+def _in_shard(shard: int, scopes: Iterable[str]) -> list[str]:
+    return [f"{shard}:{name}" if bucket_of_scope(name) == ALL_TENANTS else name for name in scopes]

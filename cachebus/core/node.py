@@ -208,16 +208,16 @@ class Node:
         for view in self.shards:
             view.doubts.settle(min(swept_s - DOUBT_S, view.fresh_as_of_s))
 
-    def block(self, keys: Sequence[Key], scopes: Sequence[str]) -> None:
+    def block(self, shard: int, keys: Sequence[Key], scopes: Sequence[str]) -> None:
         """Believe nothing of these, whoever vouches for it, until `unblock`: L2 has yet to hear of their end."""
         if self.blocked is None:
             self.blocked = Blocked()
-        self.blocked.add(keys, scopes)
+        self.blocked.add(shard, keys, scopes)
 
-    def unblock(self, keys: Sequence[Key], scopes: Sequence[str]) -> None:
+    def unblock(self, shard: int, keys: Sequence[Key], scopes: Sequence[str]) -> None:
         """L2 has heard of these once."""
         if self.blocked is not None:
-            self.blocked.remove(keys, scopes)
+            self.blocked.remove(shard, keys, scopes)
             self.blocked = self.blocked or None
 
     def tell_applied(self, hook: OnApplied | None) -> None:

@@ -40,6 +40,11 @@ def encoded(part: str) -> str:
     return part if _plain(part) else part.translate(_CODES)
 
 
+def type_scope(data_type: object) -> str:
+    """The scope that holds a data type of all tenants in a shard; `InvalidKey`."""
+    return f"Y{GIVEN}{check_part('data_type', data_type)}"
+
+
 def tag_scope(tenant: str, tag: str) -> str:
     """The name under which a tag's mark is kept."""
     return f"G{GIVEN}{tenant}{GIVEN}{check_part('tag', tag)}"

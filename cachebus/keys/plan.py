@@ -8,7 +8,7 @@ from typing import Any, Final
 from cachebus.base.ids import Id, check_part, text_of
 from cachebus.cascade import WHOLE_SCOPE, CascadeTable, Target
 from cachebus.errors import InvalidKey
-from cachebus.keys.key import Key, Keyspace, everywhere
+from cachebus.keys.key import ALL_OF_SHARD, Key, Keyspace, everywhere, type_scope
 from cachebus.wire import event as events
 
 Contexts = tuple[Id | None, Id | None, Id | None]
@@ -141,6 +141,21 @@ class Planner:
         plan.scopes.append(name)
         plan.targets["*" if data_type is None else check_part("data_type", data_type)] = 1
         return plan
+
+    def type_of_all_tenants(self, data_type: object) -> list[Plan]:
+        """What an invalidation of a data type over all tenants addresses in each shard; `InvalidKey`."""
+        return self._in_each_shard(type_scope(data_type), check_part("data_type", data_type))
+
+    def everything(self) -> list[Plan]:
+        """What an invalidation of all that the namespace has addresses in each shard."""
+        return self._in_each_shard(ALL_OF_SHARD, "*")
+
+    def _in_each_shard(self, scope: str, told: str) -> list[Plan]:
+        plans = [Plan(shard) for shard in range(self._keyspace.shards)]
+        for plan in plans:
+            plan.scopes.append(scope)
+            plan.targets[told] = 1
+        return plans
 
     def tags(self, tenant_id: object, tags: Sequence[str]) -> Plan:
         """What an invalidation of tags addresses."""

@@ -151,6 +151,11 @@ def position_of(data: bytes) -> tuple[bytes, int]:
     return data[4:20], int.from_bytes(data[20:28], "big")
 
 
+def published_us(data: bytes) -> int:
+    """When it was published, as it stands in an event's head, of bytes that need not be one."""
+    return int.from_bytes(data[28:36], "big")
+
+
 def decode(data: bytes) -> Event:
     """The event in these bytes, or `CorruptEvent`, whatever they are: a changed bit anywhere is found."""
     if len(data) <= _HEAD.size:

@@ -106,7 +106,7 @@ class Pending:
             return None
         waiting = Waiting(plan)
         self._queues.setdefault(plan.shard, deque()).append(waiting)
-        self._node.block(plan.keys, plan.scopes)
+        self._node.block(plan.shard, plan.keys, plan.scopes)
         if plan.shard not in self._tasks:
             if not self._tasks:
                 logger.warning("L2 is out of reach: invalidations wait in a queue of at most {}", self._room.most)
@@ -169,7 +169,7 @@ class Pending:
             raise failed
 
     def _release(self, waiting: Waiting, change: Change) -> None:
-        self._node.unblock(waiting.plan.keys, waiting.plan.scopes)
+        self._node.unblock(waiting.plan.shard, waiting.plan.keys, waiting.plan.scopes)
         self._node.counters.pending_delivered += 1
         if not waiting.delivered.done():
             waiting.delivered.set_result(change)

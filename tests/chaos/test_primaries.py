@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from cachebus import Cache, CacheBusError
+from cachebus import Cache, CacheBusError, Receipt
 from cachebus.consumers.outbox import OutboxRelay, create_tables
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.producers.direct import DirectProducer
@@ -70,6 +71,34 @@ async def test_one_that_is_dead_costs_no_call_of_another_ones_tenants(town: Town
             for ask_first in (a.set("config", "x", 1, town.tenants[0]), producer.invalidate("c", "x", town.tenants[0])):
                 with pytest.raises((L2Unavailable, InvalidationFailed)):
                     await ask_first
+
+
+async def test_an_invalidation_of_all_tenants_names_the_shards_that_failed(town: Town) -> None:
+    async with nodes(town.url, 2, shards=SHARDS) as (a, b):
+        for tenant in town.tenants:
+            await a.set("price", "x", 1, tenant)
+            assert await b.get("price", "x", tenant) == 1
+        town.servers[0].kill()
+        await until(lambda: not a.stats().l2_connected)
+        with pytest.raises(InvalidationFailed, match="shards these failed: ") as raised:
+            await a.invalidate_type("price")
+        receipt = raised.value.receipt
+        shards = {tenant: key_of(a, "price", "x", tenant).shard for tenant in town.tenants}
+        assert shards[town.tenants[0]] in receipt.failed
+        assert {part.shard for part in receipt.parts} | set(receipt.failed) == set(range(SHARDS))
+        for tenant in town.tenants[1:]:
+            assert await b.get("price", "x", tenant, after=receipt) is None
+        with pytest.raises(ValueError, match=f"failed in shard {shards[town.tenants[0]]}"):
+            await b.get("price", "x", town.tenants[0], after=receipt)
+        town.servers[0].start()
+
+        async def done() -> Receipt | None:
+            with suppress(InvalidationFailed):
+                return await a.invalidate_type("price", wait="nodes")
+            return None
+
+        assert not (await until(done)).failed
+        assert await b.get("price", "x", town.tenants[0]) is None
 
 
 async def test_nor_at_a_start(town: Town) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from cachebus import Cache, Receipt, Settings
+from cachebus import Cache, Policy, Receipt, Settings
 from cachebus.assembly.backends import redis_store, route_of
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import Caller
@@ -21,7 +21,8 @@ from tests.support.command import cachebus, ran
 
 @pytest.fixture
 async def cache(redis_url: str) -> AsyncIterator[Cache]:
-    async with Cache.open(Settings(url=redis_url, shards=3, node_name="reader", **QUICK)) as opened:
+    policies = {"kept": Policy(negative_ttl_s=60, fail_safe_s=60)}
+    async with Cache.open(Settings(url=redis_url, shards=3, node_name="reader", policies=policies, **QUICK)) as opened:
         yield opened
 
 
@@ -45,8 +46,16 @@ async def test_invalidate_prints_the_receipt_and_is_applied(cache: Cache, tmp_pa
 
 
 async def test_get_shows_what_is_there(cache: Cache, tmp_path: Path) -> None:
-    await cache.set("config", "x", {"limit": [1, "ü"]}, tenant_id="acme")
-    assert await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme") == (0, "{'limit': [1, 'ü']}\n", "")
+    receipt = await cache.set("config", "x", {"limit": [1, "ü"]}, tenant_id="acme", ttl=60, tags=["t", "u"])
+    status, out, errors = await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme")
+    assert (status, errors) == (0, "")
+    value, times, where = out.splitlines()
+    assert value == "{'limit': [1, 'ü']}"
+    assert re.fullmatch(r"loaded or written \d+\.\d s ago, hard expiry in \d\d\.\d s", times)
+    place = f"seq {receipt.seq} of epoch {receipt.epoch} in shard {receipt.shard}"
+    assert re.fullmatch(rf"{place}, version [0-9a-f]{{8}}, \d+ bytes, tags t, u", where)
+    told = json.loads((await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme", "--json"))[1])
+    assert (told["found"], told["repr"], told["seq"], told["tags"]) == (True, value, receipt.seq, ["t", "u"])
     assert (await run(cache, tmp_path, "get", "config", "y", "--tenant", "acme"))[:2] == (1, "")
     args = ("get", "config", "x", "--tenant", "acme", "--agent", "a7")
     assert (await run(cache, tmp_path, *args))[0] == 1
@@ -55,6 +64,34 @@ async def test_get_shows_what_is_there(cache: Cache, tmp_path: Path) -> None:
     assert status == 2
     assert "tenant" in errors
     assert len(errors.splitlines()) == 1
+
+
+async def test_get_says_why_nothing_valid_is_there(cache: Cache, tmp_path: Path) -> None:
+    """Absent, under other names, said to be absent, expired, invalidated."""
+
+    async def why(resource_id: str, data_type: str = "config") -> str:
+        asked = ("get", data_type, resource_id, "--tenant", "acme")
+        status, out, errors = await run(cache, tmp_path, *asked)
+        assert status == 1
+        told = json.loads((await run(cache, tmp_path, *asked, "--json"))[1])
+        assert not told["found"]
+        assert re.sub(r"\d", "", told["why"]) in re.sub(r"\d", "", errors)
+        assert "repr" not in told
+        assert len(errors.splitlines()) == 1
+        assert len(out.splitlines()) == (2 if "seq" in told else 0)
+        return errors.removeprefix("cachebus: ").strip()
+
+    assert await why("nobody's") == "nothing lies in L2 under this key"
+    await cache.set("stock", "x", 1, "zeta", agent_id="a7")
+    told = "nothing lies in L2 under this key, but under type stock of tenant zeta with agent a7"
+    assert await why("x") == told
+    await cache.set("config", "tagged", 1, "acme", tags=["t"])
+    await cache.invalidate_tags(["t"], "acme")
+    assert await why("tagged") == "it was invalidated"
+    assert await cache.get_or_load("kept", "gone", lambda: None, "acme") is None
+    assert await why("gone", "kept") == "the source said that there is none"
+    await cache.set("kept", "short", 1, "acme", ttl=0.001)
+    assert re.fullmatch(r"it expired \d+\.\d s ago", await why("short", "kept"))
 
 
 async def test_nodes_tells_who_is_alive(cache: Cache, tmp_path: Path) -> None:
@@ -131,7 +168,74 @@ async def test_tail_shows_events_as_they_happen(cache: Cache, tmp_path: Path, as
         assert (part["keys"], part["scopes"]) == ([], [["G", "acme", "plan:pro"]])
     else:
         assert "acme | config | x | a7" in first
-        assert re.search(r"reader-\S+: G \| acme \| plan:pro$", second)
+        assert re.match(r"20\d\d-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}Z  shard ", second)
+        assert re.search(r"reader-\S+: tag plan:pro of acme$", second)
+
+
+@pytest.fixture
+async def logged(cache: Cache) -> Cache:
+    """A past: a write and invalidations of all shapes."""
+    await cache.set("config", "x", 1, "acme")
+    await cache.invalidate("config", "x", "acme", "a7")
+    await cache.invalidate("config", "y", "acme", contexts="all")
+    await cache.invalidate("stock", "x", "zeta")
+    await cache.invalidate_tags(["plan:pro"], "acme")
+    await cache.invalidate_scope("acme", "config", agent_id="a7")
+    await cache.invalidate_scope("acme")
+    return cache
+
+
+EVERY_SHAPE = [
+    "acme | config | x",
+    "acme | config | x | a7",
+    "acme | config | y, acme | config | y in every context",
+    "zeta | stock | x",
+    "tag plan:pro of acme",
+    "all config of acme in agent a7",
+    "all of acme",
+]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        ((), range(7)),
+        (("--limit", "2"), (5, 6)),
+        (("config", "x", "--tenant", "acme"), (0, 1, 4, 5, 6)),
+        (("config", "y"), (2, 4, 5, 6)),
+        (("stock",), (3, 4, 6)),
+        (("--tenant", "zeta"), (3,)),
+        (("--tag", "plan:pro"), (4,)),
+        (("--tag", "plan:free"), ()),
+        (("--node", "reader"), range(7)),
+        (("--node", "writer"), ()),
+        (("--since", "1h"), range(7)),
+        (("--since", "0s"), ()),
+    ],
+)
+async def test_log_shows_what_touches_what_is_asked_for(
+    logged: Cache, tmp_path: Path, arguments: tuple[str, ...], lines: Sequence[int]
+) -> None:
+    status, out, errors = await run(logged, tmp_path, "log", *arguments)
+    assert (status, errors) == (0 if lines else 1, "")
+    said = [re.sub(r"^\S+ \S+Z  shard \d +\d+  reader-\S+: ", "", line) for line in out.splitlines()]
+    assert said == [EVERY_SHAPE[number] for number in lines]
+
+
+async def test_log_of_all_tenants_and_for_programs(logged: Cache, tmp_path: Path) -> None:
+    await logged.invalidate_type("config")
+    await logged.clear()
+    status, out, _ = await run(logged, tmp_path, "log", "config", "x", "--tenant", "acme", "--limit", "2", "--json")
+    assert status == 0
+    scopes = [json.loads(line)["parts"][0]["scopes"] for line in out.splitlines()]
+    assert scopes == [[["Y", "config"]], [["N"]]]
+    assert (await run(logged, tmp_path, "log", "config", "--limit", "1"))[1].endswith(": everything\n")
+
+
+async def test_log_refuses_an_age_that_is_none(cache: Cache, tmp_path: Path) -> None:
+    status, _, errors = await run(cache, tmp_path, "log", "--since", "yesterday")
+    assert status == 2
+    assert "--since takes a number" in errors
 
 
 async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
@@ -139,6 +243,7 @@ async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         ("nodes",),
         ("nodes", "forget", "x"),
         ("tail",),
+        ("log",),
         ("get", "t", "i", "--tenant", "a"),
         ("invalidate", "t", "i", "--tenant", "a"),
     ):
@@ -148,3 +253,83 @@ async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         assert "127.0.0.1:1" in errors
         assert "hunter2" not in errors
         assert len(errors.splitlines()) == 1
+
+
+async def several(cache: Cache) -> None:
+    """Values of two tenants and two types, some in contexts or with tags."""
+    for tenant in ("acme", "zeta"):
+        for number in (1, 2):
+            await cache.set("price", number, number, tenant, tags=[f"t{number}"])
+        await cache.set("price", 1, 3, tenant, agent_id="a:7")
+        await cache.set("stock*", "x", 4, tenant)
+
+
+ALL = {
+    "id": ("price", "1", "--tenant", "acme"),
+    "id in a context": ("price", "1", "--tenant", "acme", "--agent", "a:7"),
+    "id in all": ("price", "1", "--tenant", "acme", "--all-contexts"),
+    "type": ("price", "--tenant", "acme"),
+    "star": ("price", "*", "--tenant", "acme"),
+    "type in a context": ("price", "--tenant", "acme", "--agent", "a:7"),
+    "odd type": ("stock*", "--tenant", "zeta"),
+    "tenant": ("--tenant", "acme"),
+    "tag": ("--tag", "t1", "--tag", "t3", "--tenant", "acme"),
+    "all tenants": ("price", "--all-tenants"),
+    "all": ("--everything", "--yes"),
+}
+
+
+@pytest.mark.parametrize(("which", "count"), list(zip(ALL, (1, 1, 2, 3, 3, 1, 1, 4, 1, 6, 8), strict=True)))
+async def test_invalidate_meets_what_a_dry_run_counts(cache: Cache, tmp_path: Path, which: str, count: int) -> None:
+    await several(cache)
+    where = [(t, r, tenant, a) for tenant in ("acme", "zeta") for t, r, a in PLACES]
+    held = [await cache.get(*place) for place in where]
+    assert None not in held
+    status, out, errors = await run(cache, tmp_path, "invalidate", *ALL[which], "--dry-run")
+    assert (status, errors) == (0, "")
+    assert out.startswith(f"{count} record"), out
+    assert [await cache.get(*place) for place in where] == held, "it only counts"
+    status, out, errors = await run(cache, tmp_path, "invalidate", *ALL[which])
+    assert (status, errors) == (0, "")
+    receipt = Receipt.parse(out.strip())
+    gone = [await cache.get(*place, after=receipt, use_memory=False) for place in where].count(None)
+    assert gone == count
+
+
+PLACES = [("price", 1, None), ("price", 2, None), ("price", 1, "a:7"), ("stock*", "x", None)]
+
+
+async def test_what_nobody_has_is_said(cache: Cache, tmp_path: Path) -> None:
+    await several(cache)
+    told = "nothing lies in L2 under type prices of tenant acmee; did you mean acme?"
+    assert (await run(cache, tmp_path, "invalidate", "prices", "--tenant", "acmee", "--dry-run"))[1].strip() == told
+    status, out, errors = await run(cache, tmp_path, "invalidate", "prices", "--tenant", "acme")
+    assert status == 0
+    assert Receipt.parse(out.strip()).seq
+    assert errors == "cachebus: nothing lies in L2 under type prices of tenant acme; did you mean price?\n"
+    assert (await run(cache, tmp_path, "invalidate", "price", "--tenant", "acme"))[2] == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "nothing to invalidate"),
+        (("--everything",), "add --yes"),
+        (("price", "--everything", "--yes"), "--everything goes with no other name"),
+        (("price", "1", "--all-tenants"), "--all-tenants takes a TYPE alone"),
+        (("--all-tenants",), "--all-tenants takes a TYPE alone"),
+        (("price", "--tag", "t1", "--tenant", "acme"), "--tag takes --tenant alone"),
+        (("price", "--tenant", "acme", "--all-contexts"), "--all-contexts takes a TYPE and an ID"),
+        (("price",), "tenant_id is needed"),
+        (("--tag", "t1"), "tags belong to a tenant"),
+    ],
+)
+async def test_what_does_not_fit_invalidates_nothing(
+    cache: Cache, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    await several(cache)
+    status, out, errors = await run(cache, tmp_path, "invalidate", *arguments)
+    assert (status, out) == (2, "")
+    assert told in errors
+    assert len(errors.splitlines()) == 1
+    assert await cache.get("price", 1, "acme", use_memory=False) == 1

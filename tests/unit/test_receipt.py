@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus.core.ports import Position
-from cachebus.receipt import NOTHING_DONE, Receipt
+from cachebus.receipt import NOTHING_DONE, Receipt, joined, position_of
 
 receipts = st.builds(
     Receipt, st.integers(0, 99_999), st.text("0123456789abcdef", min_size=16, max_size=16), st.integers(0, 10**16 - 1)
@@ -71,6 +71,17 @@ def test_these_are_refused(text: object) -> None:
 def test_a_receipt_may_be_made_again_from_a_receipts_own_text() -> None:
     receipt = Receipt(1, "f" * 16, 9, targets={"doc": 1})
     assert Receipt.parse(receipt) == Receipt(1, "f" * 16, 9)  # type: ignore[arg-type]
+
+
+def test_one_of_several_shards_is_read_back_with_all_its_parts() -> None:
+    receipt = joined([Receipt(0, "a" * 16, 3, confirmed=("n", "m")), Receipt(2, "b" * 16, 7, lapsed=("m",))], [1])
+    assert str(receipt) == f"0.{'a' * 16}.3,2.{'b' * 16}.7"
+    assert (receipt.confirmed, receipt.lapsed, receipt.failed) == (("n",), ("m",), (1,))
+    parsed = Receipt.parse(str(receipt))
+    assert [part.seq for part in parsed.parts] == [3, 7]
+    assert [position_of(parsed, shard) for shard in (0, 2)] == [part.position for part in receipt.parts]
+    with pytest.raises(ValueError, match="failed in shard 1"):
+        position_of(receipt, 1)
 
 
 def test_it_can_not_be_changed() -> None:

@@ -79,6 +79,16 @@ async def test_a_tag_counts_where_the_value_has_it(cache: Cache) -> None:
     assert not seen.covers("config", "x", "globex", tags=["plan:pro"])
 
 
+async def test_what_ends_for_all_tenants_ends_for_each(cache: Cache) -> None:
+    with record_invalidations(cache) as seen:
+        await cache.invalidate_type("config")
+        assert seen.covers("config", "x", "acme")
+        assert seen.covers("config", "*", "globex")
+        assert not seen.covers("query", "x", "acme")
+        await cache.clear()
+        assert seen.covers("query", "*", "acme")
+
+
 async def test_a_write_guard_is_seen_and_a_set_is_none(cache: Cache) -> None:
     with record_invalidations(cache) as seen:
         await cache.set("config", "x", 1, "acme")

@@ -15,7 +15,7 @@ from cachebus.tools.verify.checker.explanation import LINES_MAX
 from cachebus.tools.verify.checker.judge import judge
 from cachebus.tools.verify.checker.verdict import Verdict
 from cachebus.tools.verify.fleet import anomalies, data_types, history_log
-from cachebus.tools.verify.fleet.disturbances import FLUSHED, GAP, L2_FAILED, LATE, STALLED
+from cachebus.tools.verify.fleet.disturbances import ENTERED, FLUSHED, GAP, L2_FAILED, LATE, STALLED
 from cachebus.tools.verify.fleet.guarded_writes import GUARDED
 from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, HistoryLog
 from cachebus.tools.verify.fleet.items import make_items
@@ -370,6 +370,16 @@ async def test_what_was_loaded_under_a_lease_that_was_taken_away_is_not_kept(pas
     assert await past.broken() == {"rest": 1}, "it had none any more"
     past.fault("del-leases", 0, 5.002, 5.004)
     assert await past.broken() == {}
+
+
+async def test_what_is_loaded_in_a_young_epoch_is_kept_until_guards_that_were_lost_are_over(past: Past) -> None:
+    past.item = past.of_type("odd")
+    past.loaded("1.1", 9.0, 9.01)
+    past.loaded("1.1", 9.2, 9.21)
+    past.note("2.1", "disturbances", ENTERED, 103.0, 103.02)
+    assert await past.broken() == {"rest": 1}, "it was old by then"
+    past.note("2.1", "disturbances", ENTERED, 107.0, 107.02)
+    assert await past.broken() == {}, "as any node tells, however long after a fault"
 
 
 def _by_scope(past: Past) -> None:

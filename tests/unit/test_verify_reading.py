@@ -7,8 +7,11 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
+
 from cachebus.base.clock import monotonic
 from cachebus.tools.verify.fleet import reading
+from cachebus.tools.verify.fleet.disturbances import EVERY_S, LoopLag
 from cachebus.tools.verify.fleet.items import make_items
 from cachebus.tools.verify.fleet.reading import ANY_TOKEN, TOKEN, Readers
 from cachebus.tools.verify.fleet.source_of_truth import Token
@@ -64,3 +67,16 @@ async def test_who_gives_up_a_read_with_a_token_asks_again_with_it(tmp_path: Pat
     assert [how.get("after") for how in cache.asked] == ["a-token", "a-token"]
     assert notes.given_up == 1
     assert [fields[1] for fields in held] == [7]
+
+
+def test_a_stall_of_the_loop_counts_before_it_is_noted() -> None:
+    """An answer that came during a stall is handled first."""
+    now_s = 100.0
+    lag = LoopLag(lambda: now_s)
+    now_s = 100.5
+    lag.note(now_s, 0.4)
+    now_s = 101.5
+    assert lag.since(99.0) == pytest.approx(0.4 + 1.0 - EVERY_S)
+    assert lag.since(101.3) == pytest.approx(0.2 - EVERY_S)
+    lag.note(now_s, 0.9)
+    assert lag.since(101.0) == pytest.approx(0.9)

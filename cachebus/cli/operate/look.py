@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import re
 import sys
 from typing import Annotated
 
@@ -13,6 +12,7 @@ import typer
 from cachebus.assembly.backends import channels_of, kafka_bus
 from cachebus.base.clock import monotonic
 from cachebus.bus.redis import RedisBus
+from cachebus.cli.operate.events import Filter, line_of, shown
 from cachebus.cli.operate.shards import shards_of_namespace
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
@@ -23,12 +23,10 @@ from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, ShardFacts
 from cachebus.tools.doctor.namespace import nodes_of, shards_of
 from cachebus.tools.doctor.primaries import primaries_of, route_to
-from cachebus.wire import event as events
 
 AsJson = Annotated[bool, typer.Option("--json", help="A JSON object a line.")]
 Count = Annotated[int, typer.Option("--count", min=0, help="End after so many events; 0: not by itself.")]
 LOOK_S = 0.2
-_control = re.compile("[\x00-\x1f\x7f-\x9f]")
 
 
 async def shards_looked_at(settings: Settings) -> list[ShardFacts]:
@@ -65,7 +63,7 @@ async def list_nodes(settings: Settings, as_json: bool) -> None:
             state = "alive" if alive else "silent" if node.told_in_time else "ahead"
             heard = f"heard {node.silent_s:.1f} s ago" if node.told_in_time else f"in {node.ahead_s:.0f} s to come"
             line = (
-                f"shard {shard.index}  {_shown(node.name):40}  {state:6}  applied {node.applied:,}, "
+                f"shard {shard.index}  {shown(node.name):40}  {state:6}  applied {node.applied:,}, "
                 f"{node.behind:,} behind, {heard}, bound {node.bound_s:g} s"
             )
             sys.stdout.write((json.dumps(told) if as_json else line) + "\n")
@@ -74,9 +72,9 @@ async def list_nodes(settings: Settings, as_json: bool) -> None:
 
 
 def tail(url: Url = None, namespace: Namespace = None, count: Count = 0, as_json: AsJson = False) -> None:
-    """Show invalidations and writes as they happen: seq, who, which keys, which scopes and tags.
+    """Show invalidations and writes as they happen: when, seq, who, which keys, which scopes and tags.
 
-    Only listens: nothing is written, and what happened before is not shown. Ends with Ctrl-C.
+    Only listens: nothing is written. What happened before is shown by `cachebus log`. Ends with Ctrl-C.
     Exit status: 0 after --count, 2 if the server could not be reached or was lost.
     """
     until_signalled(_tail(settings_for(url, namespace), count, as_json))
@@ -93,7 +91,7 @@ async def _tail(settings: Settings, count: int, as_json: bool) -> None:
         shown = 0
         while not count or shown < count:
             found = await _next(heard, bus)
-            line = _line(*found, as_json=as_json)
+            line = line_of(*found, Filter(), as_json=as_json)
             if line:
                 sys.stdout.write(line + "\n")
                 sys.stdout.flush()
@@ -124,48 +122,3 @@ async def _next(heard: asyncio.Queue[tuple[int, bytes]], bus: Bus) -> tuple[int,
         except TimeoutError:
             if not bus.connected:
                 raise L2Unavailable("lost the server that was listened to") from None
-
-
-def _line(shard: int, message: bytes, *, as_json: bool) -> str:
-    """An event for people or programs; "" for a hint to those who wait."""
-    if message.startswith(events.WAKE):
-        return ""
-    try:
-        event = events.decode(message)
-    except events.CorruptEvent as error:
-        return json.dumps({"shard": shard, "corrupt": str(error)}) if as_json else f"shard {shard}  corrupt: {error}"
-    if as_json:
-        return json.dumps(
-            {
-                "shard": shard,
-                "epoch": event.epoch.decode(errors="replace"),
-                "seq": event.seq,
-                "published_us": event.published_us,
-                "parts": [
-                    {
-                        "keys": [*map(_parts, part.keys)],
-                        "scopes": [*map(_parts, part.scopes)],
-                        "origin": part.origin,
-                        "reason": part.reason,
-                        "trace": part.trace,
-                    }
-                    for part in event.parts
-                ],
-            }
-        )
-    said = []
-    for part in event.parts:
-        what = ", ".join([*map(_shown, part.keys), *map(_shown, part.scopes)]) or "nothing"
-        why = f" ({_shown(part.reason)})" if part.reason else ""
-        said.append(f"{_shown(part.origin) or 'a producer'}: {what}{why}")
-    return f"shard {shard}  {event.seq:>8}  {'; '.join(said)}"
-
-
-def _parts(name: str) -> list[str | None]:
-    """The parts of a key's, scope's or tag's name; None for a context that is not given."""
-    return [None if part == "\0" else part for part in name.replace("\x1e", "\x1f\0").split("\x1f")]
-
-
-def _shown(name: str) -> str:
-    """A name whose parts are joined by control characters, fit for a terminal: a stroke between its parts."""
-    return _control.sub("?", name.rstrip("\x1e").replace("\x1f", " | ").replace("\x1e", " | -"))

@@ -19,7 +19,7 @@ from cachebus.tools.verify.checker.explanation import Explainer, Known
 from cachebus.tools.verify.checker.history import History, writes_of
 from cachebus.tools.verify.checker.loads import Excuses, Load, Span, loads_of
 from cachebus.tools.verify.fleet import data_types
-from cachebus.tools.verify.fleet.disturbances import EVERY_S, FLUSHED, GAP, L2_FAILED, LATE, STALLED
+from cachebus.tools.verify.fleet.disturbances import ENTERED, EVERY_S, FLUSHED, GAP, L2_FAILED, LATE, STALLED
 from cachebus.tools.verify.fleet.history_log import all_records
 from cachebus.tools.verify.fleet.items import Item
 from cachebus.tools.verify.fleet.setup import bound_of, guard_max_s, has_room, l2_timeout_s
@@ -150,10 +150,18 @@ class Evidence:
     def fleet_lease_excuses(self) -> Excuses:
         """When every node may have lost leases: by a fault, or because an epoch reached the age of the longest
         guard."""
-        after_s = l2_timeout_s(self.largest_bound_s) + guard_max_s(self.largest_bound_s)
-        faults = [(d.from_s, d.until_s + after_s) for d in self.faults if d.fault in self.ends_leases]
+        return Excuses(self._young_epochs())
+
+    def _young_epochs(self) -> list[Span]:
+        """When an epoch may have been younger than the longest guard, so that L2 keeps what is loaded until then only:
+        since the run's start, since a fault that may begin one, and since a node entered one."""
+        age_s = l2_timeout_s(self.largest_bound_s) + guard_max_s(self.largest_bound_s)
         began_s = min((began_s for began_s, _ in self.lives.values()), default=0.0)
-        return Excuses([(began_s, began_s + START_S + after_s), *faults])
+        return [
+            (began_s, began_s + START_S + age_s),
+            *((d.from_s, d.until_s + BORN_S + age_s) for d in self.faults if d.fault in self.ends_leases),
+            *((from_s, until_s + age_s) for node in self.lives for from_s, until_s in self._amiss(node, ENTERED)),
+        ]
 
     def kept(self, load: Load) -> bool:
         """Whether the node keeps the loaded value in L1 for D at least."""
@@ -193,22 +201,14 @@ class Evidence:
         return None if item.cache_index else shard_of(item.tenant or "", self.shards)
 
     def reload_excuses(self) -> dict[str, Excuses]:
-        """When a node may ask a source again too soon, by node and life: the node, its network or the server was
-        impaired; or the epoch was younger than the longest guard, so that no fallback could be served."""
+        """When a node may ask a source again too soon: it, its network or the server was impaired, or an epoch new."""
         after_s = self.largest_bound_s + l2_timeout_s(self.largest_bound_s)
-        young_s = BORN_S + guard_max_s(self.largest_bound_s)
-        began_s = min((began_s for began_s, _ in self.lives.values()), default=0.0)
-        found = {}
-        for node in self.lives:
-            spans = [(began_s, began_s + young_s)]
-            spans += self._amiss(node)
-            spans += [
-                (done.from_s, done.until_s + (young_s if done.fault in self.ends_leases else after_s))
-                for done in self.faults
-                if done.node in (0, int(number_of(node))) and done.fault not in HARMLESS | UNFELT
-            ]
-            found[node] = Excuses(spans)
-        return found
+        young = self._young_epochs()
+        felt = [(d.node, (d.from_s, d.until_s + after_s)) for d in self.faults if d.fault not in HARMLESS | UNFELT]
+        return {
+            name: Excuses([*young, *self._amiss(name), *(span for n, span in felt if n in (0, int(number_of(name))))])
+            for name in self.lives
+        }
 
     def paused(self) -> dict[str, Excuses]:
         """When a node did not run, or its network was slow on purpose, by node and life."""

@@ -93,7 +93,7 @@ class _Node:
         self._loaders = Loaders(
             caches, items, source, self._logs["loads"], anomalies, Random(f"{name}:loads"), monotonic
         )
-        self._loop_lag = LoopLag()
+        self._loop_lag = LoopLag(monotonic)
         self._answers = Answers(
             source,
             self._logs["reads"],
