@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from cachebus.base.ids import Id
 from cachebus.cache import Cache
 from cachebus.cascade import WHOLE_SCOPE
-from cachebus.keys.key import GIVEN
+from cachebus.keys.key import ALL_OF_SHARD, GIVEN
 from cachebus.keys.naming import tag_scopes
 from cachebus.keys.plan import Plan
 
@@ -76,7 +76,8 @@ class Invalidations:
     def described(self) -> str:
         """All of it in words, for people: they may change."""
         names = [name for plan in self._plans for name in (*map(repr, plan.keys), *map(_scope_shown, plan.scopes))]
-        return ", ".join(names) or "nothing"
+        # Of several shards each has its own plan for what is of all tenants.
+        return ", ".join(dict.fromkeys(names)) or "nothing"
 
     def __len__(self) -> int:
         """How many invalidations were asked for."""
@@ -112,5 +113,5 @@ def _shown(ids: tuple[Id | None, ...]) -> str:
 def _scope_shown(name: str) -> str:
     """A scope or tag as people read it."""
     shape, *parts = name.split(GIVEN)
-    words = {"G": "tag ", "I": "in all contexts ", "T": "tenant "}.get(shape, "all of ")
+    words = {"G": "tag ", "I": "in all contexts ", "T": "tenant ", ALL_OF_SHARD: "everything"}.get(shape, "all of ")
     return words + "/".join(parts)

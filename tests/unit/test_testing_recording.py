@@ -87,6 +87,8 @@ async def test_what_ends_for_all_tenants_ends_for_each(cache: Cache) -> None:
         assert not seen.covers("query", "x", "acme")
         await cache.clear()
         assert seen.covers("query", "*", "acme")
+        assert "all of config" in seen.described()
+        assert seen.described().endswith("everything")
 
 
 async def test_a_write_guard_is_seen_and_a_set_is_none(cache: Cache) -> None:
