@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, TypedDict
 
 from cachebus import context
 from cachebus.assembly.factory import Parts
-from cachebus.base.choices import Level, Origin
+from cachebus.base.choices import Origin
 from cachebus.base.ids import Id
 from cachebus.base.log import logger
 from cachebus.base.parameters import Source
@@ -29,9 +29,9 @@ from cachebus.reading.source import Bound, bind, call_by, leave_if_cancelled, sh
 class Metrics(TypedDict):
     """How a call of `get_with_cache_aside` went; an ordinary dict."""
 
-    source: Literal["cache", "stale", "not_found", "error"] | Origin
+    source: Literal["cache", "database", "generation", "stale", "not_found", "error"]
     """Where the value is from; or that there is none, and why."""
-    level: Level | None
+    level: Literal["l1", "l2"] | None
     """The level that had it, None where it was loaded."""
     cache_hit: bool
     cache_check_time_ms: float

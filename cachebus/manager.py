@@ -54,6 +54,9 @@ class _Closed:
 
 _CLOSED = cast("Cache", _Closed())
 
+Application = Callable[..., Awaitable[None]]
+"""What speaks ASGI: FastAPI's and Starlette's applications are called so."""
+
 
 @dataclass(frozen=True)
 class Override:
@@ -67,10 +70,6 @@ class Override:
         given: dict[str, Any] = {name: getattr(settings, name) for name in settings.model_fields_set}
         policies = {**settings.policies, **self.options.get("policies", {})}
         return Settings(**{**given, **self.options, "policies": policies})
-
-
-Application = Callable[..., Awaitable[None]]
-"""What speaks ASGI: FastAPI's and Starlette's applications are called so."""
 
 
 def write_guard(

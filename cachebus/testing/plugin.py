@@ -7,7 +7,7 @@ Installed, it is there by itself; `-p no:cachebus.testing.plugin` keeps it away.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -50,8 +50,7 @@ def options_of(request: pytest.FixtureRequest) -> SettingsOptions:
         options.update(mark.kwargs)
     if request.config.getoption("--cachebus-off"):
         options["enabled"] = False
-    found: Any = options
-    return found  # type: ignore[no-any-return]
+    return cast("SettingsOptions", options)
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 
 from cachebus.base.ids import Id
 from cachebus.cache import Cache
-from cachebus.keys.key import ALL_OF_SHARD, GIVEN, type_scope
+from cachebus.cascade import WHOLE_SCOPE
+from cachebus.keys.key import ALL_OF_SHARD, GIVEN
 from cachebus.keys.naming import tag_scopes
 from cachebus.keys.plan import Plan
 
@@ -35,11 +36,9 @@ class Invalidations:
         cascade, a scope that it lies in, or a tag. `resource_id` "*": whether all of the type was. `InvalidKey`."""
         parts = self._parts
         key = parts.naming.named(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        plan = parts.planner.one(key)
-        if not plan.keys:
-            wanted = {*plan.scopes, f"T{GIVEN}{key.family.tenant}", type_scope(data_type), ALL_OF_SHARD}
-        else:
-            wanted = {key.l1, *key.scopes, *tag_scopes(key, tags, parts.policies.rules(key.family.data_type))}
+        wanted = set(key.scopes)
+        if key.resource_id != WHOLE_SCOPE:
+            wanted |= {key.l1, *tag_scopes(key, tags, parts.policies.rules(key.family.data_type))}
         return any(wanted.intersection((*(one.l1 for one in each.keys), *each.scopes)) for each in self._plans)
 
     def assert_invalidated(
@@ -77,7 +76,8 @@ class Invalidations:
     def described(self) -> str:
         """All of it in words, for people: they may change."""
         names = [name for plan in self._plans for name in (*map(repr, plan.keys), *map(_scope_shown, plan.scopes))]
-        return ", ".join(names) or "nothing"
+        # Of several shards each has its own plan for what is of all tenants.
+        return ", ".join(dict.fromkeys(names)) or "nothing"
 
     def __len__(self) -> int:
         """How many invalidations were asked for."""
@@ -113,5 +113,5 @@ def _shown(ids: tuple[Id | None, ...]) -> str:
 def _scope_shown(name: str) -> str:
     """A scope or tag as people read it."""
     shape, *parts = name.split(GIVEN)
-    words = {"G": "tag ", "I": "in all contexts ", "T": "tenant "}.get(shape, "all of ")
+    words = {"G": "tag ", "I": "in all contexts ", "T": "tenant ", ALL_OF_SHARD: "everything"}.get(shape, "all of ")
     return words + "/".join(parts)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, is_typeddict
 
 from pydantic import BaseModel, SecretStr
 
@@ -282,6 +282,9 @@ def _class(cls: type) -> str:
     parts = [_doc(cls)]
     if issubclass(cls, BaseModel | Exception):  # fields have pages of their own, errors have none
         return parts[0]
+    if is_typeddict(cls):
+        shapes = inspect.get_annotations(cls).items()
+        return parts[0] + "".join(f"- `{name}`: `{shape.__forward_arg__}`\n" for name, shape in shapes) + "\n"
     ours = [c for c in reversed(cls.__mro__) if c.__module__.startswith("cachebus.")]
     members = {name: member for base in ours for name, member in vars(base).items() if not name.startswith("_")}
     for name, member in sorted(members.items()):

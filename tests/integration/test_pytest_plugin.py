@@ -25,6 +25,7 @@ async def change(number: int) -> None:
     await CacheManager.invalidate("page", number, "acme")
 """
 TESTS = """
+import asyncio
 import pytest
 import service
 from cachebus import Cache, current_cache, lifespan
@@ -76,11 +77,13 @@ async def test_a_fleet(fleet, clock):
     clock.advance(11)
     assert await b.get("page", 1, "acme") is None
 
-MARK
-async def test_an_application_that_opens_it_itself(cache_in_memory):
-    async with lifespan() as cache:
-        assert cache.settings.safe_url == "memory://"
-        assert await service.page(1) == "page 1"
+def test_an_application_that_opens_it_itself(cache_in_memory):
+    async def application():
+        async with lifespan() as cache:
+            assert cache.settings.safe_url == "memory://"
+            assert await service.page(1) == "page 1"
+
+    asyncio.run(application())
 """
 PASSED = 7
 

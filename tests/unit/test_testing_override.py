@@ -18,9 +18,12 @@ SERVICE = Settings(
 @pytest.fixture(autouse=True)
 def _service() -> Iterator[None]:
     """What a service says when it is imported."""
+    known = dict(CacheManager._models)
     configure(SERVICE)
     yield
     CacheManager._configure(None)
+    CacheManager._models.clear()
+    CacheManager._models.update(known)
 
 
 async def test_a_service_runs_in_memory_with_the_rest_of_its_settings() -> None:
@@ -49,6 +52,7 @@ async def test_policies_are_overridden_by_their_types() -> None:
 
 
 async def test_what_is_said_in_the_block_is_forgotten_behind_it() -> None:
+    CacheManager.decode_into("price", Policy, "the service")
     known = dict(CacheManager._models)
     with override_settings(url="memory://"):
         assert configure("redis://elsewhere").safe_url == "memory://"

@@ -26,7 +26,9 @@ def covered(seen: Invalidations) -> list[str]:
         "config x of agent": ("config", "x", "acme", "a7"),
         "config y": ("config", "y", "acme"),
         "all config": ("config", "*", "acme"),
+        "all config of agent": ("config", "*", "acme", "a7"),
         "config x elsewhere": ("config", "x", "globex"),
+        "all config elsewhere": ("config", "*", "globex"),
         "embedding": ("embedding", "doc:7", "acme"),
         "query": ("query", "any", "acme"),
         "page": ("page", 1, "acme"),
@@ -53,7 +55,7 @@ async def test_every_way_to_invalidate_is_seen(cache: Cache) -> None:
         with record_invalidations(cache) as seen:
             await way()
         found[name] = covered(seen)
-    config = ["config x", "config x of agent", "config y", "all config"]
+    config = ["config x", "config x of agent", "config y", "all config", "all config of agent"]
     assert found == {
         "key": ["config x"],
         "number": ["page"],
@@ -61,8 +63,8 @@ async def test_every_way_to_invalidate_is_seen(cache: Cache) -> None:
         "contexts": ["config x", "config x of agent"],
         "type": config,
         "scope": config,
-        "agent": ["config x of agent"],
-        "tenant": ["config x elsewhere"],
+        "agent": ["config x of agent", "all config of agent"],
+        "tenant": ["config x elsewhere", "all config elsewhere"],
         "tag": ["page"],
         "cascade": ["embedding", "query"],
         "targets": ["config y", "page"],
@@ -85,6 +87,8 @@ async def test_what_ends_for_all_tenants_ends_for_each(cache: Cache) -> None:
         assert not seen.covers("query", "x", "acme")
         await cache.clear()
         assert seen.covers("query", "*", "acme")
+        assert "all of config" in seen.described()
+        assert seen.described().endswith("everything")
 
 
 async def test_a_write_guard_is_seen_and_a_set_is_none(cache: Cache) -> None:
