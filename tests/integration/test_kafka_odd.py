@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from secrets import token_hex
@@ -21,13 +22,17 @@ from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.bus import KafkaBus
 from cachebus.bus.kafka.client import kafka_access, quietly
 from cachebus.bus.kafka.connection import KafkaConnection, addresses_of
+from cachebus.bus.kafka.envelope import Envelope
+from cachebus.bus.kafka.inflating import MOST_BYTES
 from cachebus.bus.kafka.reach import Reach
 from cachebus.observe import Counters
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.wire import event as events
 from tests.support.caches import quick, until
+from tests.support.kafka_batches import CODECS, batch_of
 
 EPOCH = b"e" * 16
+INFLATED_BYTES = 4 * MOST_BYTES
 
 
 @pytest.fixture
@@ -74,7 +79,7 @@ async def send(setup: Settings, batch: bytes) -> None:
     assert answer.topics[0][1][0][1] == 0
 
 
-def batch_of(name: bytes) -> bytes:
+def misnamed(name: bytes) -> bytes:
     """A batch of one message, which has a header of this name of six bytes."""
     builder: Any = BatchBuilder(10**6, 0)
     builder.append(timestamp=None, key=None, value=b"x", headers=[("ZZZZZZ", b"v")])
@@ -88,10 +93,42 @@ async def test_a_message_that_cant_be_read_is_passed_over_and_counted(setup: Set
         for seq in range(1, 6):
             await bus.publish(0, event(seq))
             await until(lambda seq=seq: len(heard) == seq)
-            await send(setup, batch_of(b"\xff" * 6))
+            await send(setup, misnamed(b"\xff" * 6))
         await until(lambda: counters.events_corrupt == 5)
         assert bus.connected
         assert counters.bus_positions_lost == 0
+
+
+@CODECS
+async def test_a_batch_that_inflates_to_too_much_is_passed_over_and_never_made(setup: Settings, codec: int) -> None:
+    counters = Counters()
+    bomb = batch_of(codec, bytes(INFLATED_BYTES))
+    async with opened(setup, counters) as (bus, heard):
+        await bus.publish(0, event(1))
+        await until(lambda: len(heard) == 1)
+        tracemalloc.start()
+        try:
+            await send(setup, bomb)
+            await until(lambda: counters.events_corrupt == 1)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < INFLATED_BYTES
+        await bus.publish(0, event(2))
+        await until(lambda: len(heard) == 2)
+        assert bus.connected
+        assert counters.bus_positions_lost == 0
+
+
+@CODECS
+async def test_compressed_events_are_heard(setup: Settings, codec: int) -> None:
+    values = [event(seq, size=1000) for seq in range(1, 1001)]
+    envelope = Envelope.of(setup)
+    key, _ = envelope.around(0, values[0])
+    async with opened(setup) as (_, heard):
+        await send(setup, batch_of(codec, *values, key=key))
+        await until(lambda: len(heard) == len(values))
+        assert heard == values
 
 
 async def test_what_is_too_large_together_goes_in_parts(setup: Settings) -> None:

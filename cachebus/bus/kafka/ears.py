@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from cachebus.base.backoff import Attempts
@@ -17,6 +17,7 @@ from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess, quietly
 from cachebus.bus.kafka.connection import Address, KafkaConnection
 from cachebus.bus.kafka.ear import PARTITION_BYTES, Ear
+from cachebus.bus.kafka.inflating import Unreadable, batches_in, codec_of, plain
 from cachebus.bus.kafka.reach import Reach
 from cachebus.bus.kafka.taking import Taking
 from cachebus.bus.kafka.topic import Layout
@@ -198,16 +199,27 @@ class KafkaEars:
         )
 
     async def _read(self, ear: Ear, leader: Address, data: bytes) -> None:
-        from aiokafka.record.memory_records import MemoryRecords
-
+        """Take the messages, until the partition lies elsewhere."""
         try:
-            records = MemoryRecords(data or b"")
-            while records.has_next():
-                batch = records.next_batch()
+            turn = 0
+            for raw in batches_in(data or b""):
+                batch = _batch(raw)
                 if not batch.validate_crc():
-                    raise ValueError("a batch is damaged")
-                if not await self._read_batch(ear, leader, batch):
-                    return
+                    raise Unreadable("a batch is damaged")
+                messages, weight = _messages_in(batch, raw), MOST_AT_ONCE if codec_of(raw) else 1
+                while True:
+                    turn += weight
+                    if turn >= MOST_AT_ONCE:
+                        turn = 0
+                        await asyncio.sleep(0)  # in a flood nothing else here waits
+                        if ear.leader != leader:
+                            return
+                    message, weight = self._next(ear, messages), 1
+                    if message is None:
+                        break
+                    if message.offset >= (ear.position or 0):
+                        ear.position = message.offset + 1
+                        self._taking.take(f"{self._access.topic}/{ear.number}", message)
                 ear.position = batch.next_offset
         except Exception as error:  # noqa: BLE001 (whatever it is, hearing goes on at the end, behind what caused it)
             self._lost_position(ear)
@@ -216,28 +228,16 @@ class KafkaEars:
             ear.reach.lost(error)
             logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
 
-    async def _read_batch(self, ear: Ear, leader: Address, batch: Any) -> bool:
-        """Take its messages; one that can't be read, and those of its batch behind it, are passed over, and counted.
-        Returns whether the partition still lies there."""
-        place, count, records = f"{self._access.topic}/{ear.number}", 0, iter(() if batch.is_control_batch else batch)
-        while True:
-            try:
-                record = next(records, None)
-            except Exception as error:  # noqa: BLE001 (anybody may write there, in any form)
-                self._counters.events_corrupt += 1
-                logger.warning("messages in {} can't be read, and are passed over: {!r}", place, error)
-                return True
-            if record is None:
-                return True
-            if record.offset < (ear.position or 0):
-                continue
-            ear.position = record.offset + 1
-            self._taking.take(place, record)
-            count += 1
-            if count % MOST_AT_ONCE == 0:
-                await asyncio.sleep(0)  # in a flood nothing else here waits
-                if ear.leader != leader:
-                    return False
+    def _next(self, ear: Ear, messages: Iterator[Any]) -> Any:
+        """None at the end. A message that can't be read, and those of its batch behind it, are passed over, and
+        counted."""
+        try:
+            return next(messages, None)
+        except Exception as error:  # noqa: BLE001 (anybody may write there, in any form)
+            self._counters.events_corrupt += 1
+            place = f"{self._access.topic}/{ear.number}"
+            logger.warning("messages in {} can't be read, and are passed over: {!r}", place, error)
+            return None
 
     async def close(self) -> None:
         """Stop listening; what comes next is the end, when it is begun again."""
@@ -246,3 +246,15 @@ class KafkaEars:
         for ear in self._ears:
             ear.reach.lost("it was closed")
         self._ears = []
+
+
+def _messages_in(batch: Any, raw: memoryview) -> Iterator[Any]:
+    if not batch.is_control_batch:
+        yield from _batch(plain(raw)) if codec_of(raw) else batch
+
+
+def _batch(raw: bytes | memoryview) -> Any:
+    """As the driver reads it."""
+    from aiokafka.record.memory_records import MemoryRecords
+
+    return MemoryRecords(bytes(raw)).next_batch()

@@ -1,0 +1,35 @@
+"""Batches of Kafka as anybody may write them, and what the driver reads in them."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+import pytest
+from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+
+from cachebus.bus.kafka.inflating import GZIP, LZ4, SNAPPY, ZSTD
+
+CODECS = pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD], ids=["gzip", "snappy", "lz4", "zstd"])
+HEAD_BYTES = 61
+
+
+def batch_of(codec: int, *values: bytes, key: bytes = b"k") -> bytes:
+    """A batch of messages with these values and this key; `codec`: 0 for none."""
+    builder: Any = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, 10**9)
+    for offset, value in enumerate(values):
+        builder.append(offset, timestamp=0, key=key, value=value, headers=[])
+    return bytes(builder.build())
+
+
+def with_body(codec: int, body: bytes) -> memoryview:
+    """A batch that says that these bytes are its messages, compressed; its check is wrong."""
+    head = bytearray(batch_of(0, b"v")[:HEAD_BYTES])
+    struct.pack_into(">i", head, 8, HEAD_BYTES - 12 + len(body))
+    head[22] |= codec
+    return memoryview(bytes(head) + body)
+
+
+def values_in(batch: bytes) -> list[bytes | None]:
+    """The values of a batch's messages, as the driver reads them."""
+    return [record.value for record in DefaultRecordBatch(batch)]
