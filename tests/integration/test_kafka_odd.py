@@ -13,15 +13,13 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record._crc32c import crc as crc32c
 
 from cachebus import BusUnavailable, Settings
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.bus import KafkaBus
-from cachebus.bus.kafka.client import kafka_access, quietly
-from cachebus.bus.kafka.connection import KafkaConnection, addresses_of
+from cachebus.bus.kafka.client import kafka_access
 from cachebus.bus.kafka.envelope import Envelope
 from cachebus.bus.kafka.inflating import MOST_BYTES
 from cachebus.bus.kafka.reach import Reach
@@ -29,7 +27,7 @@ from cachebus.observe import Counters
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.wire import event as events
 from tests.support.caches import quick, until
-from tests.support.kafka_batches import CODECS, batch_of
+from tests.support.kafka_batches import CODECS, batch_of, keep
 
 EPOCH = b"e" * 16
 INFLATED_BYTES = 4 * MOST_BYTES
@@ -68,15 +66,7 @@ def event(seq: int, size: int = 1) -> bytes:
 
 async def send(setup: Settings, batch: bytes) -> None:
     """Have the broker keep this batch, whatever is in it."""
-    access = kafka_access(setup)
-    with quietly():
-        connection = await KafkaConnection.open(access, addresses_of(access.servers)[0])
-        try:
-            request = ProduceRequest(None, -1, 20_000, [(access.topic, [(0, batch)])])
-            answer = await connection.ask(request, 30.0)
-        finally:
-            await connection.close()
-    assert answer.topics[0][1][0][1] == 0
+    await keep(setup, setup.kafka_topic, batch)
 
 
 def misnamed(name: bytes) -> bytes:

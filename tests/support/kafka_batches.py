@@ -6,8 +6,12 @@ import struct
 from typing import Any
 
 import pytest
+from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
+from cachebus import Settings
+from cachebus.bus.kafka.client import kafka_access, quietly
+from cachebus.bus.kafka.connection import KafkaConnection, addresses_of
 from cachebus.bus.kafka.inflating import GZIP, LZ4, SNAPPY, ZSTD
 
 CODECS = pytest.mark.parametrize("codec", [GZIP, SNAPPY, LZ4, ZSTD], ids=["gzip", "snappy", "lz4", "zstd"])
@@ -33,3 +37,15 @@ def with_body(codec: int, body: bytes) -> memoryview:
 def values_in(batch: bytes) -> list[bytes | None]:
     """The values of a batch's messages, as the driver reads them."""
     return [record.value for record in DefaultRecordBatch(batch)]
+
+
+async def keep(settings: Settings, topic: str, batch: bytes) -> None:
+    """Have the broker keep this batch in the topic's first partition."""
+    access = kafka_access(settings)
+    with quietly():
+        connection = await KafkaConnection.open(access, addresses_of(access.servers)[0])
+        try:
+            answer = await connection.ask(ProduceRequest(None, -1, 20_000, [(topic, [(0, batch)])]), 30.0)
+        finally:
+            await connection.close()
+    assert answer.topics[0][1][0][1] == 0, answer

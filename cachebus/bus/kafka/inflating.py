@@ -54,6 +54,11 @@ def codec_of(batch: memoryview) -> int:
     return batch[_ATTRIBUTES_AT + 1 if modern else _LEGACY_ATTRIBUTES_AT] & _CODEC
 
 
+def offset_of(batch: memoryview) -> int:
+    """The offset of its first message."""
+    return int.from_bytes(batch[:_LENGTH_AT], "big", signed=True)
+
+
 def plain(batch: memoryview, most_bytes: int = MOST_BYTES) -> bytes:
     """A compressed batch as if it had never been compressed, but for its check; `Unreadable`."""
     body = inflated(batch, most_bytes)
