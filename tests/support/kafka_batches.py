@@ -10,6 +10,7 @@ from aiokafka.protocol.produce import ProduceRequest
 from aiokafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
 
 from cachebus import Settings
+from cachebus.base.clock import wall_s
 from cachebus.bus.kafka.client import kafka_access, quietly
 from cachebus.bus.kafka.connection import KafkaConnection, addresses_of
 from cachebus.bus.kafka.inflating import GZIP, LZ4, SNAPPY, ZSTD
@@ -21,8 +22,9 @@ HEAD_BYTES = 61
 def batch_of(codec: int, *values: bytes, key: bytes = b"k") -> bytes:
     """A batch of messages with these values and this key; `codec`: 0 for none."""
     builder: Any = DefaultRecordBatchBuilder(2, codec, False, -1, -1, -1, 10**9)
+    now_ms = int(wall_s() * 1000)  # what is old the broker removes
     for offset, value in enumerate(values):
-        builder.append(offset, timestamp=0, key=key, value=value, headers=[])
+        builder.append(offset, timestamp=now_ms, key=key, value=value, headers=[])
     return bytes(builder.build())
 
 
@@ -39,13 +41,15 @@ def values_in(batch: bytes) -> list[bytes | None]:
     return [record.value for record in DefaultRecordBatch(batch)]
 
 
-async def keep(settings: Settings, topic: str, batch: bytes) -> None:
-    """Have the broker keep this batch in the topic's first partition."""
+async def keep(settings: Settings, topic: str, *batches: bytes | tuple[int, bytes]) -> None:
+    """Have the broker keep these batches, each in the partition of that number, or in the first."""
     access = kafka_access(settings)
     with quietly():
         connection = await KafkaConnection.open(access, addresses_of(access.servers)[0])
         try:
-            answer = await connection.ask(ProduceRequest(None, -1, 20_000, [(topic, [(0, batch)])]), 30.0)
+            for one in batches:
+                part = (0, one) if isinstance(one, bytes) else one
+                answer = await connection.ask(ProduceRequest(None, -1, 20_000, [(topic, [part])]), 30.0)
+                assert answer.topics[0][1][0][1] == 0, answer
         finally:
             await connection.close()
-    assert answer.topics[0][1][0][1] == 0, answer

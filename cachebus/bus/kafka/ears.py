@@ -16,8 +16,10 @@ from cachebus.base.clock import Clock
 from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess, quietly
 from cachebus.bus.kafka.connection import Address, KafkaConnection
-from cachebus.bus.kafka.ear import PARTITION_BYTES, Ear
-from cachebus.bus.kafka.inflating import Unreadable, batches_in, codec_of, plain
+from cachebus.bus.kafka.ear import Ear
+from cachebus.bus.kafka.inflating import batches_in, codec_of
+from cachebus.bus.kafka.opening import opened
+from cachebus.bus.kafka.portion import PARTITION_BYTES, Portion
 from cachebus.bus.kafka.reach import Reach
 from cachebus.bus.kafka.taking import Taking
 from cachebus.bus.kafka.topic import Layout
@@ -27,9 +29,6 @@ from cachebus.resp import ended
 
 FETCH_WAIT_S: Final = 0.25
 """How long a broker that has nothing new holds its answer. So often we hear that it is alive."""
-FETCH_BYTES: Final = 50 * 1024 * 1024
-"""The most that comes at once, in all, but for a message that is larger."""
-LEAST_BYTES: Final = 16 * 1024
 MOST_AT_ONCE: Final = 500
 MOST_BEHIND: Final = 10_000
 """So many messages a partition that is back may be ahead of where it was lost. Where it is further, or has fewer than
@@ -100,24 +99,23 @@ class KafkaEars:
 
     async def _hear(self, leader: Address) -> None:
         """Connect, and hear the leader's partitions, until it has none."""
-        attempts = Attempts(self._clock)
+        attempts, portion = Attempts(self._clock), Portion()
         with quietly():
             while True:
                 await asyncio.sleep(attempts.wait_s)
                 try:
-                    await self._hear_over(await KafkaConnection.open(self._access, leader), attempts)
+                    connection = await KafkaConnection.open(self._access, leader)
+                    self.opened += 1
+                    attempts.succeeded()
+                    await self._hear_over(connection, portion)
                 except Exception as error:  # noqa: BLE001 (whatever it is, it is told to all who wait)
                     attempts.over()
                     for ear in self._of(leader):
                         ear.placed = False
                         ear.reach.lost(error)
-                        if isinstance(error, TimeoutError):  # over a slow link it may have been too much
-                            ear.most_bytes = max(LEAST_BYTES, ear.most_bytes // 4)
                     self._watch.miss()
 
-    async def _hear_over(self, connection: KafkaConnection, attempts: Attempts) -> None:
-        self.opened += 1
-        attempts.succeeded()
+    async def _hear_over(self, connection: KafkaConnection, portion: Portion) -> None:
         try:
             while True:
                 ears = self._of(connection.address)
@@ -127,7 +125,7 @@ class KafkaEars:
                 if lost := [ear for ear in due if not ear.placed]:
                     await self._place(connection, lost)
                 if placed := [ear for ear in due if ear.placed]:
-                    await self._fetch(connection, placed)
+                    await self._fetch(connection, placed, portion)
         finally:
             await connection.close()
 
@@ -147,19 +145,27 @@ class KafkaEars:
             ear.placed = True
             ear.reach.gained()
 
-    async def _fetch(self, connection: KafkaConnection, ears: list[Ear]) -> None:
+    async def _fetch(self, connection: KafkaConnection, ears: list[Ear], portion: Portion) -> None:
         from aiokafka.protocol.fetch import FetchRequest
 
         random.shuffle(ears)  # of one message that is larger than all others may be, only the first is sure to come
+        asked = {ear.number: ear.position for ear in ears}
         request = FetchRequest(
             int(FETCH_WAIT_S * 1000),
             1,
-            FETCH_BYTES,
+            portion.most_bytes,
             0,
-            [(self._access.topic, [(ear.number, ear.position or 0, ear.most_bytes) for ear in ears])],
+            [(self._access.topic, [(number, position or 0, PARTITION_BYTES) for number, position in asked.items()])],
         )
-        asked = {ear.number: ear.position for ear in ears}
-        answer = await connection.ask(request, self._access.timeout_s + FETCH_WAIT_S)
+        began_s, patience_s = self._clock(), self._access.timeout_s + FETCH_WAIT_S
+        try:
+            answer = await connection.ask(request, patience_s)
+        except TimeoutError:  # over a slow link it may have been too much
+            if portion.least:  # even of one batch, which may be of any of them
+                self._lost_position(ears[0])
+            portion.late(len(ears))
+            raise
+        portion.came(self._clock() - began_s, patience_s)
         for ear, code, *_, data in self._answers(connection, answer):
             if ear.position != asked.get(ear.number):
                 continue
@@ -170,7 +176,6 @@ class KafkaEars:
                 self._refused(ear, code)
             else:
                 ear.attempts.succeeded()
-                ear.most_bytes = min(PARTITION_BYTES, 2 * ear.most_bytes)
                 await self._read(ear, connection.address, data)
 
     def _answers(self, connection: KafkaConnection, answer: Any) -> list[tuple[Any, ...]]:
@@ -203,10 +208,8 @@ class KafkaEars:
         try:
             turn = 0
             for raw in batches_in(data or b""):
-                batch = _batch(raw)
-                if not batch.validate_crc():
-                    raise Unreadable("a batch is damaged")
-                messages, weight = _messages_in(batch, raw), MOST_AT_ONCE if codec_of(raw) else 1
+                next_offset, messages = opened(raw)
+                weight = MOST_AT_ONCE if codec_of(raw) else 1
                 while True:
                     turn += weight
                     if turn >= MOST_AT_ONCE:
@@ -220,7 +223,7 @@ class KafkaEars:
                     if message.offset >= (ear.position or 0):
                         ear.position = message.offset + 1
                         self._taking.take(f"{self._access.topic}/{ear.number}", message)
-                ear.position = batch.next_offset
+                ear.position = next_offset
         except Exception as error:  # noqa: BLE001 (whatever it is, hearing goes on at the end, behind what caused it)
             self._lost_position(ear)
             ear.placed = False
@@ -246,15 +249,3 @@ class KafkaEars:
         for ear in self._ears:
             ear.reach.lost("it was closed")
         self._ears = []
-
-
-def _messages_in(batch: Any, raw: memoryview) -> Iterator[Any]:
-    if not batch.is_control_batch:
-        yield from _batch(plain(raw)) if codec_of(raw) else batch
-
-
-def _batch(raw: bytes | memoryview) -> Any:
-    """As the driver reads it."""
-    from aiokafka.record.memory_records import MemoryRecords
-
-    return MemoryRecords(bytes(raw)).next_batch()
