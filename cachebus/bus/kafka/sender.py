@@ -198,10 +198,11 @@ class KafkaSender:
         while not lane.over and not connection.lost:
             lane.stirred.clear()
             queues = [queue for queue in self._of(lane) if queue.waiting and not queue.busy]
-            if ready := [queue for queue in queues if not queue.attempts.wait_s]:
+            pauses_s = [max(connection.pause_s, queue.attempts.wait_s) for queue in queues]
+            if ready := [queue for queue, pause_s in zip(queues, pauses_s, strict=True) if not pause_s]:
                 return [queue.load() for queue in ready]
             with suppress(TimeoutError):
-                async with asyncio.timeout(min((queue.attempts.wait_s for queue in queues), default=None)):
+                async with asyncio.timeout(min(pauses_s, default=None)):
                     await lane.stirred.wait()
         return []
 
