@@ -18,6 +18,7 @@ from aiokafka.record._crc32c import crc as crc32c
 from cachebus import BusUnavailable, Settings
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
+from cachebus.bus.kafka import sender
 from cachebus.bus.kafka.bus import KafkaBus
 from cachebus.bus.kafka.client import kafka_access
 from cachebus.bus.kafka.envelope import Envelope
@@ -136,6 +137,26 @@ async def test_what_is_too_large_together_goes_in_parts(setup: Settings) -> None
         await until(lambda: len(heard) == 201)
         assert [events.position_of(message)[1] for message in heard] == [*range(1, 201), 202]
         assert counters.bus_publish_failures == 1
+
+
+async def test_what_waits_is_bounded_in_bytes_by_partition_and_what_is_beyond_is_counted(
+    setup: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "MOST_BYTES", 200_000)
+    counters = Counters()
+    two = setup.model_copy(update={"kafka_partitions": 2, "shards": 2})
+    async with opened(two, counters) as (bus, heard):
+        for seq in range(20):
+            await bus.publish(0, event(seq, size=10_000))  # nothing of it is sent before this waits for something
+        await bus.publish(1, event(20))
+        taken = len(bus._sender._queues[0].waiting)
+        assert 1 < taken < 10
+        assert counters.bus_publish_failures == 20 - taken
+        await until(lambda: len(heard) == taken + 1)
+        assert bus._sender._queues[0].size_bytes == 0
+        await bus.publish(0, event(21, size=100_000))  # more than may wait, but alone
+        await until(lambda: len(heard) == taken + 2)
+        assert counters.bus_publish_failures == 20 - taken
 
 
 @pytest.mark.parametrize("turns", range(1, 16))

@@ -12,6 +12,7 @@ time: in the shared one the others would wait for it.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -31,6 +32,8 @@ from cachebus.resp import ended
 
 MOST_WAITING: Final = 10_000
 """So many messages of a partition."""
+MOST_BYTES: Final = 64 * 1024 * 1024
+"""So much memory those of all partitions take, and each an equal part; but one message may always wait."""
 ANSWER_S: Final = 0.25
 """So much longer than the broker itself waits for followers its answer is waited for."""
 ALL_REPLICAS: Final = -1
@@ -89,7 +92,11 @@ class KafkaSender:
         if len(queue.waiting) >= MOST_WAITING:
             self._fail(queue.number, 1, queue.why or f"{MOST_WAITING} wait already")
             return
-        queue.waiting.append(Posted(key, message, headers, self._clock() + self._access.timeout_s))
+        post = Posted(key, message, headers, self._clock() + self._access.timeout_s)
+        if queue.size_bytes and queue.size_bytes + post.size_bytes > MOST_BYTES // len(self._queues):
+            self._fail(queue.number, 1, queue.why or f"{queue.size_bytes} bytes wait already")
+            return
+        queue.add(post)
         self._unsettled += 1
         self._idle.clear()
         self._stir(queue)
@@ -97,8 +104,7 @@ class KafkaSender:
     def arrange(self, layout: Layout) -> None:
         """Send to each partition at its leader."""
         for queue in self._queues[len(layout.leaders) :]:
-            self._drop(queue, len(queue.waiting), "the partition was removed")
-            queue.waiting.clear()
+            self._drop(queue, queue.expire(math.inf), "the partition was removed")
             queue.reach.end("the partition was removed")
         del self._queues[len(layout.leaders) :]
         while len(self._queues) < len(layout.leaders):
@@ -237,7 +243,7 @@ class KafkaSender:
             queue.unload(batch)
             queue.most = len(batch.posts) // 2
         else:
-            queue.busy = False
+            queue.over(batch)
             queue.attempts.succeeded()
             if code:  # as what is too large, may not be written, or is of a clock that is off
                 self._drop(queue, len(batch.posts), repr(error()))
@@ -282,6 +288,6 @@ class KafkaSender:
         for queue in self._queues:
             if queue.timer is not None:
                 queue.timer.cancel()
-            self._drop(queue, len(queue.waiting), queue.why or "the bus was closed")
+            self._drop(queue, queue.expire(math.inf), queue.why or "the bus was closed")
             queue.reach.lost("the bus was closed")
         self._queues = []
