@@ -14,8 +14,12 @@ from aiokafka.errors import KafkaError
 
 from cachebus import Cache
 from cachebus.base.clock import monotonic
+from cachebus.bus.kafka.client import kafka_access
 from cachebus.bus.kafka.connection import KafkaConnection
+from cachebus.bus.kafka.topic import Layout
+from cachebus.bus.kafka.watch import TopicWatch
 from cachebus.core.ports import Listener
+from cachebus.errors import CacheBusError
 from cachebus.producers import DirectProducer
 from cachebus.resp import ended
 from cachebus.tools.servers.kafka import KafkaServer
@@ -221,6 +225,51 @@ async def test_attempts_at_a_kafka_broker_that_hangs_do_not_pile_up(
         began_s = monotonic()
         await broken(second, "hanging")
     assert monotonic() - began_s < 10.0  # and the fixtures look for what is left
+
+
+@pytest.mark.parametrize("how", ["killed", "hanging"])
+async def test_each_look_asks_another_kafka_broker_where_the_one_that_answered_breaks(
+    pair: list[KafkaServer], setup: dict[str, Any], second: KafkaServer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: no look fails for it, and waits for the next."""
+    looks, failed = list[Layout](), list[CacheBusError]()
+    watch = TopicWatch(kafka_access(quick(**setup)), monotonic, looks.append)
+    look = watch._look
+
+    async def noted() -> Layout:
+        try:
+            return await look()
+        except CacheBusError as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(watch, "_look", noted)
+
+    async def looked() -> int | None:
+        """Which port answered the next look."""
+        before = len(looks)
+        watch.miss()
+        await until(lambda: len(looks) > before)
+        kept = watch._brokers._kept
+        return None if kept is None else kept.address.port
+
+    async def by_second() -> bool:
+        """With the other one forgotten."""
+        await watch._brokers.forget()
+        return await looked() == second.port
+
+    await watch.open()
+    try:
+        for _ in range(2):
+            await until(by_second)
+            await broken(second, how)
+            for _ in range(3):
+                assert await looked() == pair[0].port
+            assert not failed
+            await whole(second)
+            await until(lambda: None not in looks[-1].leaders, within_s=60.0)
+    finally:
+        await watch.close()
 
 
 async def test_a_partition_whose_replicas_hang_keeps_no_other_of_its_leader_waiting(
