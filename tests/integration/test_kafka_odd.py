@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.admin import CreateTopicsRequest
 from aiokafka.record._crc32c import crc as crc32c
 
-from cachebus import BusUnavailable, Settings
+from cachebus import BusUnavailable, ConfigError, Settings
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka import sender
+from cachebus.bus.kafka.brokers import Brokers
 from cachebus.bus.kafka.bus import KafkaBus
 from cachebus.bus.kafka.client import kafka_access
 from cachebus.bus.kafka.envelope import Envelope
@@ -125,8 +127,7 @@ async def test_compressed_events_are_heard(setup: Settings, codec: int) -> None:
 async def test_what_is_too_large_together_goes_in_parts(setup: Settings) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=setup.kafka_bootstrap_servers)
     await admin.start()
-    topic = NewTopic(setup.kafka_topic, 1, 1, topic_configs={"max.message.bytes": "4000"})
-    await admin.create_topics([topic])
+    await admin.create_topics([NewTopic(setup.kafka_topic, 1, 1, topic_configs={"max.message.bytes": "4000"})])
     await admin.close()
     counters = Counters()
     async with opened(setup, counters) as (bus, heard):
@@ -191,6 +192,51 @@ async def test_a_broker_that_answers_nonsense_is_passed_by(setup: Settings) -> N
         with pytest.raises(BusUnavailable, match=f"Kafka at 127.0.0.1:{port}: "):
             async with opened(alone):
                 pass
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The brokers' answers when a topic is made have this code."""
+
+    def altered(asks: Any) -> Any:
+        async def asked(*where: Any) -> Any:
+            answer = await asks(*where)
+            if isinstance(where[-1], CreateTopicsRequest):
+                answer.topic_errors = [(name, code, *more) for name, _, *more in answer.topic_errors]
+            return answer
+
+        return asked
+
+    for way in ("ask", "ask_at"):
+        monkeypatch.setattr(Brokers, way, altered(getattr(Brokers, way)))
+
+
+@pytest.mark.parametrize("code", [5, 7, 14, 15, 16, 38, 41, 89, -1])
+async def test_what_passes_when_the_topic_is_made_is_no_error_of_settings(
+    setup: Settings, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    bus = kafka_bus(setup, monotonic, lambda shard, message: None, Counters())
+    try:
+        with monkeypatch.context() as patched:
+            refused(patched, code)
+            with pytest.raises(BusUnavailable, match="can't be made now"):
+                await bus.connect()
+        await bus.connect()
+        assert bus.connected
+    finally:
+        await bus.close()
+
+
+@pytest.mark.parametrize("code", [17, 29, 31, 37, 40, 44])
+async def test_what_will_never_be_let_when_the_topic_is_made_is_an_error_of_settings(
+    setup: Settings, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refused(monkeypatch, code)
+    bus = kafka_bus(setup, monotonic, lambda shard, message: None, Counters())
+    try:
+        with pytest.raises(ConfigError, match=r"kafka-topics.sh --create"):
+            await bus.connect()
+    finally:
+        await bus.close()
 
 
 async def test_who_waits_for_a_partition_that_is_removed_is_told(setup: Settings) -> None:
