@@ -158,6 +158,7 @@ def _node(settings: Settings, clock: Clock) -> Node:
         guard_max_s=settings.guard_max_s,
         keep_without_l2=settings.keep_without_l2,
         max_invalidated_scopes=2 * settings.max_invalidated_scopes,
+        topic=settings.kafka_topic if settings.bus == "kafka" else None,
     )
     for data_type in settings.policies:
         node.groups.declare(data_type)

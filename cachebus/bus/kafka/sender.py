@@ -6,7 +6,8 @@ is told by its seq, so no batch is numbered: behind one that was refused the bro
 
 Each partition has a queue of its own. A leader's partitions are sent to over one connection, their lane. A partition
 that the leader answers for too late, as one whose followers hang, has a lane of its own until it is answered for in
-time: in the shared one the others would wait for it.
+time: in the shared one the others would wait for it. The first late answer, and those that are slow but in time, they
+do wait for: half of `timeout_s` at most.
 """
 
 from __future__ import annotations
