@@ -278,27 +278,31 @@ async def test_a_partition_whose_replicas_hang_keeps_no_other_of_its_leader_wait
     """The leader answers when all replicas have a message, or after a while. In one lane the others would wait too."""
     third = KafkaServer(joins=pair[0], number=3)
     with await asyncio.to_thread(third.start):
-        setup = await spread([*pair, third], redis_url, {0: [1, 3], 1: [1, 2]})
-        async with nodes(**setup) as (a, b), undisturbed(b, 0, 1):
-            await carried(a, b, 0, 1)
-            queue, lanes = bus_of(a)._sender._queues[1], bus_of(a)._sender._lanes
+        setup = await spread([*pair, third], redis_url, {0: [1, 3], 1: [1, 2], 2: [1, 2]})
+        async with nodes(**setup) as (a, b), undisturbed(b, 0, 1, 2):
+            await carried(a, b, 0, 1, 2)
+            queues, lanes = bus_of(a)._sender._queues[1:], bus_of(a)._sender._lanes
 
-            async def apart() -> bool:
-                """After one more message."""
-                await a.invalidate("config", "k", tenant_id=tenant_of(a, 1))
-                return queue.apart
+            async def apart() -> list[bool]:
+                """Which are, after one more message each."""
+                for shard in (1, 2):
+                    await a.invalidate("config", "k", tenant_id=tenant_of(a, shard))
+                return [queue.apart for queue in queues]
+
+            async def all_apart() -> bool:
+                return all(await apart())
 
             async def together() -> bool:
-                return not await apart()
+                return not any(await apart())
 
             await broken(second, "hanging")
-            await until(apart)
-            assert len(lanes) == 2
+            await until(all_apart)
+            assert len(lanes) == 3  # each of them has a lane of its own
             await carried(a, b, *[0] * 20)
             await whole(second)
             await until(together, within_s=60.0)
             assert len(lanes) == 1
-            await carried(a, b, 0, 1)
+            await carried(a, b, 0, 1, 2)
 
 
 async def test_a_producer_publishes_while_one_of_two_kafka_brokers_hangs(

@@ -11,6 +11,7 @@ import pytest
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.envelope import message_key
+from cachebus.listening import topics
 from cachebus.observe import Counters
 from cachebus.producers import DirectProducer
 from cachebus.tools.servers.kafka import KafkaServer
@@ -141,3 +142,19 @@ async def test_nodes_of_one_namespace_that_hear_by_two_topics_are_told_by_the_do
                 assert found is not None
                 assert setup["kafka_topic"] in found.says and other["kafka_topic"] in found.says
     assert not [line for line in lines if "staleness_bound_s" in line]
+
+
+async def test_a_node_that_sees_others_hear_by_another_topic_says_so(
+    redis_url: str, setup: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "LOOK_EVERY_S", 0.05)
+    other = {**setup, "kafka_topic": f"{setup['kafka_topic']}-other"}
+    with told("WARNING") as lines:
+        async with nodes(redis_url, 2, **setup) as (a, _):
+            async with nodes(redis_url, 1, **other) as (c,):
+                await until(lambda: a.stats().nodes_elsewhere == 1 and c.stats().nodes_elsewhere == 2)
+                assert a.health().coherent
+                assert any(setup["kafka_topic"] in one for one in a.health().degraded)
+            await until(lambda: a.stats().nodes_elsewhere == 0)
+            assert not a.health().degraded
+    assert sum("hear events by another Kafka topic" in line for line in lines) == 3
