@@ -32,6 +32,7 @@ from cachebus.listening.probe import Prober
 from cachebus.listening.receive import Receiver
 from cachebus.listening.tend import Ears, Tending
 from cachebus.listening.tidy import Tidying
+from cachebus.listening.topics import OtherTopics
 from cachebus.observe import Counters
 from cachebus.policy import PolicyTable
 from cachebus.reading.fetch import Fetcher
@@ -73,6 +74,7 @@ class Listening:
     tending: Tending
     outages: Outages
     fleet: FleetWatch
+    topics: OtherTopics
     attachment: Attachment
     heartbeat: Heartbeat
 
@@ -158,6 +160,7 @@ def _node(settings: Settings, clock: Clock) -> Node:
         guard_max_s=settings.guard_max_s,
         keep_without_l2=settings.keep_without_l2,
         max_invalidated_scopes=2 * settings.max_invalidated_scopes,
+        topic=settings.kafka_topic if settings.bus == "kafka" else None,
     )
     for data_type in settings.policies:
         node.groups.declare(data_type)
@@ -191,7 +194,9 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
     ears = Ears(bus, attention, outages)
     tidying = Tidying(node, writing.resend_buffer.forget_old, pause_s=turn_s)
     # Each in a task of its own: one of L2 and the bus that hangs must not keep the other from coming back.
-    loops = Loops(settings.shards, (tending.step, ears.step, writing.repeating.step), (tidying.step,))
+    topics = OtherTopics(node, store, notices)
+    alone = (tidying.step, topics.step) if settings.bus == "kafka" else (tidying.step,)
+    loops = Loops(settings.shards, (tending.step, ears.step, writing.repeating.step), alone)
     return Listening(
         attention=attention,
         receiver=receiver,
@@ -200,6 +205,7 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
         tending=tending,
         outages=outages,
         fleet=fleet,
+        topics=topics,
         attachment=Attachment(node, store, bus, prober, outages),
         heartbeat=Heartbeat(loops, notices, node.clock, interval_s=turn_s),
     )

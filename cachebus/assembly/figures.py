@@ -38,6 +38,8 @@ def health_of(parts: Parts) -> Health:
             lapsed -= set(shards) if part == "L2" else set()
     if lapsed:
         degraded.append(f"the leases of {_shards(len(lapsed), len(node.shards))} have lapsed: L2 is asked at each read")
+    if parts.listening.topics.trouble:
+        degraded.append(parts.listening.topics.trouble)
     if waiting := parts.writing.pending.depth:
         several = "1 invalidation waits" if waiting == 1 else f"{waiting} invalidations wait"
         degraded.append(f"{several} for L2: what is replaced may be read on other nodes until then")
@@ -72,6 +74,7 @@ def figures(parts: Parts) -> Stats:
         pending=parts.writing.pending.depth,
         reconnects=parts.listening.attachment.reconnects,
         loose_replicas=max(parts.listening.fleet.loose_replicas),
+        nodes_elsewhere=parts.listening.topics.count,
         load_latency=counters.load_latency.snapshot(),
         l2_latency=counters.l2_latency.snapshot(),
         bus_lag=counters.bus_lag.snapshot(),

@@ -20,7 +20,7 @@ from cachebus.core.details import ABSENT, details
 from cachebus.core.figures import stats_of
 from cachebus.core.groups import Groups
 from cachebus.core.membership import MembershipView
-from cachebus.core.ports import About, Caller, Change, Invalidated, ProbeReply
+from cachebus.core.ports import TOPIC, About, Caller, Change, Invalidated, ProbeReply
 from cachebus.core.shard import MAX_INVALIDATED_SCOPES, Shard
 from cachebus.keys.key import Key, is_scope, scopes_of
 from cachebus.l1 import L1, Entry, grid, shared_int
@@ -48,13 +48,16 @@ class Node:
         guard_max_s: float = 0.0,
         keep_without_l2: bool = True,
         max_invalidated_scopes: int = MAX_INVALIDATED_SCOPES,
+        topic: str | None = None,
     ) -> None:
+        """`topic`: by which events are heard, where they go over Kafka."""
         self.id = f"{name}-{secrets.token_hex(4)}"
         self.clock = clock
         self.bound_s = bound_s
-        self.about = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000), keeps_without_l2=keep_without_l2)
+        own = About(ceil(bound_s * 1000), ceil(guard_max_s * 1000), keeps_without_l2=keep_without_l2)
+        self.about = own if topic is None else own._replace(more=((TOPIC, topic),))
         """What this node says of itself."""
-        self.largest = [self.about] * shards
+        self.largest = [own] * shards
         """The largest staleness bound and the longest guard of the fleet that this node has heard of, by shard; and
         whether of anybody that keeps what it loads alone."""
         self.keep_without_l2 = keep_without_l2

@@ -28,6 +28,9 @@ class About(NamedTuple):
     keeps_without_l2: bool = True
 
 
+TOPIC: Final = "topic"
+"""In `more` of what a node says of itself: the topic of Kafka by which it hears events. Nodes of another one hear
+nothing of it."""
 SILENT_S: Final = 60.0
 """Who has not reached L2 for so long, in seconds, has no row any more, and is waited for by nobody."""
 

@@ -38,7 +38,7 @@ class FleetWatch:
 
     def _compare_bounds(self, shard: int) -> None:
         """Others may have a larger staleness bound or longer guards, or keep what they load alone."""
-        own, largest = self._node.about, self._node.largest[shard]
+        own, largest = self._node.about._replace(more=()), self._node.largest[shard]
         self._notices.say(
             "bounds",
             f"nodes of this namespace have, or had, {_described(largest)}, this one has {_described(own)}: waits for "

@@ -61,6 +61,7 @@ _GAUGES = {
     "l1_bytes": "Estimated size of L1 in bytes",
     "flights": "Loads under way",
     "pending": "Invalidations that wait for L2",
+    "nodes_elsewhere": "Nodes of the namespace that hear events by another topic of Kafka",
     "loose_replicas": "Replicas, there or gone, of a primary whose min-replicas-to-write is 0, at most",
     "l2_connected": "Whether L2 is connected",
     "bus_connected": "Whether the bus is connected",

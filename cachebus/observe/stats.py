@@ -188,6 +188,8 @@ class Stats:
     loose_replicas: int
     """The most replicas that a primary has, or had since this node began, whose min-replicas-to-write is 0: where
     there are any, a failover can lose what was acknowledged."""
+    nodes_elsewhere: int
+    """Nodes of the namespace that hear events by another topic of Kafka, as of the last minute's look."""
     reconnects: int
     """Connections to L2 or bus that were opened again after a loss."""
     flights: int

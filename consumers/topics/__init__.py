@@ -3,7 +3,7 @@ letters.
 
 1. `source` and `session`: the source, and one connection of it. `membership`: which group.
 2. `progress`: how far one assignment is read and committed. `held`: what waits meanwhile. `commits`: commits offsets.
-3. `reading` and `unreadable`: messages, and those that the driver can't parse.
+3. `reading` and `unreadable`: messages, and those that the driver can't parse. `screen`: what it must not inflate.
 4. `inspection`: checks topics, group and rights, by what `brokers` tell. `note`: the metadata of committed offsets.
 5. `dead_topic` and `replay`: dead letters, and how they are tried again.
 """

@@ -9,6 +9,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from cachebus.consumers.topics.commits import assignment_of
 from cachebus.consumers.topics.progress import Progress, place_of
+from cachebus.consumers.topics.screen import Screen
 from cachebus.consumers.topics.unreadable import is_unreadable, stepped_over, where
 from cachebus.consumers.worker.source import Item
 
@@ -24,6 +25,7 @@ class Reader:
     def __init__(self, source: TopicSource, consumer: AIOKafkaConsumer) -> None:
         self._source = source
         self._consumer = consumer
+        self._screen = Screen(consumer)
 
     def taken(self, progress: Progress, records: Mapping[TopicPartition, Sequence[Any]]) -> list[Item]:
         """The items of these messages; none after a rebalance."""
@@ -77,7 +79,7 @@ class Reader:
                 if not is_unreadable(error):
                     raise
                 at = progress.assignment.state_value(partition).position
-                unreadable = await stepped_over(self._consumer, partition, at, error)
+                unreadable = await stepped_over(self._consumer, self._screen, partition, at, error)
                 self._source.unreadable.inc(unreadable.behind - unreadable.offset)
                 return [*self.taken(progress, {partition: records}), Item(place_of(unreadable), unreadable)]
             if not found:

@@ -1,14 +1,15 @@
-"""Messages that the driver can't parse: a header's name is not UTF-8, or a batch is damaged. Those behind it in the
-same batch can't be reached either: the rest of the batch is stepped over."""
+"""Messages that the driver can't parse: a header's name is not UTF-8, or a batch is damaged, or inflates to too much.
+Those behind it in the same batch can't be reached either: the rest of the batch is stepped over."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError
 
+from cachebus.consumers.topics.screen import Screen
 from cachebus.consumers.worker.clean import describe
 
 FETCH_S: Final = 3.0
@@ -45,7 +46,9 @@ def where(consumer: AIOKafkaConsumer) -> TopicPartition | None:
     return None
 
 
-async def stepped_over(consumer: AIOKafkaConsumer, partition: TopicPartition, at: int, error: BaseException) -> Any:
+async def stepped_over(
+    consumer: AIOKafkaConsumer, screen: Screen, partition: TopicPartition, at: int, error: BaseException
+) -> Unreadable:
     """Step over the message at this offset, and what is behind it in its batch; returns what was stepped over."""
     consumer.seek(partition, at)
     behind = at + 1
@@ -60,4 +63,4 @@ async def stepped_over(consumer: AIOKafkaConsumer, partition: TopicPartition, at
             break
     consumer.seek(partition, behind)
     why = "a header's name is not UTF-8" if isinstance(error, UnicodeDecodeError) else describe(error)
-    return Unreadable(partition.topic, partition.partition, at, behind, why)
+    return Unreadable(partition.topic, partition.partition, at, behind, screen.why(partition, at, behind) or why)

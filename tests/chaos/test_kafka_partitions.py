@@ -14,8 +14,12 @@ from aiokafka.errors import KafkaError
 
 from cachebus import Cache
 from cachebus.base.clock import monotonic
+from cachebus.bus.kafka.client import kafka_access
 from cachebus.bus.kafka.connection import KafkaConnection
+from cachebus.bus.kafka.topic import Layout
+from cachebus.bus.kafka.watch import TopicWatch
 from cachebus.core.ports import Listener
+from cachebus.errors import CacheBusError
 from cachebus.producers import DirectProducer
 from cachebus.resp import ended
 from cachebus.tools.servers.kafka import KafkaServer
@@ -223,33 +227,82 @@ async def test_attempts_at_a_kafka_broker_that_hangs_do_not_pile_up(
     assert monotonic() - began_s < 10.0  # and the fixtures look for what is left
 
 
+@pytest.mark.parametrize("how", ["killed", "hanging"])
+async def test_each_look_asks_another_kafka_broker_where_the_one_that_answered_breaks(
+    pair: list[KafkaServer], setup: dict[str, Any], second: KafkaServer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: no look fails for it, and waits for the next."""
+    looks, failed = list[Layout](), list[CacheBusError]()
+    watch = TopicWatch(kafka_access(quick(**setup)), monotonic, looks.append)
+    look = watch._look
+
+    async def noted() -> Layout:
+        try:
+            return await look()
+        except CacheBusError as error:
+            failed.append(error)
+            raise
+
+    monkeypatch.setattr(watch, "_look", noted)
+
+    async def looked() -> int | None:
+        """Which port answered the next look."""
+        before = len(looks)
+        watch.miss()
+        await until(lambda: len(looks) > before)
+        kept = watch._brokers._kept
+        return None if kept is None else kept.address.port
+
+    async def by_second() -> bool:
+        """With the other one forgotten."""
+        await watch._brokers.forget()
+        return await looked() == second.port
+
+    await watch.open()
+    try:
+        for _ in range(2):
+            await until(by_second)
+            await broken(second, how)
+            for _ in range(3):
+                assert await looked() == pair[0].port
+            assert not failed
+            await whole(second)
+            await until(lambda: None not in looks[-1].leaders, within_s=60.0)
+    finally:
+        await watch.close()
+
+
 async def test_a_partition_whose_replicas_hang_keeps_no_other_of_its_leader_waiting(
     pair: list[KafkaServer], second: KafkaServer, redis_url: str
 ) -> None:
     """The leader answers when all replicas have a message, or after a while. In one lane the others would wait too."""
     third = KafkaServer(joins=pair[0], number=3)
     with await asyncio.to_thread(third.start):
-        setup = await spread([*pair, third], redis_url, {0: [1, 3], 1: [1, 2]})
-        async with nodes(**setup) as (a, b), undisturbed(b, 0, 1):
-            await carried(a, b, 0, 1)
-            queue, lanes = bus_of(a)._sender._queues[1], bus_of(a)._sender._lanes
+        setup = await spread([*pair, third], redis_url, {0: [1, 3], 1: [1, 2], 2: [1, 2]})
+        async with nodes(**setup) as (a, b), undisturbed(b, 0, 1, 2):
+            await carried(a, b, 0, 1, 2)
+            queues, lanes = bus_of(a)._sender._queues[1:], bus_of(a)._sender._lanes
 
-            async def apart() -> bool:
-                """After one more message."""
-                await a.invalidate("config", "k", tenant_id=tenant_of(a, 1))
-                return queue.apart
+            async def apart() -> list[bool]:
+                """Which are, after one more message each."""
+                for shard in (1, 2):
+                    await a.invalidate("config", "k", tenant_id=tenant_of(a, shard))
+                return [queue.apart for queue in queues]
+
+            async def all_apart() -> bool:
+                return all(await apart())
 
             async def together() -> bool:
-                return not await apart()
+                return not any(await apart())
 
             await broken(second, "hanging")
-            await until(apart)
-            assert len(lanes) == 2
+            await until(all_apart)
+            assert len(lanes) == 3  # each of them has a lane of its own
             await carried(a, b, *[0] * 20)
             await whole(second)
             await until(together, within_s=60.0)
             assert len(lanes) == 1
-            await carried(a, b, 0, 1)
+            await carried(a, b, 0, 1, 2)
 
 
 async def test_a_producer_publishes_while_one_of_two_kafka_brokers_hangs(

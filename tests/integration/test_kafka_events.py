@@ -11,13 +11,16 @@ import pytest
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.envelope import message_key
+from cachebus.listening import topics
 from cachebus.observe import Counters
 from cachebus.producers import DirectProducer
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.wire.event import position_of
 from tests.support.caches import D_S, nodes, quick, until
+from tests.support.doctor import findings, of
 from tests.support.kafka_fleet import fresh_by, on_topic, shared, travels, written
+from tests.support.logs import told
 
 TENANTS = ("acme", "globex", "initech", "umbrella")
 
@@ -123,3 +126,35 @@ async def test_a_key_is_changed_in_three_steps_and_no_event_is_passed_over(
         await travels(a, b, source)
         await travels(b, a, source)
         assert (a.stats().events_unsigned, b.stats().events_unsigned) == (0, 0)
+
+
+async def test_nodes_of_one_namespace_that_hear_by_two_topics_are_told_by_the_doctor(
+    redis_url: str, setup: dict[str, Any]
+) -> None:
+    other = {**setup, "kafka_topic": f"{setup['kafka_topic']}-other"}
+    with told("WARNING") as lines:
+        async with nodes(redis_url, 1, **setup), nodes(redis_url, 1, **setup):
+            assert of(await findings(redis_url, **setup), "topics") is None
+            found = of(await findings(redis_url, **other), "topics")
+            assert found is not None and "these settings" in found.says
+            async with nodes(redis_url, 1, **other):
+                found = of(await findings(redis_url, **setup), "topics")
+                assert found is not None
+                assert setup["kafka_topic"] in found.says and other["kafka_topic"] in found.says
+    assert not [line for line in lines if "staleness_bound_s" in line]
+
+
+async def test_a_node_that_sees_others_hear_by_another_topic_says_so(
+    redis_url: str, setup: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "LOOK_EVERY_S", 0.05)
+    other = {**setup, "kafka_topic": f"{setup['kafka_topic']}-other"}
+    with told("WARNING") as lines:
+        async with nodes(redis_url, 2, **setup) as (a, _):
+            async with nodes(redis_url, 1, **other) as (c,):
+                await until(lambda: a.stats().nodes_elsewhere == 1 and c.stats().nodes_elsewhere == 2)
+                assert a.health().coherent
+                assert any(setup["kafka_topic"] in one for one in a.health().degraded)
+            await until(lambda: a.stats().nodes_elsewhere == 0)
+            assert not a.health().degraded
+    assert sum("hear events by another Kafka topic" in line for line in lines) == 3

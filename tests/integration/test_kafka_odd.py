@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from secrets import token_hex
@@ -12,22 +13,27 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.producer.message_accumulator import BatchBuilder
-from aiokafka.protocol.produce import ProduceRequest
+from aiokafka.protocol.admin import CreateTopicsRequest
 from aiokafka.record._crc32c import crc as crc32c
 
-from cachebus import BusUnavailable, Settings
+from cachebus import BusUnavailable, ConfigError, Settings
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
+from cachebus.bus.kafka import sender
+from cachebus.bus.kafka.brokers import Brokers
 from cachebus.bus.kafka.bus import KafkaBus
-from cachebus.bus.kafka.client import kafka_access, quietly
-from cachebus.bus.kafka.connection import KafkaConnection, addresses_of
+from cachebus.bus.kafka.client import kafka_access
+from cachebus.bus.kafka.envelope import Envelope
+from cachebus.bus.kafka.inflating import MOST_BYTES
 from cachebus.bus.kafka.reach import Reach
 from cachebus.observe import Counters
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.wire import event as events
 from tests.support.caches import quick, until
+from tests.support.kafka_batches import CODECS, batch_of, keep
 
 EPOCH = b"e" * 16
+INFLATED_BYTES = 4 * MOST_BYTES
 
 
 @pytest.fixture
@@ -63,18 +69,10 @@ def event(seq: int, size: int = 1) -> bytes:
 
 async def send(setup: Settings, batch: bytes) -> None:
     """Have the broker keep this batch, whatever is in it."""
-    access = kafka_access(setup)
-    with quietly():
-        connection = await KafkaConnection.open(access, addresses_of(access.servers)[0])
-        try:
-            request = ProduceRequest(None, -1, 20_000, [(access.topic, [(0, batch)])])
-            answer = await connection.ask(request, 30.0)
-        finally:
-            await connection.close()
-    assert answer.topics[0][1][0][1] == 0
+    await keep(setup, setup.kafka_topic, batch)
 
 
-def batch_of(name: bytes) -> bytes:
+def misnamed(name: bytes) -> bytes:
     """A batch of one message, which has a header of this name of six bytes."""
     builder: Any = BatchBuilder(10**6, 0)
     builder.append(timestamp=None, key=None, value=b"x", headers=[("ZZZZZZ", b"v")])
@@ -88,17 +86,48 @@ async def test_a_message_that_cant_be_read_is_passed_over_and_counted(setup: Set
         for seq in range(1, 6):
             await bus.publish(0, event(seq))
             await until(lambda seq=seq: len(heard) == seq)
-            await send(setup, batch_of(b"\xff" * 6))
+            await send(setup, misnamed(b"\xff" * 6))
         await until(lambda: counters.events_corrupt == 5)
         assert bus.connected
         assert counters.bus_positions_lost == 0
 
 
+@CODECS
+async def test_a_batch_that_inflates_to_too_much_is_passed_over_and_never_made(setup: Settings, codec: int) -> None:
+    counters = Counters()
+    bomb = batch_of(codec, bytes(INFLATED_BYTES))
+    async with opened(setup, counters) as (bus, heard):
+        await bus.publish(0, event(1))
+        await until(lambda: len(heard) == 1)
+        tracemalloc.start()
+        try:
+            await send(setup, bomb)
+            await until(lambda: counters.events_corrupt == 1)
+            _, peak_bytes = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert peak_bytes < INFLATED_BYTES
+        await bus.publish(0, event(2))
+        await until(lambda: len(heard) == 2)
+        assert bus.connected
+        assert counters.bus_positions_lost == 0
+
+
+@CODECS
+async def test_compressed_events_are_heard(setup: Settings, codec: int) -> None:
+    values = [event(seq, size=1000) for seq in range(1, 1001)]
+    envelope = Envelope.of(setup)
+    key, _ = envelope.around(0, values[0])
+    async with opened(setup) as (_, heard):
+        await send(setup, batch_of(codec, *values, key=key))
+        await until(lambda: len(heard) == len(values))
+        assert heard == values
+
+
 async def test_what_is_too_large_together_goes_in_parts(setup: Settings) -> None:
     admin = AIOKafkaAdminClient(bootstrap_servers=setup.kafka_bootstrap_servers)
     await admin.start()
-    topic = NewTopic(setup.kafka_topic, 1, 1, topic_configs={"max.message.bytes": "4000"})
-    await admin.create_topics([topic])
+    await admin.create_topics([NewTopic(setup.kafka_topic, 1, 1, topic_configs={"max.message.bytes": "4000"})])
     await admin.close()
     counters = Counters()
     async with opened(setup, counters) as (bus, heard):
@@ -109,6 +138,26 @@ async def test_what_is_too_large_together_goes_in_parts(setup: Settings) -> None
         await until(lambda: len(heard) == 201)
         assert [events.position_of(message)[1] for message in heard] == [*range(1, 201), 202]
         assert counters.bus_publish_failures == 1
+
+
+async def test_what_waits_is_bounded_in_bytes_by_partition_and_what_is_beyond_is_counted(
+    setup: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "MOST_BYTES", 200_000)
+    counters = Counters()
+    two = setup.model_copy(update={"kafka_partitions": 2, "shards": 2})
+    async with opened(two, counters) as (bus, heard):
+        for seq in range(20):
+            await bus.publish(0, event(seq, size=10_000))  # nothing of it is sent before this waits for something
+        await bus.publish(1, event(20))
+        taken = len(bus._sender._queues[0].waiting)
+        assert 1 < taken < 10
+        assert counters.bus_publish_failures == 20 - taken
+        await until(lambda: len(heard) == taken + 1)
+        assert bus._sender._queues[0].size_bytes == 0
+        await bus.publish(0, event(21, size=100_000))  # more than may wait, but alone
+        await until(lambda: len(heard) == taken + 2)
+        assert counters.bus_publish_failures == 20 - taken
 
 
 @pytest.mark.parametrize("turns", range(1, 16))
@@ -143,6 +192,51 @@ async def test_a_broker_that_answers_nonsense_is_passed_by(setup: Settings) -> N
         with pytest.raises(BusUnavailable, match=f"Kafka at 127.0.0.1:{port}: "):
             async with opened(alone):
                 pass
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The brokers' answers when a topic is made have this code."""
+
+    def altered(asks: Any) -> Any:
+        async def asked(*where: Any) -> Any:
+            answer = await asks(*where)
+            if isinstance(where[-1], CreateTopicsRequest):
+                answer.topic_errors = [(name, code, *more) for name, _, *more in answer.topic_errors]
+            return answer
+
+        return asked
+
+    for way in ("ask", "ask_at"):
+        monkeypatch.setattr(Brokers, way, altered(getattr(Brokers, way)))
+
+
+@pytest.mark.parametrize("code", [5, 7, 14, 15, 16, 38, 41, 89, -1])
+async def test_what_passes_when_the_topic_is_made_is_no_error_of_settings(
+    setup: Settings, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    bus = kafka_bus(setup, monotonic, lambda shard, message: None, Counters())
+    try:
+        with monkeypatch.context() as patched:
+            refused(patched, code)
+            with pytest.raises(BusUnavailable, match="can't be made now"):
+                await bus.connect()
+        await bus.connect()
+        assert bus.connected
+    finally:
+        await bus.close()
+
+
+@pytest.mark.parametrize("code", [17, 29, 31, 37, 40, 44])
+async def test_what_will_never_be_let_when_the_topic_is_made_is_an_error_of_settings(
+    setup: Settings, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    refused(monkeypatch, code)
+    bus = kafka_bus(setup, monotonic, lambda shard, message: None, Counters())
+    try:
+        with pytest.raises(ConfigError, match=r"kafka-topics.sh --create"):
+            await bus.connect()
+    finally:
+        await bus.close()
 
 
 async def test_who_waits_for_a_partition_that_is_removed_is_told(setup: Settings) -> None:

@@ -46,6 +46,8 @@ a commit that the log tells of before others see it; a slot that is lost; rows a
 a captured database killed, or L2 away; Kafka broker restart; Kafka broker that hangs;
 Kafka broker that refuses messages; one of several Kafka brokers lost, or hanging; Kafka retention loss;
 Kafka messages doubled and swapped; a publisher killed between L2 and Kafka; garbage on the Kafka topic;
+a slow link to a Kafka broker; a quota of a Kafka broker that is used up;
+compressed messages on Kafka that inflate to gigabytes;
 Kafka partitions added; events on Kafka that are unsigned, forged, or sent again elsewhere;
 two stores on one Kafka topic
 """

@@ -214,6 +214,22 @@ def test_nodes_of_which_some_keep_what_they_load_alone_are_told() -> None:
     assert "CACHEBUS_KEEP_WITHOUT_L2" in finding.otherwise
 
 
+def test_nodes_that_hear_by_other_topics_are_told() -> None:
+    def shard(*topics: object, silent_s: float = 0.0) -> ShardFacts:
+        now_us = 10**12
+        at_us = now_us - int(silent_s * 1e6)
+        lines = (NodeRow(0, b"", at_us, About(2000, 60_000, (("topic", one),))) for one in topics)
+        return ShardFacts(0, {}, nodes={f"n{i}": line for i, line in enumerate(lines)}, now_us=now_us)
+
+    assert not [*namespace.topics(facts(shards=(shard("a", "a"), shard("a"))))]
+    assert not [*namespace.topics(facts(shards=(shard("a"), shard("b", silent_s=5.0))))]
+    assert not [*namespace.topics(facts(shards=(shard("a", 7, None),)))]
+    (finding,) = namespace.topics(facts(shards=(shard("a", "b", "b"),)))
+    assert finding.level is Level.ADVICE
+    assert finding.says == "events go by 2 topics of Kafka: a: n0; b: n1, n2"
+    assert "CACHEBUS_KAFKA_TOPIC" in finding.otherwise
+
+
 def test_exit_status() -> None:
     ok, advice, problem, unknown = (Finding("x", level, "") for level in Level)
     assert status_of([ok, advice, unknown], strict=False) == 0

@@ -24,7 +24,7 @@ def queue_of(*messages: bytes) -> Queue:
     """A queue in which these wait, each due a second after the one before."""
     queue = Queue(0, Reach(ACCESS, monotonic), Attempts(monotonic))
     for due_s, message in enumerate(messages):
-        queue.waiting.append(Posted(b"key", message, [("name", b"value")], float(due_s)))
+        queue.add(Posted(b"key", message, [("name", b"value")], float(due_s)))
     return queue
 
 
@@ -42,7 +42,7 @@ def test_what_waits_goes_in_order_and_comes_back_in_order() -> None:
     queue = queue_of(b"1", b"2", b"3")
     batch = queue.load()
     assert (values(batch.data), len(queue.waiting), queue.busy) == ([b"1", b"2", b"3"], 0, True)
-    queue.waiting.append(Posted(b"key", b"4", [], 9.0))
+    queue.add(Posted(b"key", b"4", [], 9.0))
     queue.unload(batch)
     assert not queue.busy
     assert values(queue.load().data) == [b"1", b"2", b"3", b"4"]
@@ -62,6 +62,20 @@ def test_only_what_is_due_is_dropped() -> None:
     assert queue.expire(-1.0) == 0
     assert queue.expire(1.0) == 2
     assert [post.message for post in queue.waiting] == [b"2", b"3"]
+
+
+def test_what_it_takes_is_known_until_it_is_over() -> None:
+    queue = queue_of(b"0" * 1000, b"1" * 2000, b"2" * 3000)
+    whole_bytes = queue.size_bytes
+    assert whole_bytes > 6000
+    batch = queue.load()
+    queue.add(Posted(b"key", b"3" * 4000, [], 9.0))
+    assert queue.size_bytes > whole_bytes + 4000
+    queue.unload(batch)
+    assert queue.expire(0.0) == 1
+    assert 9000 < queue.size_bytes < whole_bytes + 4000
+    queue.over(queue.load())
+    assert queue.size_bytes == 0
 
 
 async def test_the_first_failures_are_waited_out_and_the_next_one_is_told() -> None:

@@ -32,8 +32,8 @@ class Brokers:
         self._known = deque(dict.fromkeys([*there, *wanted]))
 
     async def ask(self, request: Any) -> Any:
-        """The first answer; `BusUnavailable` where there is none within `connect_timeout_s`. No broker is connected to
-        twice, and no connection is left but that of the answer."""
+        """The first answer; `BusUnavailable` where there is none within `connect_timeout_s`. No connection is left but
+        that of the answer."""
         opened = [] if self._kept is None else [self._kept]
         self._kept = None
         try:
@@ -48,9 +48,11 @@ class Brokers:
             await asyncio.gather(*(one.close() for one in opened if one is not self._kept))
 
     async def _first(self, request: Any, opened: list[KafkaConnection]) -> tuple[KafkaConnection, Any]:
-        """The first to answer, and the answer; else what the last one raised. Adds to `opened`."""
-        ways = deque(partial(self._asked_anew, address, request, opened) for address in self._known)
-        ways.extendleft(partial(_asked, kept, request, self._access.timeout_s) for kept in opened)
+        """The first to answer, and the answer; else what the last one raised. Adds to `opened`, which has the kept
+        connection: that one is asked first, and its broker anew last of all, as only the connection may be dead."""
+        anew = sorted(self._known, key=[kept.address for kept in opened].count)
+        ways = deque(partial(_asked, kept, request, self._access.timeout_s) for kept in opened)
+        ways.extend(partial(self._asked_anew, address, request, opened) for address in anew)
         asking, failed = set[asyncio.Task[tuple[KafkaConnection, Any]]](), Exception()
         try:
             while ways or asking:

@@ -6,12 +6,15 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Self
 
+from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess
 from cachebus.errors import BusUnavailable
 
 PIECES: Final = 5
 """Patience is spent in so many pieces. A stall of this process costs one of them: the answers that have come meanwhile
 are read in the next."""
+LONGEST_PAUSE_S: Final = 15.0
+"""The longest pause that a broker's quota is believed; by default it asks for eleven seconds at most."""
 NEVER_MS: Final = 86_400_000
 """The driver's own time limit, which sees no stalls."""
 
@@ -46,6 +49,7 @@ class KafkaConnection:
         self.address = address
         self.on_lost: Callable[[], object] | None = None
         """Called once when it is lost, by whichever end."""
+        self._pause_until_s = 0.0
         driver._on_close_cb = self._closed
 
     @classmethod
@@ -71,18 +75,32 @@ class KafkaConnection:
         """Whether nothing can be asked any more."""
         return not self._driver.connected()
 
+    @property
+    def pause_s(self) -> float:
+        """How long nothing should be asked: a quota is used up. Until then the broker reads nothing that is sent."""
+        return max(0.0, self._pause_until_s - asyncio.get_running_loop().time())
+
     async def ask(self, request: Any, patience_s: float) -> Any:
-        """The answer; `TimeoutError` when there is none in that time, and the connection is lost then."""
+        """The answer, after the pause that is due; `TimeoutError` when there is none in that time, and the connection
+        is lost then."""
+        await asyncio.sleep(self.pause_s)
         answer = asyncio.ensure_future(self._driver.send(request))
         try:
             for _ in range(PIECES):
                 await asyncio.wait([answer], timeout=patience_s / PIECES)
                 if answer.done():
+                    self._heed(answer.result())
                     return answer.result()
         finally:
             answer.cancel()
         self._driver.close()
         raise TimeoutError(f"{self.address} did not answer in {patience_s:g} s")
+
+    def _heed(self, answer: Any) -> None:
+        pause_s = min(getattr(answer, "throttle_time_ms", 0) / 1000, LONGEST_PAUSE_S)
+        if pause_s > 0:
+            self._pause_until_s = asyncio.get_running_loop().time() + pause_s
+            logger.info("the Kafka broker {} has a pause of {:g} s made, by a quota", self.address, pause_s)
 
     def _closed(self, driver: Any, reason: object) -> None:
         if self.on_lost is not None:

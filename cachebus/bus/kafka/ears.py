@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from cachebus.base.backoff import Attempts
@@ -16,7 +16,10 @@ from cachebus.base.clock import Clock
 from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess, quietly
 from cachebus.bus.kafka.connection import Address, KafkaConnection
-from cachebus.bus.kafka.ear import PARTITION_BYTES, Ear
+from cachebus.bus.kafka.ear import Ear
+from cachebus.bus.kafka.inflating import batches_in, codec_of
+from cachebus.bus.kafka.opening import opened
+from cachebus.bus.kafka.portion import PARTITION_BYTES, Portion
 from cachebus.bus.kafka.reach import Reach
 from cachebus.bus.kafka.taking import Taking
 from cachebus.bus.kafka.topic import Layout
@@ -26,9 +29,6 @@ from cachebus.resp import ended
 
 FETCH_WAIT_S: Final = 0.25
 """How long a broker that has nothing new holds its answer. So often we hear that it is alive."""
-FETCH_BYTES: Final = 50 * 1024 * 1024
-"""The most that comes at once, in all, but for a message that is larger."""
-LEAST_BYTES: Final = 16 * 1024
 MOST_AT_ONCE: Final = 500
 MOST_BEHIND: Final = 10_000
 """So many messages a partition that is back may be ahead of where it was lost. Where it is further, or has fewer than
@@ -99,24 +99,23 @@ class KafkaEars:
 
     async def _hear(self, leader: Address) -> None:
         """Connect, and hear the leader's partitions, until it has none."""
-        attempts = Attempts(self._clock)
+        attempts, portion = Attempts(self._clock), Portion()
         with quietly():
             while True:
                 await asyncio.sleep(attempts.wait_s)
                 try:
-                    await self._hear_over(await KafkaConnection.open(self._access, leader), attempts)
+                    connection = await KafkaConnection.open(self._access, leader)
+                    self.opened += 1
+                    attempts.succeeded()
+                    await self._hear_over(connection, portion)
                 except Exception as error:  # noqa: BLE001 (whatever it is, it is told to all who wait)
                     attempts.over()
                     for ear in self._of(leader):
                         ear.placed = False
                         ear.reach.lost(error)
-                        if isinstance(error, TimeoutError):  # over a slow link it may have been too much
-                            ear.most_bytes = max(LEAST_BYTES, ear.most_bytes // 4)
                     self._watch.miss()
 
-    async def _hear_over(self, connection: KafkaConnection, attempts: Attempts) -> None:
-        self.opened += 1
-        attempts.succeeded()
+    async def _hear_over(self, connection: KafkaConnection, portion: Portion) -> None:
         try:
             while True:
                 ears = self._of(connection.address)
@@ -126,7 +125,7 @@ class KafkaEars:
                 if lost := [ear for ear in due if not ear.placed]:
                     await self._place(connection, lost)
                 if placed := [ear for ear in due if ear.placed]:
-                    await self._fetch(connection, placed)
+                    await self._fetch(connection, placed, portion)
         finally:
             await connection.close()
 
@@ -146,19 +145,27 @@ class KafkaEars:
             ear.placed = True
             ear.reach.gained()
 
-    async def _fetch(self, connection: KafkaConnection, ears: list[Ear]) -> None:
+    async def _fetch(self, connection: KafkaConnection, ears: list[Ear], portion: Portion) -> None:
         from aiokafka.protocol.fetch import FetchRequest
 
         random.shuffle(ears)  # of one message that is larger than all others may be, only the first is sure to come
+        asked = {ear.number: ear.position for ear in ears}
         request = FetchRequest(
             int(FETCH_WAIT_S * 1000),
             1,
-            FETCH_BYTES,
+            portion.most_bytes,
             0,
-            [(self._access.topic, [(ear.number, ear.position or 0, ear.most_bytes) for ear in ears])],
+            [(self._access.topic, [(number, position or 0, PARTITION_BYTES) for number, position in asked.items()])],
         )
-        asked = {ear.number: ear.position for ear in ears}
-        answer = await connection.ask(request, self._access.timeout_s + FETCH_WAIT_S)
+        began_s, patience_s = self._clock(), self._access.timeout_s + FETCH_WAIT_S
+        try:
+            answer = await connection.ask(request, patience_s)
+        except TimeoutError:  # over a slow link it may have been too much
+            if portion.least:  # even of one batch, which may be of any of them
+                self._lost_position(ears[0])
+            portion.late(len(ears))
+            raise
+        portion.came(self._clock() - began_s, patience_s)
         for ear, code, *_, data in self._answers(connection, answer):
             if ear.position != asked.get(ear.number):
                 continue
@@ -169,7 +176,6 @@ class KafkaEars:
                 self._refused(ear, code)
             else:
                 ear.attempts.succeeded()
-                ear.most_bytes = min(PARTITION_BYTES, 2 * ear.most_bytes)
                 await self._read(ear, connection.address, data)
 
     def _answers(self, connection: KafkaConnection, answer: Any) -> list[tuple[Any, ...]]:
@@ -198,17 +204,26 @@ class KafkaEars:
         )
 
     async def _read(self, ear: Ear, leader: Address, data: bytes) -> None:
-        from aiokafka.record.memory_records import MemoryRecords
-
+        """Take the messages, until the partition lies elsewhere."""
         try:
-            records = MemoryRecords(data or b"")
-            while records.has_next():
-                batch = records.next_batch()
-                if not batch.validate_crc():
-                    raise ValueError("a batch is damaged")
-                if not await self._read_batch(ear, leader, batch):
-                    return
-                ear.position = batch.next_offset
+            turn = 0
+            for raw in batches_in(data or b""):
+                next_offset, messages = opened(raw)
+                weight = MOST_AT_ONCE if codec_of(raw) else 1
+                while True:
+                    turn += weight
+                    if turn >= MOST_AT_ONCE:
+                        turn = 0
+                        await asyncio.sleep(0)  # in a flood nothing else here waits
+                        if ear.leader != leader:
+                            return
+                    message, weight = self._next(ear, messages), 1
+                    if message is None:
+                        break
+                    if message.offset >= (ear.position or 0):
+                        ear.position = message.offset + 1
+                        self._taking.take(f"{self._access.topic}/{ear.number}", message)
+                ear.position = next_offset
         except Exception as error:  # noqa: BLE001 (whatever it is, hearing goes on at the end, behind what caused it)
             self._lost_position(ear)
             ear.placed = False
@@ -216,28 +231,16 @@ class KafkaEars:
             ear.reach.lost(error)
             logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
 
-    async def _read_batch(self, ear: Ear, leader: Address, batch: Any) -> bool:
-        """Take its messages; one that can't be read, and those of its batch behind it, are passed over, and counted.
-        Returns whether the partition still lies there."""
-        place, count, records = f"{self._access.topic}/{ear.number}", 0, iter(() if batch.is_control_batch else batch)
-        while True:
-            try:
-                record = next(records, None)
-            except Exception as error:  # noqa: BLE001 (anybody may write there, in any form)
-                self._counters.events_corrupt += 1
-                logger.warning("messages in {} can't be read, and are passed over: {!r}", place, error)
-                return True
-            if record is None:
-                return True
-            if record.offset < (ear.position or 0):
-                continue
-            ear.position = record.offset + 1
-            self._taking.take(place, record)
-            count += 1
-            if count % MOST_AT_ONCE == 0:
-                await asyncio.sleep(0)  # in a flood nothing else here waits
-                if ear.leader != leader:
-                    return False
+    def _next(self, ear: Ear, messages: Iterator[Any]) -> Any:
+        """None at the end. A message that can't be read, and those of its batch behind it, are passed over, and
+        counted."""
+        try:
+            return next(messages, None)
+        except Exception as error:  # noqa: BLE001 (anybody may write there, in any form)
+            self._counters.events_corrupt += 1
+            place = f"{self._access.topic}/{ear.number}"
+            logger.warning("messages in {} can't be read, and are passed over: {!r}", place, error)
+            return None
 
     async def close(self) -> None:
         """Stop listening; what comes next is the end, when it is begun again."""

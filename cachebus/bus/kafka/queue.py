@@ -12,6 +12,8 @@ from cachebus.bus.kafka.envelope import Headers
 from cachebus.bus.kafka.reach import Reach
 
 BATCH_BYTES: Final = 256 * 1024
+BESIDES_BYTES: Final = 500
+"""About what a message takes in memory besides its own bytes."""
 
 
 class Posted(NamedTuple):
@@ -21,6 +23,11 @@ class Posted(NamedTuple):
     message: bytes
     headers: Headers
     due_s: float
+
+    @property
+    def size_bytes(self) -> int:
+        """About how much memory it takes."""
+        return len(self.key) + len(self.message) + BESIDES_BYTES
 
 
 class Batch(NamedTuple):
@@ -39,6 +46,8 @@ class Queue:
         self.reach = reach
         self.attempts = attempts
         self.waiting: deque[Posted] = deque()
+        self.size_bytes = 0
+        """About how much memory those take that wait, or are on their way."""
         self.busy = False
         """Whether a batch of it is on its way: the next one waits for the answer, or they might be swapped."""
         self.leader: Address | None = None
@@ -49,6 +58,11 @@ class Queue:
         self.timer: asyncio.TimerHandle | None = None
         self.most = 10_000
         """The most messages of a batch."""
+
+    def add(self, post: Posted) -> None:
+        """One more waits."""
+        self.waiting.append(post)
+        self.size_bytes += post.size_bytes
 
     def load(self) -> Batch:
         """The first of what waits, as much as a batch holds; a message that is larger goes by itself."""
@@ -69,9 +83,14 @@ class Queue:
         self.busy = False
         self.waiting.extendleft(reversed(batch.posts))
 
+    def over(self, batch: Batch) -> None:
+        """It was sent, or is given up."""
+        self.busy = False
+        self.size_bytes -= sum(post.size_bytes for post in batch.posts)
+
     def expire(self, now_s: float) -> int:
-        """Drop what has waited for too long; how many that were."""
+        """Drop what has waited for too long, until `now_s`; how many that were."""
         before = len(self.waiting)
         while self.waiting and self.waiting[0].due_s <= now_s:
-            self.waiting.popleft()
+            self.size_bytes -= self.waiting.popleft().size_bytes
         return before - len(self.waiting)

@@ -6,12 +6,14 @@ is told by its seq, so no batch is numbered: behind one that was refused the bro
 
 Each partition has a queue of its own. A leader's partitions are sent to over one connection, their lane. A partition
 that the leader answers for too late, as one whose followers hang, has a lane of its own until it is answered for in
-time: in the shared one the others would wait for it.
+time: in the shared one the others would wait for it. The first late answer, and those that are slow but in time, they
+do wait for: half of `timeout_s` at most.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -31,6 +33,8 @@ from cachebus.resp import ended
 
 MOST_WAITING: Final = 10_000
 """So many messages of a partition."""
+MOST_BYTES: Final = 64 * 1024 * 1024
+"""So much memory those of all partitions take, and each an equal part; but one message may always wait."""
 ANSWER_S: Final = 0.25
 """So much longer than the broker itself waits for followers its answer is waited for."""
 ALL_REPLICAS: Final = -1
@@ -89,7 +93,11 @@ class KafkaSender:
         if len(queue.waiting) >= MOST_WAITING:
             self._fail(queue.number, 1, queue.why or f"{MOST_WAITING} wait already")
             return
-        queue.waiting.append(Posted(key, message, headers, self._clock() + self._access.timeout_s))
+        post = Posted(key, message, headers, self._clock() + self._access.timeout_s)
+        if queue.size_bytes and queue.size_bytes + post.size_bytes > MOST_BYTES // len(self._queues):
+            self._fail(queue.number, 1, queue.why or f"{queue.size_bytes} bytes wait already")
+            return
+        queue.add(post)
         self._unsettled += 1
         self._idle.clear()
         self._stir(queue)
@@ -97,8 +105,7 @@ class KafkaSender:
     def arrange(self, layout: Layout) -> None:
         """Send to each partition at its leader."""
         for queue in self._queues[len(layout.leaders) :]:
-            self._drop(queue, len(queue.waiting), "the partition was removed")
-            queue.waiting.clear()
+            self._drop(queue, queue.expire(math.inf), "the partition was removed")
             queue.reach.end("the partition was removed")
         del self._queues[len(layout.leaders) :]
         while len(self._queues) < len(layout.leaders):
@@ -198,10 +205,11 @@ class KafkaSender:
         while not lane.over and not connection.lost:
             lane.stirred.clear()
             queues = [queue for queue in self._of(lane) if queue.waiting and not queue.busy]
-            if ready := [queue for queue in queues if not queue.attempts.wait_s]:
+            pauses_s = [max(connection.pause_s, queue.attempts.wait_s) for queue in queues]
+            if ready := [queue for queue, pause_s in zip(queues, pauses_s, strict=True) if not pause_s]:
                 return [queue.load() for queue in ready]
             with suppress(TimeoutError):
-                async with asyncio.timeout(min((queue.attempts.wait_s for queue in queues), default=None)):
+                async with asyncio.timeout(min(pauses_s, default=None)):
                     await lane.stirred.wait()
         return []
 
@@ -236,7 +244,7 @@ class KafkaSender:
             queue.unload(batch)
             queue.most = len(batch.posts) // 2
         else:
-            queue.busy = False
+            queue.over(batch)
             queue.attempts.succeeded()
             if code:  # as what is too large, may not be written, or is of a clock that is off
                 self._drop(queue, len(batch.posts), repr(error()))
@@ -281,6 +289,6 @@ class KafkaSender:
         for queue in self._queues:
             if queue.timer is not None:
                 queue.timer.cancel()
-            self._drop(queue, len(queue.waiting), queue.why or "the bus was closed")
+            self._drop(queue, queue.expire(math.inf), queue.why or "the bus was closed")
             queue.reach.lost("the bus was closed")
         self._queues = []

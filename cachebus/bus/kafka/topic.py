@@ -18,6 +18,9 @@ UNKNOWN_TOPIC: Final = 3
 EXISTS: Final = 36
 NOT_ALLOWED: Final = 29
 NOT_CONTROLLER: Final = 41
+FINAL: Final = {17, 29, 31, 35, 37, 40, 42, 44}
+"""Errors after which a topic will not be made next time either: its name or configuration can't be, or may not. All
+others pass, as when the controller moves, or fewer brokers are there than replicas."""
 A_TOPIC: Final = 2
 """What configurations are of, as a number."""
 LOOKS_WHEN_NEW: Final = 20
@@ -116,6 +119,9 @@ async def _make(access: KafkaAccess, brokers: Brokers, layout: Layout) -> None:
         return
     if code:
         why = (said and said[0]) or for_code(code).__name__
+        if code not in FINAL:
+            await brokers.forget()  # another one may do better
+            raise unavailable(access, f"the topic {access.topic} can't be made now: {why}")
         raise ConfigError(
             f"Kafka has no topic {access.topic}, and does not let this user make it ({why}): kafka-topics.sh --create "
             f"--topic {access.topic} --partitions {access.partitions} --config cleanup.policy=delete "

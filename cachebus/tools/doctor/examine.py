@@ -54,6 +54,7 @@ CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     namespace.nodes,
     namespace.ahead,
     namespace.bounds,
+    namespace.topics,
 )
 
 

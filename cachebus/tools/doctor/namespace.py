@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cachebus.assembly.backends import places_of
-from cachebus.core.ports import PROTOCOL, NodeRow
+from cachebus.core.ports import PROTOCOL, TOPIC, NodeRow
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME, buckets_of, node_row
 from cachebus.settings import SHARDS_MAX, Settings
@@ -254,7 +254,17 @@ def ahead(facts: Facts) -> Iterator[Finding]:
 class Present:
     """One node, by its row in a shard."""
 
-    __slots__ = ("ahead_s", "applied", "behind", "bound_s", "guard_max_s", "keeps_without_l2", "name", "silent_s")
+    __slots__ = (
+        "ahead_s",
+        "applied",
+        "behind",
+        "bound_s",
+        "guard_max_s",
+        "keeps_without_l2",
+        "name",
+        "silent_s",
+        "topic",
+    )
 
     def __init__(self, name: str, row: NodeRow, shard: ShardFacts) -> None:
         self.name = name
@@ -265,6 +275,8 @@ class Present:
         self.behind = max(0, (whole(shard.meta.get("seq")) or 0) - self.applied)
         self.bound_s, self.guard_max_s = row.about.bound_ms / 1000, row.about.guard_ms / 1000
         self.keeps_without_l2 = row.about.keeps_without_l2
+        topic = dict(row.about.more).get(TOPIC)
+        self.topic = topic if isinstance(topic, str) else None
 
     @property
     def told_in_time(self) -> bool:
@@ -306,4 +318,25 @@ def bounds(facts: Facts) -> Iterator[Finding]:
             "some nodes keep what they load without L2, and some do not",
             "Waits for the nodes go by those that do: for a minute after lines were lost each lasts the whole bound.",
             otherwise="set the same CACHEBUS_KEEP_WITHOUT_L2 for every node",
+        )
+
+
+def topics(facts: Facts) -> Iterator[Finding]:
+    """Check that all nodes that live, and these settings, mean one topic of Kafka."""
+    by_topic: dict[str, set[str]] = {}
+    for node in (node for shard in facts.shards for node in nodes_of(shard)):
+        if node.alive and node.topic is not None:
+            by_topic.setdefault(node.topic, set()).add(node.name)
+    if facts.settings.bus == "kafka" and by_topic:
+        by_topic.setdefault(facts.settings.kafka_topic, set()).add("these settings")
+    if len(by_topic) > 1:
+        several = "; ".join(f"{topic}: {', '.join(sorted(names)[:4])}" for topic, names in sorted(by_topic.items()))
+        yield Finding(
+            "topics",
+            Level.ADVICE,
+            f"events go by {len(by_topic)} topics of Kafka: {several}",
+            "Nodes of one hear of the others' invalidations by their probes only: within the bound, but not within "
+            "milliseconds.",
+            (G1,),
+            otherwise="set the same CACHEBUS_KAFKA_TOPIC for every node, producer and worker of the namespace",
         )

@@ -1,0 +1,126 @@
+"""A link to the broker over which a whole fetch takes longer than a node waits: less is asked for, and all is heard."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from secrets import token_hex
+from typing import Any, Self
+
+import pytest
+
+from cachebus import Settings
+from cachebus.assembly.backends import kafka_bus
+from cachebus.base.clock import monotonic
+from cachebus.bus.kafka import ears
+from cachebus.bus.kafka.client import KafkaAccess
+from cachebus.bus.kafka.connection import Address, KafkaConnection
+from cachebus.bus.kafka.envelope import Envelope
+from cachebus.bus.kafka.portion import FETCH_BYTES, Portion
+from cachebus.observe import Counters
+from cachebus.tools.servers.kafka import KafkaServer
+from cachebus.wire import event as events
+from tests.support.caches import quick, until
+from tests.support.kafka_batches import batch_of, keep
+from tests.support.slow_link import SlowLink
+
+EPOCH = b"e" * 16
+PATIENCE_S = 0.5 + ears.FETCH_WAIT_S
+RATE = 300_000
+BATCHES_BYTES = 720_000
+"""More than comes in time, by far."""
+
+
+@pytest.fixture
+async def link(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[SlowLink]:
+    """By which ears reach the broker, wherever they are told that it is."""
+
+    class Through(KafkaConnection):
+        @classmethod
+        async def open(cls, access: KafkaAccess, address: Address) -> Self:
+            connection = await super().open(access, Address(address.host, slow.port))
+            connection.address = address
+            return connection
+
+    async with SlowLink(kafka.port, down=RATE) as slow:
+        monkeypatch.setattr(ears, "KafkaConnection", Through)
+        yield slow
+
+
+@pytest.fixture
+def portions(monkeypatch: pytest.MonkeyPatch) -> list[Portion]:
+    """Those of all leaders."""
+    made: list[Portion] = []
+
+    def noted() -> Portion:
+        made.append(Portion())
+        return made[-1]
+
+    monkeypatch.setattr(ears, "Portion", noted)
+    return made
+
+
+def setup_of(url: str, kafka: KafkaServer, partitions: int, **more: Any) -> Settings:
+    """Settings of a topic and a namespace of the test's own."""
+    name = f"slow-{token_hex(4)}"
+    return quick(
+        url,
+        bus="kafka",
+        kafka_bootstrap_servers=kafka.address,
+        kafka_topic=name,
+        namespace=name,
+        kafka_partitions=partitions,
+        shards=partitions,
+        l2_timeout_s=0.5,
+        **more,
+    )
+
+
+def batches(setup: Settings, size_bytes: int) -> list[tuple[int, bytes]]:
+    """Batches of one event, each so large, and the shards that they are of."""
+    envelope = Envelope.of(setup)
+    found: list[tuple[int, bytes]] = []
+    for seq in range(BATCHES_BYTES // size_bytes):
+        shard = seq % setup.shards
+        body = events.encode_body([events.WritePart(["k" * size_bytes], [])])
+        message = events.encode(EPOCH, seq, 0, body)
+        found.append((shard, batch_of(0, message, key=envelope.around(shard, message)[0])))
+    return found
+
+
+@pytest.mark.parametrize("partitions", [1, 32])
+async def test_a_backlog_that_does_not_fit_the_time_is_heard_in_parts(
+    redis_url: str, kafka: KafkaServer, link: SlowLink, portions: list[Portion], partitions: int
+) -> None:
+    setup, counters, heard = setup_of(redis_url, kafka, partitions), Counters(), set[int]()
+    assert BATCHES_BYTES > 2 * RATE * PATIENCE_S
+    bus = kafka_bus(setup, monotonic, lambda _, message: heard.add(events.position_of(message)[1]), counters)
+    await bus.connect()
+    try:
+        (portion,) = portions
+        sent = batches(setup, 9_000)
+        await keep(setup, setup.kafka_topic, *sent)
+        await until(lambda: portion.most_bytes < RATE * PATIENCE_S)
+        await until(lambda: len(heard) == len(sent), within_s=60.0)
+        await until(lambda: portion.most_bytes == FETCH_BYTES)
+        assert bus.connected
+        assert counters.bus_positions_lost == 0
+    finally:
+        await bus.close()
+
+
+async def test_a_batch_that_never_comes_in_time_is_passed_over(
+    redis_url: str, kafka: KafkaServer, link: SlowLink, portions: list[Portion]
+) -> None:
+    setup, counters, heard = setup_of(redis_url, kafka, 1), Counters(), set[int]()
+    bus = kafka_bus(setup, monotonic, lambda _, message: heard.add(events.position_of(message)[1]), counters)
+    await bus.connect()
+    try:
+        ((_, large),) = batches(setup, BATCHES_BYTES)
+        await keep(setup, setup.kafka_topic, large)
+        await until(lambda: counters.bus_positions_lost == 1, within_s=60.0)
+        await until(lambda: bus.connected)
+        _, small = batches(setup, 9_000)[5]
+        await keep(setup, setup.kafka_topic, small)
+        await until(lambda: heard == {5})
+    finally:
+        await bus.close()
