@@ -10,14 +10,15 @@ import msgspec
 from cachebus.base.choices import Status
 from cachebus.core.ports import Position
 
-_FORM = re.compile(r"([0-9]{1,5})\.([0-9a-f]{16})\.([0-9]{1,16})").fullmatch
+_FORM = re.compile(r"([0-9]{1,5})\.(?:([0-9a-f]{16})\.([0-9]{1,16})|(pending|failed))").fullmatch
 
 
 class Receipt(msgspec.Struct, frozen=True):
     """A write's receipt, and the session token for it: a read with `after=receipt` sees the write, on any node.
 
     `str(receipt)` is short enough for a header; `Receipt.parse` reads it back, checked, since it may come from outside.
-    An invalidation of all tenants has a place in each shard: `parts`. Its `shard`, `epoch` and `seq` are the first's.
+    An invalidation of all tenants has a place in each shard: `parts`. Its `shard`, `epoch` and `seq` are the first's,
+    and its text has about 23 bytes for each shard.
     """
 
     shard: int
@@ -51,23 +52,33 @@ class Receipt(msgspec.Struct, frozen=True):
         """The part that a read in this shard goes by; `ValueError` where the invalidation failed there."""
         if shard in self.failed:
             raise ValueError(f"the invalidation failed in shard {shard}: repeat it, and read after that one's receipt")
-        return next((part for part in self.parts if part.shard == shard), self)
+        if not self.parts:
+            return self
+        for part in self.parts:
+            if part.shard == shard:
+                return part
+        raise ValueError(f"the receipt knows nothing of shard {shard}: it is of a namespace with fewer shards")
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.parts)) or f"{self.shard}.{self.epoch}.{self.seq}"
+        if self.parts:
+            return ",".join([*map(str, self.parts), *(f"{shard}.failed" for shard in self.failed)])
+        return f"{self.shard}.pending" if self.status == "pending" else f"{self.shard}.{self.epoch}.{self.seq}"
 
     @classmethod
     def parse(cls, text: str) -> Receipt:
         """The receipt that `str(receipt)` has written, without `targets` and nodes; `ValueError` for any other text."""
-        parts = [cls._part(one) for one in str(text).split(",")]
-        return parts[0] if len(parts) == 1 else joined(parts)
+        found = [_FORM(one) for one in str(text).split(",")]
+        parts = [cls._part(int(one[1]), one[2], one[3]) for one in found if one is not None and one[4] != "failed"]
+        failed = [int(one[1]) for one in found if one is not None and one[4] == "failed"]
+        if None in found or not parts:
+            raise ValueError("not a receipt: expected SHARD.EPOCH.SEQ as str(receipt) writes it")
+        return joined(parts, failed) if len(found) > 1 else parts[0]
 
     @classmethod
-    def _part(cls, text: str) -> Receipt:
-        found = _FORM(text)
-        if found is None:
-            raise ValueError("not a receipt: expected SHARD.EPOCH.SEQ as str(receipt) writes it")
-        return cls(int(found[1]), found[2], int(found[3]))
+    def _part(cls, shard: int, epoch: str | None, seq: str) -> Receipt:
+        if epoch is None:
+            return cls(shard, "0" * 16, 0, status="pending", stored=False)
+        return cls(shard, epoch, int(seq))
 
 
 NOTHING_DONE = Receipt(0, "0" * 16, 0, stored=False)

@@ -75,13 +75,29 @@ def test_a_receipt_may_be_made_again_from_a_receipts_own_text() -> None:
 
 def test_one_of_several_shards_is_read_back_with_all_its_parts() -> None:
     receipt = joined([Receipt(0, "a" * 16, 3, confirmed=("n", "m")), Receipt(2, "b" * 16, 7, lapsed=("m",))], [1])
-    assert str(receipt) == f"0.{'a' * 16}.3,2.{'b' * 16}.7"
+    assert str(receipt) == f"0.{'a' * 16}.3,2.{'b' * 16}.7,1.failed"
     assert (receipt.confirmed, receipt.lapsed, receipt.failed) == (("n",), ("m",), (1,))
     parsed = Receipt.parse(str(receipt))
     assert [part.seq for part in parsed.parts] == [3, 7]
     assert [position_of(parsed, shard) for shard in (0, 2)] == [part.position for part in receipt.parts]
-    with pytest.raises(ValueError, match="failed in shard 1"):
-        position_of(receipt, 1)
+    for one in (receipt, parsed, str(receipt)):
+        with pytest.raises(ValueError, match="failed in shard 1"):
+            position_of(one, 1)
+        with pytest.raises(ValueError, match="nothing of shard 3"):
+            position_of(one, 3)
+
+
+def test_one_that_is_pending_stands_for_nothing_as_text_either() -> None:
+    receipt = Receipt(3, "0" * 16, 0, status="pending", stored=False)
+    several = joined([Receipt(0, "a" * 16, 3), receipt])
+    for one in (receipt, str(receipt), Receipt.parse(str(receipt)), several, str(several)):
+        with pytest.raises(ValueError, match="a pending receipt stands for nothing"):
+            position_of(one, 3)
+    assert position_of(str(several), 0) == Receipt(0, "a" * 16, 3).position
+    assert Receipt.parse(str(receipt)) == receipt
+    for text in ("3.failed", "3.pending,x", "3.failed,4.failed", ","):
+        with pytest.raises(ValueError, match="not a receipt"):
+            Receipt.parse(text)
 
 
 def test_it_can_not_be_changed() -> None:
