@@ -15,7 +15,7 @@ from cachebus.assembly.backends import redis_store, route_of
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import Caller
 from cachebus.resp import Connection, parse_address
-from tests.support.caches import QUICK
+from tests.support.caches import QUICK, key_of
 from tests.support.command import cachebus, ran
 
 
@@ -87,7 +87,7 @@ async def test_get_says_why_nothing_valid_is_there(cache: Cache, tmp_path: Path)
     assert await why("x") == told
     await cache.set("config", "tagged", 1, "acme", tags=["t"])
     await cache.invalidate_tags(["t"], "acme")
-    assert await why("tagged") == "it was invalidated"
+    assert await why("tagged") == "it was invalidated, by seq 3: tag t of acme"
     assert await cache.get_or_load("kept", "gone", lambda: None, "acme") is None
     assert await why("gone", "kept") == "the source said that there is none"
     await cache.set("kept", "short", 1, "acme", ttl=0.001)
@@ -217,7 +217,8 @@ async def test_log_shows_what_touches_what_is_asked_for(
     logged: Cache, tmp_path: Path, arguments: tuple[str, ...], lines: Sequence[int]
 ) -> None:
     status, out, errors = await run(logged, tmp_path, "log", *arguments)
-    assert (status, errors) == (0 if lines else 1, "")
+    nothing = "cachebus: nothing like it in the log, which has the last events of the present epoch only\n"
+    assert (status, errors) == ((0, "") if lines else (1, nothing))
     said = [re.sub(r"^\S+ \S+Z  shard \d +\d+  reader-\S+: ", "", line) for line in out.splitlines()]
     assert said == [EVERY_SHAPE[number] for number in lines]
 
@@ -333,3 +334,85 @@ async def test_what_does_not_fit_invalidates_nothing(
     assert told in errors
     assert len(errors.splitlines()) == 1
     assert await cache.get("price", 1, "acme", use_memory=False) == 1
+
+
+LOOKS = [("get", "config", "x", "--tenant", "acme"), ("log",), ("tail",), ("nodes",)]
+ACTS = [("invalidate", "config", "x", "--tenant", "acme"), ("invalidate", "--everything", "--yes")]
+
+
+@pytest.mark.parametrize("arguments", [*LOOKS[:3], *ACTS, ("invalidate", "config", "--tenant", "acme", "--dry-run")])
+async def test_nobody_lays_a_namespace_out_who_only_looks(
+    redis_url: str, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """Services that start later may have another number of shards."""
+    asked = (*arguments, "--url", redis_url, "--namespace", "nobodys")
+    status, out, errors = await asyncio.to_thread(ran, *asked, folder=tmp_path)
+    assert (status, out) == (2, "")
+    assert "there is no namespace nobodys at redis://" in errors
+    assert len(errors.splitlines()) == 1
+    connection = await Connection.open(parse_address(redis_url), clock=monotonic, timeout_s=5, connect_timeout_s=5)
+    assert await connection.call("KEYS", "*nobodys*") == []
+    connection.close()
+
+
+async def test_any_shard_tells_how_many_there_are(cache: Cache, tmp_path: Path) -> None:
+    tenant = next(f"t{n}" for n in range(100) if key_of(cache, "config", "x", f"t{n}").shard == 2)
+    await cache.set("config", "x", 1, tenant)
+    connection = await Connection.open(
+        parse_address(cache.settings.url.get_secret_value()), clock=monotonic, timeout_s=5, connect_timeout_s=5
+    )
+    await connection.call("DEL", f"{{{cache.settings.namespace}:0}}:meta")
+    connection.close()
+    assert (await run(cache, tmp_path, "get", "config", "x", "--tenant", tenant))[0] == 0
+    status, out, _ = await run(cache, tmp_path, "invalidate", "config", "x", "--tenant", tenant)
+    assert status == 0
+    assert Receipt.parse(out.strip()).shard == 2
+    assert await cache.get("config", "x", tenant, after=Receipt.parse(out.strip())) is None
+
+
+async def test_a_name_that_is_none_of_ours_is_passed_over(cache: Cache, tmp_path: Path) -> None:
+    await several(cache)
+    connection = await Connection.open(
+        parse_address(cache.settings.url.get_secret_value()), clock=monotonic, timeout_s=5, connect_timeout_s=5
+    )
+    for odd in (b"acme:price:agent:x", b"acme", b"acme:price:\xff", b"acme:price:odd"):
+        await connection.call("SET", b"{%s:1}:r:%s" % (cache.settings.namespace.encode(), odd), b"x")
+    connection.close()
+    status, out, errors = await run(cache, tmp_path, "invalidate", "nothing", "--tenant", "acme")
+    assert status == 0
+    assert Receipt.parse(out.strip()).seq
+    assert "nothing lies in L2 under type nothing of tenant acme" in errors
+    assert (await run(cache, tmp_path, "get", "price", "nowhere", "--tenant", "acme"))[:2] == (1, "")
+    assert (await run(cache, tmp_path, "invalidate", "price", "--tenant", "acme", "--dry-run"))[0] == 0
+
+
+async def test_get_only_looks(cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever services are told by the environment, and though the server takes no writes."""
+    await cache.set("config", "x", 1, "acme")
+    monkeypatch.setenv("CACHEBUS_ENABLED", "0")
+    connection = await Connection.open(
+        parse_address(cache.settings.url.get_secret_value()), clock=monotonic, timeout_s=5, connect_timeout_s=5
+    )
+    try:
+        await connection.call("CLIENT", "PAUSE", 60_000, "WRITE")
+        status, out, errors = await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme")
+    finally:
+        await connection.call("CLIENT", "UNPAUSE")
+        connection.close()
+    assert (status, errors) == (0, "")
+    assert out.splitlines()[0] == "1"
+    assert {
+        row["node"] for row in map(json.loads, (await run(cache, tmp_path, "nodes", "--json"))[1].splitlines())
+    } == {cache._live().node.id}
+
+
+async def test_a_dry_run_knows_the_default_tenant_and_what_is_refused(
+    cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await several(cache)
+    monkeypatch.setenv("CACHEBUS_DEFAULT_TENANT", "acme")
+    assert (await run(cache, tmp_path, "invalidate", "price", "--dry-run"))[1].startswith("3 records")
+    assert (await run(cache, tmp_path, "invalidate", "price", "--tenant", "", "--dry-run"))[0] == 2
+    assert (await run(cache, tmp_path, "invalidate", "", "--dry-run"))[0] == 2
+    status, _, errors = await run(cache, tmp_path, "invalidate", "price")
+    assert (status, errors) == (0, "")

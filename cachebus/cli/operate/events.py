@@ -108,14 +108,14 @@ def _parts(name: str) -> list[str | None]:
 
 
 def _what(part: events.WritePart) -> str:
-    what = ", ".join([*map(shown, part.keys), *map(_scope, part.scopes)]) or "nothing"
+    what = ", ".join([*map(shown, part.keys), *map(scope_in_words, part.scopes)]) or "nothing"
     return what + (f" ({shown(part.reason)})" if part.reason else "")
 
 
 _CALLED = {"A": "agent", "V": "conversation", "C": "collection"}
 
 
-def _scope(name: str) -> str:
+def scope_in_words(name: str) -> str:
     """A scope or tag in words."""
     shape, *parts = (_control.sub("?", part) for part in name.split(GIVEN))
     match shape[0]:

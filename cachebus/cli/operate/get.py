@@ -5,24 +5,30 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
 
 from cachebus.base.ids import Id
-from cachebus.cache import Cache
-from cachebus.cli.operate.shards import shards_of_namespace
+from cachebus.cli.operate.events import scope_in_words
+from cachebus.cli.operate.layout import layout_of
 from cachebus.cli.operate.stored import elsewhere
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
-from cachebus.keys.key import Key, Keyspace
+from cachebus.errors import L2Unavailable
+from cachebus.keys.key import ALL_TENANTS, Key, Keyspace, bucket_of_scope
+from cachebus.keys.naming import tenant_of
 from cachebus.l2.names import ShardNames
+from cachebus.l2.replies import buckets_of
+from cachebus.policy import PolicyTable
 from cachebus.reading.fetch import MISSING
 from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import Asker
 from cachebus.tools.doctor.primaries import primaries_of
+from cachebus.values import CorruptValue
+from cachebus.wire.packing import unpack
 from cachebus.wire.record import CorruptRecord, Record, decode
 
 DataType = Annotated[str, typer.Argument(metavar="TYPE", help="The data type.")]
@@ -39,40 +45,17 @@ ABSENT = 1
 
 @dataclass(frozen=True)
 class Seen:
-    """What lies in L2 under a key."""
+    """What lies in L2 under a key, and what it is worth."""
 
     key: Key
-    value: object
-    """MISSING where nothing valid is there."""
-    data: bytes | None
-    epoch: bytes
-    """The shard's."""
     now_ms: int
     """On the server's clock."""
-
-    @property
-    def record(self) -> Record | None:
-        """The record, be it valid or not; None where there is none, or one that is damaged."""
-        try:
-            return None if self.data is None else decode(self.data, self.key.l2)
-        except CorruptRecord:
-            return None
-
-    @property
-    def why(self) -> str:
-        """Why nothing valid is there; "" where it is."""
-        record = self.record
-        if self.value is not MISSING:
-            return ""
-        if self.data is None:
-            return "nothing lies in L2 under this key"
-        if record is None:
-            return "the record is damaged"
-        if record.epoch != self.epoch:
-            return f"the record is of epoch {record.epoch.decode()}, which is over: L2 lost its history since"
-        if 0 < record.expires_ms <= self.now_ms:
-            return f"it expired {_seconds(self.now_ms - record.expires_ms)} ago"
-        return "the source said that there is none" if record.not_found else "it was invalidated"
+    data: bytes | None = None
+    record: Record | None = None
+    """None where there is none, or one that is damaged."""
+    value: object = MISSING
+    why: str = ""
+    """Why nothing valid is there; "" where it is."""
 
 
 def get(
@@ -88,6 +71,7 @@ def get(
     namespace: Namespace = None,
 ) -> None:
     """Show what L2 has for a key: the value, as Python writes it, and since when, until when, and from which write.
+    It only looks, whatever the server's state.
 
     Where nothing valid is there, it says which it is: nothing, something under another tenant or type, expired,
     invalidated, said to be absent.
@@ -110,39 +94,80 @@ def get(
 
 
 async def _look(settings: Settings, ids: tuple[Id | None, ...], search: bool) -> tuple[Seen, str]:
-    shards = await shards_of_namespace(settings)
-    settings = settings.model_copy(update={"shards": shards, "use_memory_cache": False})
+    """The first valid one of the levels; else what lies under the key itself, and where its id lies besides. It only
+    reads: it is no node, and needs no server that takes writes."""
+    settings = (await layout_of(settings)).over(settings)
     data_type, resource_id, tenant, *contexts = ids
-    key = Keyspace(shards).key(data_type, resource_id, tenant or settings.default_tenant, *contexts)
-    async with Cache(settings) as cache, _asker(settings, key.shard) as asker:
-        found: Seen | None = None
-        for level in key.levels() if search else [key]:
-            value = await cache.get(data_type, resource_id, tenant, *level.contexts, default=MISSING)  # type: ignore[arg-type]
-            seen = await _seen(asker, settings, level, value)
-            found = found if found is not None and seen.why else seen
-            if not seen.why:
-                break
-    assert found is not None
-    return found, await elsewhere(settings, key) if found.data is None else ""
+    of = tenant_of(data_type, tenant, settings.default_tenant)
+    key = Keyspace(settings.shards).key(data_type, resource_id, of, *contexts)
+    async with _asker(settings, key.shard) as asker:
+        seen = [await _seen(asker, settings, level) for level in (key.levels() if search else [key])]
+    found = next((one for one in seen if not one.why), seen[0])
+    hint = ""
+    if found.data is None:
+        with suppress(L2Unavailable):  # other keys may not be looked at by this user, or at this primary
+            hint = await elsewhere(settings, key)
+    return found, hint
 
 
 @asynccontextmanager
 async def _asker(settings: Settings, shard: int) -> AsyncIterator[Asker]:
     """Who asks the shard's primary."""
-    primary = next(each for each in await primaries_of(settings) if each.shards is None or shard in each.shards)
-    asker = await Asker.open(primary.address, settings.connect_timeout_s)
+    having = [each for each in await primaries_of(settings) if each.shards is None or shard in each.shards]
+    if not having:
+        raise L2Unavailable(f"no server has the slot of shard {shard} of {settings.namespace}")
+    asker = await Asker.open(having[0].address, settings.connect_timeout_s)
     try:
         yield asker
     finally:
         asker.close()
 
 
-async def _seen(asker: Asker, settings: Settings, key: Key, value: object) -> Seen:
+async def _answer(asker: Asker, *question: str) -> Any:
+    reply, refused = await asker.ask(*question)
+    if refused:
+        raise L2Unavailable(f"{question[0]} is refused: {refused}")
+    return reply
+
+
+async def _seen(asker: Asker, settings: Settings, key: Key) -> Seen:
     names = ShardNames(settings.namespace, key.shard)
-    data, _ = await asker.ask("GET", names.record(key))
-    epoch, _ = await asker.ask("HGET", names.meta, "epoch")
-    (seconds, micros), _ = await asker.ask("TIME")
-    return Seen(key, value, data, epoch or b"", int(seconds) * 1000 + int(micros) // 1000)
+    seconds, micros = await _answer(asker, "TIME")
+    seen = Seen(key, int(seconds) * 1000 + int(micros) // 1000)
+    data = await _answer(asker, "GET", names.record(key))
+    if data is None:
+        return replace(seen, why="nothing lies in L2 under this key")
+    try:
+        record = decode(data, key.l2)
+    except CorruptRecord:
+        return replace(seen, data=data, why="the record is damaged, or not ours")
+    seen = replace(seen, data=data, record=record)
+    epoch = await _answer(asker, "HGET", names.meta, "epoch")
+    if record.epoch != epoch:
+        return replace(seen, why=f"it is of epoch {record.epoch.decode()}, which is over: L2 lost its history since")
+    if replaced := await _replaced(asker, names, key, record):
+        return replace(seen, why=replaced)
+    if 0 < record.expires_ms <= seen.now_ms:
+        return replace(seen, why=f"it expired {_seconds(seen.now_ms - record.expires_ms)} ago")
+    if record.not_found:
+        return replace(seen, why="the source said that there is none")
+    try:
+        return replace(seen, value=unpack(record, PolicyTable(settings.policies).rules(key.family.data_type)))
+    except CorruptValue as error:
+        return replace(seen, why=f"it is valid, and can't be decoded here: {error}")
+
+
+async def _replaced(asker: Asker, names: ShardNames, key: Key, record: Record) -> str:
+    """By what the record was invalidated; "" where it was not."""
+    buckets = buckets_of(await _answer(asker, "HGETALL", names.buckets) or ())
+    for bucket in (key.family.bucket, ALL_TENANTS):
+        if bucket in buckets and record.seq < buckets[bucket].low:
+            return "L2 has forgotten whether it was invalidated, as there were too many scopes, and loads it again"
+    for name in (*key.scopes, *record.tags):
+        seq = await _answer(asker, "ZSCORE", names.marks(bucket_of_scope(name)), name)
+        if seq is not None and int(float(seq)) > record.seq:
+            return f"it was invalidated, by seq {int(float(seq))}: {scope_in_words(name)}"
+    return ""
 
 
 def _told(seen: Seen) -> dict[str, Any]:

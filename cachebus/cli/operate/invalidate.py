@@ -10,14 +10,17 @@ from typing import Annotated, Final
 
 import typer
 
+from cachebus.base.choices import ContextMatch
 from cachebus.cascade import WHOLE_SCOPE
 from cachebus.cli.operate.get import Agent, Collection, Conversation, Tenant
-from cachebus.cli.operate.shards import shards_of_namespace
+from cachebus.cli.operate.layout import layout_of
 from cachebus.cli.operate.stored import Wanted, count, meant
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.errors import CacheBusError, ConfigError
+from cachebus.keys.naming import tenant_of
 from cachebus.producers import DirectProducer
+from cachebus.producers.base import Orders
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 
@@ -68,10 +71,26 @@ class Addressed:
             raise ConfigError(f"nothing to invalidate: {_ONE_OF}")
         return self
 
-    @property
-    def wanted(self) -> Wanted:
+    def check(self, orders: Orders) -> None:
+        """Raise what invalidating it would: `InvalidKey`, `TenantRequired`."""
+        contexts = [self.contexts.get(name) for name in ("agent", "conv", "coll")]
+        if self.everything:
+            return
+        if self.all_tenants:
+            orders.planner.type_of_all_tenants(self.data_type)
+        elif self.tags:
+            orders.tags(self.tags, self.tenant)
+        elif self.data_type is None or self.resource_id is None:
+            orders.scope(self.tenant, self.data_type, *contexts)
+        else:
+            match: ContextMatch = "all" if self.all_contexts else "exact"
+            orders.invalidate(self.data_type, self.resource_id, self.tenant, match, *contexts)
+
+    def wanted(self, settings: Settings) -> Wanted:
         """The records that it meets."""
-        tenant = "" if self.tenant is None and not (self.everything or self.all_tenants) else self.tenant
+        tenant = self.tenant
+        if not (self.everything or self.all_tenants):
+            tenant = tenant_of(self.data_type, tenant, settings.default_tenant) or ""
         only = self.resource_id is not None and not self.all_contexts
         return Wanted(tenant, self.data_type, self.resource_id, self.contexts, only, self.tags)
 
@@ -143,38 +162,41 @@ def invalidate(
         return
     if everything and not yes:
         _ask(settings)
-    receipt, hint = until_signalled(_done(settings, addressed))
-    sys.stdout.write(f"{receipt}\n")
-    if hint:
-        sys.stderr.write(f"cachebus: {hint}\n")
+    until_signalled(_done(settings, addressed))
 
 
 def _ask(settings: Settings) -> None:
     if not sys.stdin.isatty():
         raise ConfigError("--everything asks first, and nobody is there to answer: add --yes")
-    found = until_signalled(count(settings, Wanted()))
+    found = until_signalled(_all(settings))
     typer.confirm(f"Invalidate all {found:,} records of namespace {settings.namespace}?", abort=True, err=True)
 
 
+async def _all(settings: Settings) -> int:
+    return await count((await layout_of(settings)).over(settings), Wanted())
+
+
 async def _counted(settings: Settings, addressed: Addressed) -> str:
-    found = await count(settings, addressed.wanted)
+    settings = (await layout_of(settings)).over(settings)
+    addressed.check(Orders(settings.shards, default_tenant=settings.default_tenant))
+    found = await count(settings, addressed.wanted(settings))
     if not found:
         return await _nothing(settings, addressed)
     records = "1 record lies" if found == 1 else f"{found:,} records lie"
     return f"{records} in L2 under {addressed}"
 
 
-async def _done(settings: Settings, addressed: Addressed) -> tuple[Receipt, str]:
-    """The receipt; and where nobody has what a scope names, a line that says so."""
-    shards = await shards_of_namespace(settings)
-    async with DirectProducer.open(settings.model_copy(update={"shards": shards})) as producer:
+async def _done(settings: Settings, addressed: Addressed) -> None:
+    """Invalidate, print the receipt, and then say where nobody has what a scope names."""
+    settings = (await layout_of(settings)).over(settings)
+    async with DirectProducer.open(settings) as producer:
         receipt = await addressed.invalidated_by(producer)
-    if addressed.resource_id is None:
-        with suppress(CacheBusError):  # it is done, whether its records may be looked at or not
-            if not await count(settings, addressed.wanted, at_most=1):
-                return receipt, await _nothing(settings, addressed)
-    return receipt, ""
+    sys.stdout.write(f"{receipt}\n")
+    sys.stdout.flush()
+    with suppress(CacheBusError):  # it is done, whether its records may be looked at or not
+        if addressed.resource_id is None and not await count(settings, addressed.wanted(settings), at_most=1):
+            sys.stderr.write(f"cachebus: {await _nothing(settings, addressed)}\n")
 
 
 async def _nothing(settings: Settings, addressed: Addressed) -> str:
-    return f"nothing lies in L2 under {addressed}{await meant(settings, addressed.wanted)}"
+    return f"nothing lies in L2 under {addressed}{await meant(settings, addressed.wanted(settings))}"

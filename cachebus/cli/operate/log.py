@@ -12,7 +12,7 @@ import typer
 
 from cachebus.cascade import WHOLE_SCOPE
 from cachebus.cli.operate.events import Filter, line_of
-from cachebus.cli.operate.shards import shards_of_namespace
+from cachebus.cli.operate.layout import layout_of
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.errors import ConfigError, L2Unavailable
@@ -59,8 +59,12 @@ def log(
     Exit status: 0, 1 if there is nothing like it, 2 if the server could not be reached.
     """
     wanted = Filter(data_type, None if resource_id == WHOLE_SCOPE else resource_id, tenant, tuple(tags or ()), node)
-    lines = until_signalled(_logged(settings_for(url, namespace), wanted, _age_s(since), limit, as_json))
+    lines, troubles = until_signalled(_logged(settings_for(url, namespace), wanted, _age_s(since), limit, as_json))
     sys.stdout.writelines(f"{line}\n" for line in lines)
+    if troubles:
+        raise L2Unavailable(f"not all of the log could be read: {'; '.join(troubles)}")
+    if not lines:
+        sys.stderr.write("cachebus: nothing like it in the log, which has the last events of the present epoch only\n")
     raise typer.Exit(0 if lines else 1)
 
 
@@ -73,16 +77,26 @@ def _age_s(text: str | None) -> float | None:
     return float(found[1]) * _SECONDS[found[2]]
 
 
-async def _logged(settings: Settings, wanted: Filter, age_s: float | None, limit: int, as_json: bool) -> list[str]:
-    """The lines, by the times at which the servers published the events."""
-    shards = await shards_of_namespace(settings)
-    some = range(shards) if wanted.tenant is None else [shard_of(wanted.tenant, shards)]
+async def _logged(
+    settings: Settings, wanted: Filter, age_s: float | None, limit: int, as_json: bool
+) -> tuple[list[str], list[str]]:
+    """The lines, by the times at which the servers published the events; and what could not be read."""
+    settings = (await layout_of(settings)).over(settings)
+    some = range(settings.shards) if wanted.tenant is None else [shard_of(wanted.tenant, settings.shards)]
     found: list[tuple[int, str]] = []
+    troubles: list[str] = []
     for primary in await primaries_of(settings):
-        asker = await Asker.open(primary.address, settings.connect_timeout_s)
+        shards = [shard for shard in some if primary.shards is None or shard in primary.shards]
+        if not shards:
+            continue
+        try:
+            asker = await Asker.open(primary.address, settings.connect_timeout_s)
+        except L2Unavailable as error:
+            troubles.append(str(error))
+            continue
         try:
             since_us = 0 if age_s is None else await _now_us(asker) - int(age_s * 1_000_000)
-            for shard in (shard for shard in some if primary.shards is None or shard in primary.shards):
+            for shard in shards:
                 kept: deque[tuple[int, str]] = deque(maxlen=limit)
                 async for message in _messages(asker, settings, shard):
                     at_us = published_us(message)
@@ -91,7 +105,7 @@ async def _logged(settings: Settings, wanted: Filter, age_s: float | None, limit
                 found += kept
         finally:
             asker.close()
-    return [line for _, line in sorted(found)[-limit:]]
+    return [line for _, line in sorted(found)[-limit:]], troubles
 
 
 async def _now_us(asker: Asker) -> int:

@@ -13,11 +13,11 @@ from cachebus.assembly.backends import channels_of, kafka_bus
 from cachebus.base.clock import monotonic
 from cachebus.bus.redis import RedisBus
 from cachebus.cli.operate.events import Filter, line_of, shown
-from cachebus.cli.operate.shards import shards_of_namespace
+from cachebus.cli.operate.layout import layout_of
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.core.ports import Bus, Listener
-from cachebus.errors import L2Unavailable
+from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.observe import Counters
 from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, ShardFacts
@@ -81,8 +81,10 @@ def tail(url: Url = None, namespace: Namespace = None, count: Count = 0, as_json
 
 
 async def _tail(settings: Settings, count: int, as_json: bool) -> None:
-    shards = await shards_of_namespace(settings)
-    settings = settings.model_copy(update={"shards": shards})
+    layout = await layout_of(settings)
+    if layout.bus != settings.bus:
+        raise ConfigError(f"the events of {settings.namespace} go over {layout.bus}: set CACHEBUS_BUS={layout.bus}")
+    settings, shards = layout.over(settings), layout.shards
     heard: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
     bus = await _listening(settings, lambda shard, message: heard.put_nowait((shard, message)))
     try:

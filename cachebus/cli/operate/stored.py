@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from cachebus.errors import L2Unavailable
-from cachebus.keys.key import Key, encoded, tag_scope
+from cachebus.keys.key import Key, encoded, shard_of, tag_scope
 from cachebus.policy import closest
 from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import Asker
@@ -104,6 +104,8 @@ async def _records(
     first, second = (("*" if part is None else encoded(part).translate(_GLOB)) for part in (tenant, data_type))
     pattern = f"{{{settings.namespace.translate(_GLOB)}:*}}:r:{first}:{second}:*"
     for primary in await primaries_of(settings):
+        if not (tenant is None or primary.shards is None or shard_of(tenant, settings.shards) in primary.shards):
+            continue
         asker = await Asker.open(primary.address, settings.connect_timeout_s)
         try:
             cursor = b"0"
@@ -112,17 +114,21 @@ async def _records(
                 if refused:
                     raise L2Unavailable(f"{primary.address} does not let its keys be looked at: {refused}")
                 cursor, names = reply
-                yield asker, [_parsed(name.decode()) for name in names]
+                yield asker, [one for one in map(_parsed, names) if one is not None]
                 if cursor == b"0":
                     break
         finally:
             asker.close()
 
 
-def _parsed(name: str) -> Stored:
-    """A record's name taken apart: no part of it has a colon."""
-    tenant, data_type, *fields, resource_id = (_decoded(part) for part in name.partition("}:r:")[2].split(":"))
-    return Stored(name, tenant, data_type, resource_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+def _parsed(raw: bytes) -> Stored | None:
+    """A record's name taken apart: no part of it has a colon. None for one that is none of ours."""
+    try:
+        name = raw.decode()
+        tenant, data_type, *fields, resource_id = (_decoded(part) for part in name.partition("}:r:")[2].split(":"))
+        return Stored(name, tenant, data_type, resource_id, dict(zip(fields[::2], fields[1::2], strict=True)))
+    except ValueError:
+        return None
 
 
 def _decoded(part: str) -> str:
