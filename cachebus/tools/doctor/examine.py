@@ -22,6 +22,7 @@ from cachebus.tools.doctor.cluster import shards_named
 from cachebus.tools.doctor.facts import Asker, Facts, Server, Timing, server_of
 from cachebus.tools.doctor.finding import G1, Finding, Level, unknown
 from cachebus.tools.doctor.primaries import Deployment, Primary
+from cachebus.tools.doctor.refusals import meaning_of
 
 T = TypeVar("T")
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
@@ -130,6 +131,12 @@ def _a_sentinel(primary: Primary) -> Finding:
     )
 
 
+NO_ANSWER: Final = (
+    "it is down, can't be reached from here, has as many clients as it may (maxclients), or is held by a script or by "
+    "CLIENT PAUSE"
+)
+
+
 def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment) -> tuple[Server, list[Finding]]:
     """The result for a server that can't be reached."""
     whose, all_ = primary.shards or (), sum(len(each.shards or ()) for each in deployment.primaries)
@@ -141,12 +148,12 @@ def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment)
         f"({shards_named(whose)}): for the tenants that lie there nothing is stored, their reads go to the source, and "
         "their invalidations raise. The others are looked at all the same."
         if whose
-        else "",
+        else f"All of L2 is away: {meaning_of(str(error)) or NO_ANSWER}.",
         otherwise="bring it back, or promote one of its replicas (there by CLUSTER FAILOVER TAKEOVER, if nobody does)"
         if whose
         else f"bring it back, or have a replica promoted: SENTINEL FAILOVER {primary.watched.service} at a Sentinel"
         if primary.watched.service
-        else "",
+        else "look at its own log, and at INFO and CLIENT LIST from its own machine",
     )
     return Server(primary.address, {}, str(error), {}, str(error), primary.address.username or "default"), [finding]
 

@@ -11,6 +11,8 @@ from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknow
 OLDEST: Final = (6, 2)
 KEEPS_OURS: Final = ("volatile-lru", "volatile-lfu")
 NEARLY_FULL: Final = 0.9
+OVERFULL: Final = 1.02
+"""A server that evicts is so far above its limit only where it can't."""
 MB: Final = 1 << 20
 
 
@@ -94,8 +96,12 @@ def _room(facts: Facts, limit: int, policy: str) -> Finding:
     if used < NEARLY_FULL * limit:
         return ok("memory", said)
     commands, conf = config_set(maxmemory=f"{max(limit, used) * 2 // MB + 1}mb")
-    full = used >= limit and policy == "noeviction"
+    # With another policy it stays below the limit, as long as there is something that may be evicted.
+    weighed = used - (facts.server.number("mem_not_counted_for_evict") or 0)
+    full = weighed >= limit if policy == "noeviction" else weighed > OVERFULL * limit
     means = (
-        "Every write is refused." if full else "Records are evicted before they expire, or soon will be: more loads."
+        "Every write is refused, as nothing is left that may be evicted: L2 counts as lost."
+        if full
+        else "Records are evicted before they expire, or soon will be: more loads."
     )
     return Finding("memory", Level.PROBLEM if full else Level.ADVICE, said, means, mend=commands, conf=conf)

@@ -89,6 +89,18 @@ async def other_databases(asker: Asker, info: dict[str, str], settings: Settings
     return found
 
 
+def _remedy(said: str, settings: Settings) -> str:
+    """How settings are made to agree with what a namespace is laid out as, and "or"; "" where they can't be."""
+    stated = dict(re.findall(r"(\w+)=(\w+)", said))
+    if stated.get("protocol") not in (None, str(PROTOCOL)):
+        return f"run the version of cachebus that has protocol {stated['protocol']}, or "
+    ours = {"shards": str(settings.shards), "bus": settings.bus}
+    wanted = [
+        f"CACHEBUS_{name.upper()}={stated[name]}" for name in ours if stated.get(name, "0") not in ("0", ours[name])
+    ]
+    return f"set {' and '.join(wanted)} for every node, or " if wanted else ""
+
+
 def layout(facts: Facts) -> Iterator[Finding]:
     """Check that nodes with these settings may join, and that the history is this server's."""
     space, settings = f"namespace {facts.settings.namespace}", facts.settings
@@ -103,14 +115,12 @@ def layout(facts: Facts) -> Iterator[Finding]:
     for why, which in unread.items():
         yield unknown("namespace", f"{space}, {shards_named(which)}: {why}")
     for said, which in others.items():
-        stated = _SHARDS(said)
-        remedy = f"set CACHEBUS_SHARDS={stated[1]} for every node, or " if stated and int(stated[1]) else ""
         yield Finding(
             "namespace",
             Level.PROBLEM,
             f"{space} is laid out as {said!r} in {shards_named(which)}, these settings say {ours!r}",
             "Nodes with these settings refuse to start (ProtocolMismatch).",
-            otherwise=f"{remedy}{'set ' * (not remedy)}CACHEBUS_NAMESPACE to another name",
+            otherwise=f"{_remedy(said, settings)}set CACHEBUS_NAMESPACE to another name",
         )
     if unread or others:
         return
@@ -202,14 +212,25 @@ def nodes(facts: Facts) -> Iterator[Finding]:
     for shard in facts.shards:
         present = 0
         for node in nodes_of(shard):
-            if node.told_in_time and node.silent_s <= settings.staleness_bound_s:
+            if node.alive:
                 alive[node.name] = max(alive.get(node.name, 0), node.behind)
                 present += 1
             else:
                 gone.add(node.name)
         deaf = max(deaf, present - (present if shard.subscribers is None else shard.subscribers))
     if not alive:
-        yield ok("nodes", "none is alive" + (f"; {len(gone)} have not left, and are silent" if gone else ""))
+        if not gone:
+            yield ok("nodes", "none is alive")
+            return
+        yield Finding(
+            "nodes",
+            Level.ADVICE,
+            f"none is alive; {len(gone)} have not left, and are silent: {min(gone)}"
+            + (f" and {len(gone) - 1} others" if len(gone) > 1 else ""),
+            "They have ended without closing, hang, or can't reach this server or write to it: then their reads go to "
+            "the source.",
+            otherwise="look at their health and logs; for one that is gone for good, `cachebus nodes forget NAME`",
+        )
         return
     worst = max(alive, key=alive.__getitem__)
     said = f"{len(alive)} alive, {len(gone - alive.keys())} silent; furthest behind {worst}, by {alive[worst]:,} events"

@@ -24,9 +24,14 @@ MEANINGS: Final[Mapping[str, str]] = {
 """Meanings by a part of the text: before Redis 7.0, a script's error hides the code of the error in it."""
 
 
+def meaning_of(refused: str) -> str:
+    """What a refusal means; "" where that is not known."""
+    return next((meaning for sign, meaning in MEANINGS.items() if sign in refused), "")
+
+
 def finding_of(refused: Sequence[str], how: str) -> Finding:
     """The finding for operations that are refused though the user has the rights."""
-    why = next((meaning for sign, meaning in MEANINGS.items() if sign in refused[0]), "")
+    why = meaning_of(refused[0])
     more = "" if len(refused) == 1 else f" (and {len(refused) - 1} more)"
     return Finding(
         "operations",
