@@ -21,7 +21,7 @@ from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, HistoryL
 from cachebus.tools.verify.fleet.items import make_items
 from cachebus.tools.verify.fleet.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
 from cachebus.tools.verify.fleet.setup import bound_of
-from cachebus.tools.verify.fleet.writing import ADD, BY_WORKER, DELETE, KEY, SET, TAG, TENANT, TYPE
+from cachebus.tools.verify.fleet.writing import ADD, BY_WORKER, DELETE, EVERYTHING, KEY, SET, TAG, TENANT, TYPE
 from cachebus.tools.verify.target.testbed import Done
 
 D_S = 1.0
@@ -388,11 +388,19 @@ def _by_scope(past: Past) -> None:
     past.item = item
 
 
+def _by_everything(past: Past) -> None:
+    item = past.item
+    past.item = next(i.number for i in past.items[1:] if i.tenant == "b*lt" and i.cache_index == 0)
+    past.wrote("2.1", 2, 5.05, 5.1, verb=EVERYTHING)
+    past.item = item
+
+
 @pytest.mark.parametrize(
     "excuse",
     [
         lambda past: past.wrote("2.1", 2, 5.05, 5.1),
         _by_scope,
+        _by_everything,
         lambda past: past.fault("hang", 1, 4.0, 5.0),
         lambda past: past.fault("flushall", 0, 5.1, 5.1),
     ],

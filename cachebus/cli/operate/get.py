@@ -11,7 +11,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cachebus.base.ids import Id
 from cachebus.cli.operate.events import scope_in_words
 from cachebus.cli.operate.layout import layout_of
 from cachebus.cli.operate.stored import elsewhere
@@ -19,7 +18,7 @@ from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import ALL_TENANTS, Key, Keyspace, bucket_of_scope
-from cachebus.keys.naming import tenant_of
+from cachebus.keys.naming import Naming
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import buckets_of
 from cachebus.policy import PolicyTable
@@ -40,6 +39,7 @@ Collection = Annotated[str | None, typer.Option("--collection", metavar="ID")]
 Search = Annotated[bool, typer.Option("--search", help="Look in the wider contexts too.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print a JSON object.")]
 
+Ids = tuple[str, str, str | None, str | None, str | None, str | None]
 ABSENT = 1
 
 
@@ -93,13 +93,11 @@ def get(
     raise typer.Exit(ABSENT if seen.why else 0)
 
 
-async def _look(settings: Settings, ids: tuple[Id | None, ...], search: bool) -> tuple[Seen, str]:
+async def _look(settings: Settings, ids: Ids, search: bool) -> tuple[Seen, str]:
     """The first valid one of the levels; else what lies under the key itself, and where its id lies besides. It only
     reads: it is no node, and needs no server that takes writes."""
     settings = (await layout_of(settings)).over(settings)
-    data_type, resource_id, tenant, *contexts = ids
-    of = tenant_of(data_type, tenant, settings.default_tenant)
-    key = Keyspace(settings.shards).key(data_type, resource_id, of, *contexts)
+    key = Naming(Keyspace(settings.shards), settings.default_tenant).key(*ids)
     async with _asker(settings, key.shard) as asker:
         seen = [await _seen(asker, settings, level) for level in (key.levels() if search else [key])]
     found = next((one for one in seen if not one.why), seen[0])

@@ -20,11 +20,14 @@ from cachebus.tools.verify.fleet.writing import (
     EVERY_CONTEXT,
     NO_CHANGE,
     NOT_OWN,
+    OF_ALL_TENANTS,
+    OF_ALL_TYPES,
     SCOPES,
-    TAG,
-    TENANT,
     VALUE_WRITES,
 )
+
+EVERY_TENANT: Final = "*"
+"""In place of a tenant: all of them."""
 
 
 class Write(NamedTuple):
@@ -180,8 +183,9 @@ class History:
             spans.setdefault(write.item, []).append((write.called_s, write.in_flight_until_s))
             item = items[write.item]
             if write.verb in SCOPES and item is not None:
-                # The log names some items of the scope only. A tenant's or a tag's are of every type, others of this.
-                scope = item.cache_index, item.tenant, "" if write.verb in (TENANT, TAG) else item.data_type
+                # The log names some items of the scope only: those that it holds may be of other tenants, or types.
+                tenant = EVERY_TENANT if write.verb in OF_ALL_TENANTS else item.tenant
+                scope = item.cache_index, tenant, "" if write.verb in OF_ALL_TYPES else item.data_type
                 of_scope.setdefault(scope, []).append((write.called_s, write.in_flight_until_s))
         return {
             item.number: Excuses(
@@ -190,6 +194,8 @@ class History:
                     spans.get(item.number, ()),
                     of_scope.get((item.cache_index, item.tenant, item.data_type), ()),
                     of_scope.get((item.cache_index, item.tenant, ""), ()),
+                    of_scope.get((item.cache_index, EVERY_TENANT, item.data_type), ()),
+                    of_scope.get((item.cache_index, EVERY_TENANT, ""), ()),
                 )
                 for span in found
             )

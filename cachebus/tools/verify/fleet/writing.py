@@ -13,6 +13,7 @@ from cachebus import Cache, CacheBusError, Receipt
 from cachebus.base.choices import Wait
 from cachebus.base.clock import Clock
 from cachebus.cascade import Target
+from cachebus.keys.key import shard_of
 from cachebus.tools.demo.traffic import Pace
 from cachebus.tools.verify.fleet.anomalies import ADD_REFUSED, Anomalies
 from cachebus.tools.verify.fleet.command_queue import CommandQueue
@@ -22,7 +23,7 @@ from cachebus.tools.verify.fleet.items import NO_CONTEXTS, TAGS, TENANTS, Item, 
 from cachebus.tools.verify.fleet.source_of_truth import RECENT, SourceOfTruth, Token
 
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
-CLAIM, FEW, BY_WORKER = 11, 12, 13
+CLAIM, FEW, BY_WORKER, EVERY_TENANT, EVERYTHING = 11, 12, 13, 14, 15
 VERBS: Final = (
     "invalidate",
     "invalidate(contexts=all)",
@@ -38,6 +39,8 @@ VERBS: Final = (
     "add of what was absent",
     "invalidate_targets",
     "invalidate, by a worker",
+    "invalidate_type",
+    "clear",
 )
 WEIGHTS: Final = {
     KEY: 46,
@@ -53,6 +56,8 @@ WEIGHTS: Final = {
     CLAIM: 4,
     FEW: 3,
     BY_WORKER: 8,
+    EVERY_TENANT: 0.5,
+    EVERYTHING: 0.05,
 }
 GUARDED_TYPE: Final = "deed"
 """A type that is written behind guards only, so that no other write soon replaces what an abandoned one has left."""
@@ -72,7 +77,9 @@ NOT_OWN: Final = frozenset({BY_WORKER})
 """Verbs that the node's own cache learns of by the bus only: until then it may give the old value."""
 NO_CHANGE: Final = frozenset({ADD})
 """Verbs that change nothing at the source."""
-SCOPES: Final = frozenset({EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT})
+SCOPES: Final = frozenset({EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, EVERY_TENANT, EVERYTHING})
+OF_ALL_TENANTS: Final = frozenset({EVERY_TENANT, EVERYTHING})
+OF_ALL_TYPES: Final = frozenset({TAG, TENANT, EVERYTHING})
 
 Call = Callable[[Wait | None], Awaitable[Any]]
 """Makes the call, with what it is to wait for."""
@@ -280,6 +287,11 @@ class Writers:
         if verb == TENANT:
             of_tenant = self._sample(cache_index, lambda i: i.tenant == tenant)
             return of_tenant, lambda wait: cache.invalidate_scope(tenant, wait=wait)
+        if verb == EVERY_TENANT:
+            everywhere = self._sample(cache_index, lambda i: i.data_type == item.data_type)
+            return everywhere, lambda wait: cache.invalidate_type(item.data_type, wait=wait)
+        if verb == EVERYTHING:
+            return self._sample(cache_index, lambda _: True), lambda wait: cache.clear(wait=wait)
         if verb == FEW:
             few = self._sample(cache_index, lambda i: i.tenant == item.tenant)
             targets = [Target(i.data_type, i.resource_id, *i.contexts) for i in few]
@@ -314,14 +326,21 @@ class Writers:
         if receipt is False and verb == CLAIM:
             return receipt  # nothing was stored, so no cache was told
         returned_s = self._clock()
-        epoch, seq = (int(receipt.epoch, 16), receipt.seq) if isinstance(receipt, Receipt) else (0, 0)
         for item, mark in marks.items():
+            part = self._part_of(item, receipt)
+            epoch, seq = (0, 0) if part is None else (int(part.epoch, 16), part.seq)
             self._log.change(places[item], *mark, called_s, returned_s, failed_s, epoch, seq)
             if epoch:
-                self._source.leave(item.number, Token(item.number, versions[item], str(receipt)))
+                self._source.leave(item.number, Token(item.number, versions[item], str(part)))
                 self._source.recent[self._rng.randrange(RECENT)] = item.number
         self.written += 1
         return receipt
+
+    def _part_of(self, item: Item, receipt: object) -> Receipt | None:
+        """The receipt in the item's shard; None for what has none."""
+        if not isinstance(receipt, Receipt):
+            return None
+        return receipt.of(shard_of(item.tenant or "", self._cache(item).settings.shards))
 
     async def _read_back(self, items: list[Item]) -> None:
         if self._rng.random() < 0.5 and not self._stopping:
