@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
-from cachebus.consumers.cdc.slot.postgres import SlotWorker
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.source import Left
 from tests.support.caches import quick, until
-from tests.support.cdc_surroundings import HEAD, RULE, at_work, given, gone, put, worker
+from tests.support.cdc_surroundings import HEAD, RULE, Looks, at_work, given, gone, put, worker
 from tests.support.changes import fetched, running, tell
 
 TABLE = "CREATE TABLE o (id int PRIMARY KEY, tenant_id text, x int); ALTER TABLE o REPLICA IDENTITY FULL"
@@ -39,27 +36,6 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
 def unnamed() -> Rules:
     """Rules by which nobody can name what was missed: only what is told of is invalidated."""
     return parse_rules(RULE.format("o", "o").replace('"all"', '"ignore"'))
-
-
-class Looks:
-    """The looks of a worker at its database, counted."""
-
-    def __init__(self, one: SlotWorker) -> None:
-        self.count = 0
-        self._watcher: Any = one._watcher
-        self._look = self._watcher.look
-        self._watcher.look = self._counted
-
-    async def _counted(self, session: Any) -> None:
-        await self._look(session)
-        self.count += 1
-
-    async def let_be(self, cache: Cache) -> bool:
-        """Whether what is cached outlives the next looks."""
-        await put(cache)
-        last = self.count + 3
-        await until(lambda: self.count >= last)
-        return await cache.get("o", 1, tenant_id="acme") == "old"
 
 
 async def lived_through(database: str, redis_url: str, table: str, story: list[str], rules: Rules | None = None) -> int:

@@ -59,3 +59,24 @@ async def gone(cache: Cache, number: int = 1, data_type: str = "o") -> None:
         return await cache.get(data_type, number, tenant_id="acme") is None
 
     await until(absent)
+
+
+class Looks:
+    """The looks of a worker at its database, counted."""
+
+    def __init__(self, one: SlotWorker) -> None:
+        self.count = 0
+        self._watcher: Any = one._watcher
+        self._look = self._watcher.look
+        self._watcher.look = self._counted
+
+    async def _counted(self, session: Any) -> None:
+        await self._look(session)
+        self.count += 1
+
+    async def let_be(self, cache: Cache) -> bool:
+        """Whether what is cached outlives the next looks."""
+        await put(cache)
+        last = self.count + 3
+        await until(lambda: self.count >= last)
+        return await cache.get("o", 1, tenant_id="acme") == "old"

@@ -86,6 +86,8 @@ class SlotSession(Session):
         self._found = Standing()
         self._losses = 0
         """Those that the last look may have seen. What was lost since is not made up for by what it has found."""
+        self._hangs = False
+        """Whether the last look had to be given up, since it waited for somebody."""
         self._ways: dict[int, _Way] = {}
         """By `id` of what a message is about."""
         self._turn = False
@@ -252,8 +254,15 @@ class SlotSession(Session):
     async def look(self) -> Look:
         """See `Session.look`."""
         async with self._in_beside:
-            self._losses = self._source.losses
-            found = self._found = await self._standing()
+            losses = self._source.losses
+            try:
+                found = self._found = await self._standing()
+                self._losses, self._hangs = losses, False
+            except standing.HANGS:
+                if self._found.needs is None:  # nothing was ever seen
+                    raise
+                found = self._found = self._found.kept()
+                self._hangs = True
             waits = not any(one.subject == HELD for one in found.findings)
             held, oldest_s = await self._held.figures() if waits and found.memory is not None else (0, 0.0)
         findings = list(found.findings)
@@ -274,11 +283,12 @@ class SlotSession(Session):
 
     async def _standing(self) -> Standing:
         source, mending = self._source, self._source.mending
-        swallowing = await mending.look_at_suspects(self._beside)
-        before = standing.Before(
-            source.lineage, source.commits, mending.refused, mending.doubts, source.losses, swallowing
-        )
-        return await standing.look(self._beside, source.router, self._names, before)
+        async with standing.briefly(self._beside):
+            swallowing = await mending.look_at_suspects(self._beside)
+            before = standing.Before(
+                source.lineage, source.commits, mending.refused, mending.doubts, source.losses, swallowing
+            )
+            return await standing.look(self._beside, source.router, self._names, before)
 
     def _others(self, slot: Any) -> list[Finding]:
         """The findings about other sessions that use the slot, or that hold its lock and do not use it."""
@@ -320,7 +330,7 @@ class SlotSession(Session):
     async def mend(self, findings: Sequence[Finding]) -> bool:
         """See `Session.mend`."""
         async with self._reader.lock:
-            if not await self._reader.leads():
+            if self._hangs or not await self._reader.leads():
                 return False
         made = False
         async with self._in_beside:
@@ -332,7 +342,10 @@ class SlotSession(Session):
                     self._source.mending.suspects.add(error.table)
                     await self._beside.reload_schema_state()  # prepared under a rule it stays nothing
                 made = True
-                self._found = await self._standing()
+                try:
+                    self._found = await self._standing()
+                except standing.HANGS:
+                    break
         return made
 
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:

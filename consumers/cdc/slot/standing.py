@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
 
 from cachebus.consumers.cdc.rules.router import Place, Router
 from cachebus.consumers.cdc.slot import publication, slot, storage
@@ -17,7 +20,12 @@ from cachebus.consumers.cdc.slot.storage import Memory
 from cachebus.consumers.worker.source import Finding
 
 if TYPE_CHECKING:
-    import asyncpg
+    from asyncpg import Connection
+
+BRIEFLY: Final = "SET lock_timeout = '1s'; SET statement_timeout = '20s'"
+PATIENTLY: Final = "RESET lock_timeout; SET statement_timeout = 0"
+HANGS: Final = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
+"""What a look raises that waits for somebody."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,26 @@ class Standing:
     quiet: dict[str, Any] = field(default_factory=dict)
     """Those of the tables that are to be remembered anew, though nothing was missed."""
 
+    def kept(self) -> Standing:
+        """The same, once more, as the next look hangs. What was over is not found again by it."""
+        problem = "it can't be looked at whether all is as before: the database's catalogue is locked, or too slow"
+        remedy = "see who blocks: SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity;"
+        hangs = Finding("tables", "the catalogue", problem, remedy)
+        lasting = [one for one in self.findings if not one.over and one.problem != problem]
+        return replace(self, findings=[*lasting, hangs])
+
+
+@asynccontextmanager
+async def briefly(connection: Connection) -> AsyncIterator[None]:
+    """Wait for nobody's locks: what hangs raises one of `HANGS`."""
+    await connection.execute(BRIEFLY)
+    try:
+        yield
+    except HANGS:
+        await connection.execute(PATIENTLY)
+        raise
+    await connection.execute(PATIENTLY)
+
 
 @dataclass(frozen=True)
 class Before:
@@ -74,7 +102,7 @@ class Before:
     """Findings about own tables."""
 
 
-async def look(connection: asyncpg.Connection, router: Router, names: Names, before: Before) -> Standing:
+async def look(connection: Connection, router: Router, names: Names, before: Before) -> Standing:
     """Check everything. Raises the driver's errors."""
     found = Standing(doubts=dict(before.doubts))
     await _look_at_slot(connection, names, before, found)
@@ -96,7 +124,7 @@ async def look(connection: asyncpg.Connection, router: Router, names: Names, bef
     return found
 
 
-async def _look_at_slot(connection: asyncpg.Connection, names: Names, before: Before, found: Standing) -> None:
+async def _look_at_slot(connection: Connection, names: Names, before: Before, found: Standing) -> None:
     """The slot, the worker's own tables, and what is remembered in them."""
     level = await connection.fetchval("SELECT current_setting('wal_level')")
     if level != "logical":
