@@ -11,6 +11,7 @@ from cachebus.consumers.worker.source import Left
 from tests.support.caches import quick, until
 from tests.support.cdc_surroundings import HEAD, RULE, Looks, at_work, given, gone, put, worker
 from tests.support.changes import fetched, running, tell
+from tests.support.worker_health import why
 
 TABLE = "CREATE TABLE o (id int PRIMARY KEY, tenant_id text, x int); ALTER TABLE o REPLICA IDENTITY FULL"
 ROW = "INSERT INTO o VALUES (1, 'acme', 1)"
@@ -62,6 +63,40 @@ async def test_a_replica_identity_that_was_less_for_a_while_is_made_up_for(
     """Of the old row nothing was told but its key, and nobody looks like that any more."""
     less = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", changed, "ALTER TABLE o REPLICA IDENTITY FULL"]
     await lived_through(database, redis_url, f"{TABLE}; {ROW}", less)
+
+
+KEYED = "CREATE TABLE o (id int, tenant_id text NOT NULL, x int, PRIMARY KEY (id))"
+BY_INDEX = "CREATE UNIQUE INDEX by ON o (id, tenant_id); ALTER TABLE o REPLICA IDENTITY USING INDEX by"
+LESS = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", "UPDATE o SET tenant_id = 'other'"]
+OTHER_KEY = "ALTER TABLE o DROP CONSTRAINT o_pkey, ADD PRIMARY KEY ({})"
+NOT_FULL = parse_rules(HEAD + RULE.format("o", "o").replace('replica_identity = "full"', ""))
+
+
+@pytest.mark.parametrize(
+    ("table", "story"),
+    [
+        (f"{KEYED}; {BY_INDEX}", [*LESS, "ALTER TABLE o REPLICA IDENTITY USING INDEX by"]),
+        (f"{KEYED}; {BY_INDEX}", [LESS[0], "DROP INDEX by", LESS[1], *BY_INDEX.split(";")]),
+        (
+            f"{KEYED}; {OTHER_KEY.format('id, tenant_id')}",
+            [OTHER_KEY.format("id"), LESS[1], OTHER_KEY.format("id, tenant_id")],
+        ),
+    ],
+    ids=["index", "index anew", "key"],
+)
+async def test_a_replica_identity_that_never_was_full_and_was_less_for_a_while_is_made_up_for(
+    database: str, redis_url: str, table: str, story: list[str]
+) -> None:
+    await lived_through(database, redis_url, f"{table}; {ROW}", story, NOT_FULL)
+
+
+async def test_a_replica_identity_that_is_another_one_at_the_next_look_is_made_up_for(
+    database: str, redis_url: str
+) -> None:
+    """No change is told of meanwhile that would tell it."""
+    rule = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["insert", "update"]')
+    rules = parse_rules(HEAD + rule.replace('replica_identity = "full"', ""))
+    await lived_through(database, redis_url, f"{KEYED}; {ROW}", BY_INDEX.split(";"), rules)
 
 
 async def test_a_doubt_is_stored_before_the_slot_goes_behind_it(database: str, redis_url: str) -> None:
@@ -197,6 +232,40 @@ async def test_what_a_partitions_index_does_not_tell_of_an_old_row_is_not_taken_
         await tell(database, ["DELETE FROM o"])
         await until(lambda: fetched(database, DEAD))
         assert await fetched(database, "SELECT payload::jsonb -> 'old' FROM cachebus_cdc_dead") == '{"id": 1}'
+
+
+INDEXED = """
+CREATE TABLE o (id int NOT NULL, tenant_id text NOT NULL, x int NOT NULL) PARTITION BY RANGE (x);
+ALTER TABLE o ADD PRIMARY KEY (id, tenant_id, x);
+CREATE TABLE o1 PARTITION OF o DEFAULT;
+CREATE UNIQUE INDEX of_whole ON o (id, tenant_id, x);
+ALTER TABLE o REPLICA IDENTITY USING INDEX of_whole;
+CREATE UNIQUE INDEX of_part ON o1 (id);
+ALTER TABLE o1 REPLICA IDENTITY USING INDEX {}
+"""
+
+
+async def test_a_partition_whose_index_has_less_than_its_tables_is_told(database: str, redis_url: str) -> None:
+    """Both say USING INDEX. The old row of an update has no tenant then."""
+    await tell(database, [*INDEXED.format("of_part").split(";"), ROW])
+    async with Cache(quick(redis_url)) as cache, at_work(one := worker(database, redis_url, NOT_FULL)):
+        await until(lambda: one.follows)
+        await until(lambda: "that of o1 is less than the table's" in why(one, "tables"))
+        await put(cache)
+        await tell(database, ["UPDATE o SET tenant_id = 'other'"])
+        await tell(database, ["ALTER TABLE o1 REPLICA IDENTITY USING INDEX o1_id_tenant_id_x_idx"])
+        await until(lambda: one.health.ready)
+        await gone(cache)
+
+
+async def test_a_partition_identified_by_another_kind_of_index_that_has_no_less_is_in_order(
+    database: str, redis_url: str
+) -> None:
+    await tell(database, [*INDEXED.format("of_part").split(";"), "ALTER TABLE o1 REPLICA IDENTITY DEFAULT"])
+    async with running(one := worker(database, redis_url, NOT_FULL)):
+        looks = Looks(one)
+        await until(lambda: looks.count > 1)
+        assert one.health.ready
 
 
 UPDATES = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["update"]')

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _KEY: Final = """i.indisvalid AND i.indimmediate
   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END"""
 """SQL: whether an index of a table `c` identifies old rows. A deferrable index does not."""
+_IN_KEY: Final = "a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])"
+"""SQL: whether a column is told of them. Those that the index only includes are not."""
 IDENTIFIED: Final = f"""
 (c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND {_KEY}))
 """
@@ -43,7 +45,7 @@ SELECT c.oid::bigint, n.nspname AS schema, c.relname AS name, c.relreplident::te
        array_agg(a.attname::text ORDER BY a.attnum) AS columns,
        array_agg(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE a.atttypid END ORDER BY a.attnum) AS types,
        array_agg(a.attgenerated <> '' ORDER BY a.attnum) AS generated,
-       array_agg(coalesce(a.attnum = ANY (i.indkey), false) ORDER BY a.attnum) AS in_key
+       array_agg(coalesce({_IN_KEY}, false) ORDER BY a.attnum) AS in_key
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -58,17 +60,21 @@ GROUP BY c.oid, n.nspname, c.relname, c.relreplident, c.relkind, c.relpersistenc
 ORDER BY 2, 3
 """
 LEAVES: Final = f"""
-SELECT root.oid::bigint AS root, leaf.oid::bigint AS oid, n.nspname AS schema, leaf.relname AS name,
-       leaf.relreplident::text AS identity, leaf.relfilenode::bigint AS file, leaf.xmin::text AS version,
-       leaf.relkind = 'p' AS is_branch,
-       leaf.relkind = 'f' AS is_foreign, leaf.relpersistence = 'u' AS is_unlogged,
-       CASE WHEN leaf.relkind <> 'r' OR leaf.oid IN (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock')
-         THEN leaf.relkind = 'p' ELSE pg_relation_size(leaf.oid) = 0 END AS is_empty
+SELECT root.oid::bigint AS root, c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name,
+       c.relreplident::text AS identity, c.relfilenode::bigint AS file, c.xmin::text AS version,
+       c.relkind = 'p' AS is_branch,
+       array(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND {_IN_KEY}
+             WHERE i.indrelid = c.oid AND {_KEY}) AS key,
+       (SELECT string_agg(i.indexrelid || ':' || i.xmin, ',') FROM pg_index i
+        WHERE i.indrelid = c.oid AND {_KEY}) AS key_version,
+       c.relkind = 'f' AS is_foreign, c.relpersistence = 'u' AS is_unlogged,
+       CASE WHEN c.relkind <> 'r' OR c.oid IN (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock')
+         THEN c.relkind = 'p' ELSE pg_relation_size(c.oid) = 0 END AS is_empty
 FROM unnest($1::bigint[]) AS given
 JOIN pg_class root ON root.oid::bigint = given
 CROSS JOIN LATERAL {tree_of("root.oid")} AS part
-JOIN pg_class leaf ON leaf.oid = part.relid AND leaf.relkind IN ('r', 'f', 'p') AND leaf.relispartition
-JOIN pg_namespace n ON n.oid = leaf.relnamespace
+JOIN pg_class c ON c.oid = part.relid AND c.relkind IN ('r', 'f', 'p') AND c.relispartition
+JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY 3, 4
 """
 ENUMS: Final = """
@@ -94,6 +100,10 @@ class Leaf:
     version: str
     """Of its row in the catalogue. It changes as it is truncated, detached, attached, or identified otherwise."""
     is_empty: bool
+    key: Sequence[str] = ()
+    """The columns that PostgreSQL sends of an old row, where that is not all."""
+    key_version: str | None = None
+    """Of the index that they are of."""
     is_foreign: bool = False
     is_unlogged: bool = False
 
@@ -105,7 +115,7 @@ class Leaf:
     @property
     def mark(self) -> str:
         """What it is known by. It changes with anything by which changes may have been missed."""
-        return f"{self.file}/{self.version}"
+        return f"{self.file}/{self.version}/{self.key_version}"
 
     @property
     def is_untouched(self) -> bool:
@@ -154,8 +164,14 @@ class Table:
 
     @property
     def lesser(self) -> list[Leaf]:
-        """The partitions of which old rows have fewer columns than its own have."""
-        return [leaf for leaf in self.leaves if not leaf.is_foreign and leaf.identity not in (self.identity, "f")]
+        """The partitions of which old rows lack columns that its own have."""
+        of = [leaf for leaf in self.leaves if not leaf.is_foreign and leaf.identity != "f"]
+        return of if self.identity == "f" else [leaf for leaf in of if not self.key.issubset(leaf.key)]
+
+    @property
+    def told_by(self) -> str:
+        """What old rows are told by."""
+        return self.identity if self.identity == "f" else f"{self.identity}: {_listed(self.key)}"
 
     @property
     def is_told(self) -> bool:

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 CHANGED: Final = (b"U", b"D")
 LESSENED: Final = (
-    "old rows were told with their key alone for a while, though it has REPLICA IDENTITY FULL: it was altered in "
-    "between, and what rules name by other columns is not told"
+    "old rows were told with less than its REPLICA IDENTITY for a while: it was altered in between, and what rules "
+    "name by other columns is not told"
 )
 STAND_BY_S: Final = 0.5
 WAYS: Final = 1000
@@ -62,9 +62,9 @@ class _Way(NamedTuple):
 
 
 def _lacks(relation: Relation, table: Table) -> bool:
-    """Whether old rows are told without what some rule makes names of."""
-    told = {column.name for column in relation.columns if column.key}
-    return relation.identity != "f" and any(not rule.columns <= told for rule in table.rules)
+    """Whether old rows are told without what some rule makes names of, and the looks have."""
+    lost = table.key.difference(column.name for column in relation.columns if column.key)
+    return relation.identity != "f" and any(not lost.isdisjoint(rule.columns) for rule in table.rules)
 
 
 def _changes(told: Told, table: Table, wanted: frozenset[str] | None = None) -> list[RowChange]:
@@ -216,7 +216,7 @@ class SlotSession(Session):
             if len(self._ways) >= WAYS:
                 self._ways.clear()
             way = shortcut(table, told.relations[0]) if len(told.relations) == 1 else None
-            lessened = table.is_full and _lacks(told.relations[0], table)
+            lessened = _lacks(told.relations[0], table)
             known = self._ways[id(told.relations)] = _Way(told.relations, table, way, lessened)
         return known
 

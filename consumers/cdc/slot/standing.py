@@ -171,6 +171,7 @@ def _marks(
         table.full_name: {
             "is": found.mark(table),
             "columns": table.definition,
+            "identity": table.told_by,
             "parts": {str(part.oid): part.mark for part in (*table.leaves, *table.branches)},
             "enums": table.enums,
             "of": sorted(".".join(place) for place in kin.get((table.schema, table.name), ())),
@@ -207,6 +208,8 @@ def _difference(table: Table, before: Mapping[str, Any] | None, mark: Mapping[st
         return "it is another table than before, or its publication is another one"
     if before.get("columns") != mark["columns"]:
         return "its columns were altered: PostgreSQL tells nothing of rows that are rewritten"
+    if before.get("identity") != mark["identity"]:
+        return "its REPLICA IDENTITY is another one: old rows may have been told with less than rules need"
     if before.get("of") != mark["of"]:
         return "it inherits from other tables than before"
     if _lacks(before.get("enums", {}), mark["enums"]):
