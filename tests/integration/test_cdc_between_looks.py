@@ -6,7 +6,9 @@ import pytest
 
 from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.assumptions import Assumptions
 from cachebus.consumers.worker.source import Left
 from tests.support.caches import quick, until
 from tests.support.cdc_surroundings import HEAD, RULE, Looks, at_work, given, gone, put, worker
@@ -160,6 +162,36 @@ async def test_rows_that_go_with_a_child_are_made_up_for(database: str, redis_ur
 )
 async def test_partitions_that_look_as_before_are_made_up_for(database: str, redis_url: str, story: list[str]) -> None:
     await lived_through(database, redis_url, f"{PARTS}; {ROW}", [part for one in story for part in one.split(";")])
+
+
+READ_BY_OTHERS = "SELECT count(*) FROM pg_logical_slot_get_binary_changes('cachebus_cdc', NULL, NULL, {})"
+PLUGIN = "'proto_version', '1', 'publication_names', 'cachebus_cdc'"
+LOSS = f"INSERT INTO o VALUES (3, 'acme', 3); {READ_BY_OTHERS.format(PLUGIN)}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("TRUNCATE o1", "TRUNCATE o2"), (LOSS, LOSS.replace("3", "4"))], ids=["partitions", "slot"]
+)
+async def test_a_second_loss_is_due_though_the_first_is_still_being_made_up_for(
+    database: str, redis_url: str, first: str, second: str
+) -> None:
+    """As where a primary of L2 is away. What is remembered once both are made up for is what the last look saw."""
+    await tell(database, PARTS.split(";"))
+    async with running(worker(database, redis_url)):
+        pass
+    source = worker(database, redis_url).source
+    watched = Assumptions("test", source.assumptions, Health("test", source.assumptions))
+    async with source.opened() as session:
+        await session.look()
+        await session.take(1000, ())
+        await tell(database, first.split(";"))
+        assert watched.update((await session.look()).findings)
+        assert not watched.update((await session.look()).findings), "it is under way"
+        await tell(database, second.split(";"))
+        due = watched.update((await session.look()).findings)
+        assert due
+        await session.made_up(due)
+        assert not (await session.look()).findings
 
 
 async def test_a_branch_that_was_detached_for_a_while_is_made_up_for(database: str, redis_url: str) -> None:

@@ -16,7 +16,7 @@ from cachebus.consumers.cdc.slot.commits import Commits
 from cachebus.consumers.cdc.slot.lineage import Lineage
 from cachebus.consumers.cdc.slot.publication import Publication, Published
 from cachebus.consumers.cdc.slot.slot import OnLostSlot, Slot
-from cachebus.consumers.cdc.slot.storage import Memory
+from cachebus.consumers.cdc.slot.storage import Memory, as_json
 from cachebus.consumers.worker.source import Finding
 
 if TYPE_CHECKING:
@@ -147,9 +147,11 @@ async def _look_at_slot(connection: Connection, names: Names, before: Before, fo
     if level == "logical":
         why = before.refused.get(slot.made_by(names.slot), "")
         found.unseen = await before.commits.are_unseen(connection, before.losses, owed=_is_owed(found))
-        found.findings += slot.slot_findings(
+        told = slot.slot_findings(
             names.slot, found.slot, found.memory, names.namespace, names.on_lost, why, unseen=found.unseen
         )
+        found.findings += (one._replace(state=_losses(found, before.losses)) for one in told if one.missed)
+        found.findings += (one for one in told if not one.missed)
     if found.slot is not None and not any(one.assumption == "slot" for one in found.findings):
         found.findings += await slot.look_at_rights(connection, names.slot)
 
@@ -159,6 +161,12 @@ def _is_owed(found: Standing) -> bool:
     if found.memory is None or found.slot is None:
         return False
     return not found.memory.whole or found.slot.confirmed > found.memory.lsn
+
+
+def _losses(found: Standing, passed: int) -> str:
+    """What tells a loss of the slot from an earlier one. It is not told by how far the worker itself has gone."""
+    is_beyond = found.memory is not None and found.slot is not None and found.slot.confirmed > found.memory.lsn
+    return f"{passed}/{found.slot.confirmed}" if is_beyond and found.slot else str(passed)
 
 
 def _marks(
@@ -190,14 +198,14 @@ def _compare(found: Standing, tables: list[Table], known: Mapping[str, Any]) -> 
             continue
         before = known.get(name)
         if problem := _difference(there[name], before, mark):
-            _over(found, name, problem)
+            _over(found, name, problem, as_json(mark))
         elif before != mark:
             found.quiet[name] = mark
     for name in known.keys() - there.keys() - unwell - found.doubts.keys():
         _over(found, name, "it was dropped or renamed")
     missed = {one.subject for one in found.findings if one.assumption == "tables" and one.missed}
     for name in found.doubts.keys() - missed:
-        _over(found, name, found.doubts[name].problem)
+        _over(found, name, found.doubts[name].problem, str(found.doubts[name].count))
 
 
 def _difference(table: Table, before: Mapping[str, Any] | None, mark: Mapping[str, Any]) -> str:
@@ -226,5 +234,5 @@ def _lacks(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
     return any(now.get(one) != version for one, version in before.items())
 
 
-def _over(found: Standing, name: str, problem: str) -> None:
-    found.findings.append(Finding("tables", name, problem, missed=True, over=True))
+def _over(found: Standing, name: str, problem: str, state: str = "") -> None:
+    found.findings.append(Finding("tables", name, problem, missed=True, over=True, state=state))
