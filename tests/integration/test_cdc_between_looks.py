@@ -9,7 +9,7 @@ from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
 from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.assumptions import Assumptions
-from cachebus.consumers.worker.source import Left
+from cachebus.consumers.worker.source import Batch, Left, Session
 from tests.support.caches import quick, until
 from tests.support.cdc_surroundings import HEAD, RULE, Looks, at_work, given, gone, put, worker
 from tests.support.changes import fetched, running, tell
@@ -162,6 +162,48 @@ async def test_rows_that_go_with_a_child_are_made_up_for(database: str, redis_ur
 )
 async def test_partitions_that_look_as_before_are_made_up_for(database: str, redis_url: str, story: list[str]) -> None:
     await lived_through(database, redis_url, f"{PARTS}; {ROW}", [part for one in story for part in one.split(";")])
+
+
+P = """CREATE TABLE p (id int, tenant_id text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+ALTER TABLE p REPLICA IDENTITY FULL"""
+
+
+async def test_a_worker_that_takes_over_writes_back_nothing_of_before(database: str, redis_url: str) -> None:
+    """1. One stands by, and its look finds a new partition, which it is to remember.
+    2. The other stores a doubt, and is killed before it makes up for it.
+    3. The first takes over."""
+    await tell(database, [*TABLE.split(";"), ROW, *P.split(";")])
+    rules = given("o", "p")
+    async with running(worker(database, redis_url, rules)):
+        pass
+    remembered = "SELECT tables ? 'public.o' FROM cachebus_cdc_slots"
+    second = worker(database, redis_url, rules).source
+    async with second.opened() as after:
+        async with worker(database, redis_url, rules).source.opened() as session:
+            await session.look()
+            await session.take(1000, ())
+            await tell(database, ["CREATE TABLE p1 PARTITION OF p DEFAULT; ALTER TABLE p1 REPLICA IDENTITY FULL"])
+            await after.look()
+            less = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", "DELETE FROM o", "ALTER TABLE o REPLICA IDENTITY FULL"]
+            await tell(database, less)
+            batch = await until(lambda: _taken(session))
+            assert [session.mean(item).problems for item in batch.items if item.raw is not None]
+            await session.acknowledge(batch, Left())
+            assert not await fetched(database, remembered)
+
+        async def leads() -> bool:
+            await after.take(1000, ())
+            return second.leading
+
+        await until(leads)
+        await after.take(1000, ())
+        assert not await fetched(database, remembered)
+        assert [one.over for one in (await after.look()).findings if one.subject == "public.o"] == [True]
+
+
+async def _taken(session: Session) -> Batch | None:
+    batch = await session.take(1000, ())
+    return batch if batch.items else None
 
 
 READ_BY_OTHERS = "SELECT count(*) FROM pg_logical_slot_get_binary_changes('cachebus_cdc', NULL, NULL, {})"

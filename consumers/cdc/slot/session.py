@@ -88,6 +88,8 @@ class SlotSession(Session):
         """Those that the last look may have seen. What was lost since is not made up for by what it has found."""
         self._hangs = False
         """Whether the last look had to be given up, since it waited for somebody."""
+        self._is_outdated = True
+        """Whether the last look was before this worker had the lock: what is remembered may be another's by now."""
         self._ways: dict[int, _Way] = {}
         """By `id` of what a message is about."""
         self._turn = False
@@ -130,7 +132,7 @@ class SlotSession(Session):
     async def _taken(self, limit: int, away: Collection[int]) -> list[Item]:
         self._reader.pause_s = 0.0
         if self._reader.peek is None:
-            if self._found.quiet:
+            if self._found.quiet and not self._is_outdated:
                 async with self._in_beside:
                     await self._source.mending.keep(self._beside, self._found)
             self._turn = not self._turn
@@ -254,10 +256,10 @@ class SlotSession(Session):
     async def look(self) -> Look:
         """See `Session.look`."""
         async with self._in_beside:
-            losses = self._source.losses
+            losses, leads = self._source.losses, self._source.leading
             try:
                 found = self._found = await self._standing()
-                self._losses, self._hangs = losses, False
+                self._losses, self._hangs, self._is_outdated = losses, False, not leads
             except standing.HANGS:
                 if self._found.needs is None:  # nothing was ever seen
                     raise
@@ -332,20 +334,20 @@ class SlotSession(Session):
         async with self._reader.lock:
             if self._hangs or not await self._reader.leads():
                 return False
-        made = False
+        made = self._is_outdated
         async with self._in_beside:
-            for _ in range(5):  # one makes the next possible
-                try:
-                    if not await self._source.mending.mend(self._beside, self._found):
-                        break
-                except Swallowed as error:
-                    self._source.mending.suspects.add(error.table)
-                    await self._beside.reload_schema_state()  # prepared under a rule it stays nothing
-                made = True
-                try:
+            with suppress(*standing.HANGS):
+                if self._is_outdated:
                     self._found = await self._standing()
-                except standing.HANGS:
-                    break
+                for _ in range(5):  # one makes the next possible
+                    try:
+                        if not await self._source.mending.mend(self._beside, self._found):
+                            break
+                    except Swallowed as error:
+                        self._source.mending.suspects.add(error.table)
+                        await self._beside.reload_schema_state()  # prepared under a rule it stays nothing
+                    made = True
+                    self._found = await self._standing()
         return made
 
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
@@ -361,6 +363,6 @@ class SlotSession(Session):
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
         async with self._in_beside:
-            if self._source.leading:
+            if self._source.leading and not self._is_outdated:
                 whole = self._losses == self._source.losses and not self._found.unseen
                 await self._source.mending.made_up(self._beside, self._found, findings, whole=whole)
