@@ -11,7 +11,7 @@ from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.assumptions import Assumptions
 from cachebus.consumers.worker.source import Batch, Left, Session
 from tests.support.caches import quick, until
-from tests.support.cdc_surroundings import HEAD, RULE, Looks, at_work, given, gone, put, worker
+from tests.support.cdc_surroundings import HEAD, RULE, Looks, at_work, given, gone, lived_through, put, worker
 from tests.support.changes import fetched, running, tell
 from tests.support.worker_health import why
 
@@ -41,23 +41,6 @@ def unnamed() -> Rules:
     return parse_rules(RULE.format("o", "o").replace('"all"', '"ignore"'))
 
 
-async def lived_through(database: str, redis_url: str, table: str, story: list[str], rules: Rules | None = None) -> int:
-    """How many dead letters there are once a worker has come back that was away while this happened, and has let go of
-    row 1 of a cache."""
-    await tell(database, table.split(";"))
-    async with running(worker(database, redis_url, rules)):
-        pass
-    async with Cache(quick(redis_url)) as cache:
-        await put(cache)
-        await tell(database, story)
-        async with running(one := worker(database, redis_url, rules)):
-            await gone(cache)
-            looks = Looks(one)
-            await until(lambda: looks.let_be(cache))  # it is made up for, and then no more
-            assert one.health.ready
-    return int(await fetched(database, DEAD))
-
-
 @pytest.mark.parametrize("changed", ["UPDATE o SET tenant_id = 'other'", "DELETE FROM o"])
 async def test_a_replica_identity_that_was_less_for_a_while_is_made_up_for(
     database: str, redis_url: str, changed: str
@@ -71,6 +54,7 @@ KEYED = "CREATE TABLE o (id int, tenant_id text NOT NULL, x int, PRIMARY KEY (id
 BY_INDEX = "CREATE UNIQUE INDEX by ON o (id, tenant_id); ALTER TABLE o REPLICA IDENTITY USING INDEX by"
 LESS = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", "UPDATE o SET tenant_id = 'other'"]
 OTHER_KEY = "ALTER TABLE o DROP CONSTRAINT o_pkey, ADD PRIMARY KEY ({})"
+UPDATES = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["update"]')
 NOT_FULL = parse_rules(HEAD + RULE.format("o", "o").replace('replica_identity = "full"', ""))
 
 
@@ -243,27 +227,6 @@ async def test_a_branch_that_was_detached_for_a_while_is_made_up_for(database: s
     await lived_through(database, redis_url, f"{PARTS}; {branch}", story)
 
 
-ENUM = "CREATE TYPE mood AS ENUM ('good'); CREATE DOMAIN state AS mood"
-WITH_ENUM = "CREATE TABLE o (id int PRIMARY KEY, tenant_id text, x {}); ALTER TABLE o REPLICA IDENTITY FULL"
-
-
-@pytest.mark.parametrize("column", ["mood", "state"])
-async def test_an_enums_value_that_is_renamed_is_made_up_for(database: str, redis_url: str, column: str) -> None:
-    row, story = "INSERT INTO o VALUES (1, 'acme', 'good')", ["ALTER TYPE mood RENAME VALUE 'good' TO 'bad'"]
-    await lived_through(database, redis_url, f"{ENUM}; {WITH_ENUM.format(column)}; {row}", story)
-
-
-async def test_an_enums_new_value_is_not_made_up_for(database: str, redis_url: str) -> None:
-    await tell(database, [*ENUM.split(";"), *WITH_ENUM.format("mood").split(";")])
-    one = worker(database, redis_url)
-    async with Cache(quick(redis_url)) as cache, running(one):
-        await put(cache)
-        await tell(database, ["ALTER TYPE mood ADD VALUE 'bad'"])
-        two = "SELECT 2 = count(*) FROM cachebus_cdc_slots, jsonb_object_keys(tables -> 'public.o' -> 'enums')"
-        await until(lambda: fetched(database, two))
-        assert await cache.get("o", 1, tenant_id="acme") == "old"
-
-
 async def test_a_partition_that_is_new_and_empty_is_not_made_up_for(database: str, redis_url: str) -> None:
     await tell(database, PARTS.split(";"))
     one = worker(database, redis_url)
@@ -340,9 +303,6 @@ async def test_a_partition_identified_by_another_kind_of_index_that_has_no_less_
         looks = Looks(one)
         await until(lambda: looks.count > 1)
         assert one.health.ready
-
-
-UPDATES = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["update"]')
 
 
 async def test_a_row_that_moves_to_another_partition_is_updated(database: str, redis_url: str) -> None:

@@ -13,6 +13,7 @@ from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 from tests.support.caches import quick, until
+from tests.support.changes import fetched, running, tell
 
 RULE = """
 [[rule]]
@@ -80,3 +81,20 @@ class Looks:
         last = self.count + 3
         await until(lambda: self.count >= last)
         return await cache.get("o", 1, tenant_id="acme") == "old"
+
+
+async def lived_through(database: str, redis_url: str, table: str, story: list[str], rules: Rules | None = None) -> int:
+    """How many dead letters there are once a worker has come back that was away while this happened, and has let go of
+    row 1 of a cache."""
+    await tell(database, table.split(";"))
+    async with running(worker(database, redis_url, rules)):
+        pass
+    async with Cache(quick(redis_url)) as cache:
+        await put(cache)
+        await tell(database, story)
+        async with running(one := worker(database, redis_url, rules)):
+            await gone(cache)
+            looks = Looks(one)
+            await until(lambda: looks.let_be(cache))  # it is made up for, and then no more
+            assert one.health.ready
+    return int(await fetched(database, "SELECT count(*) FROM cachebus_cdc_dead"))

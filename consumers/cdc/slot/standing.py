@@ -181,7 +181,7 @@ def _marks(
             "columns": table.definition,
             "identity": table.told_by,
             "parts": {str(part.oid): part.mark for part in (*table.leaves, *table.branches)},
-            "enums": table.enums,
+            "types": table.types,
             "of": sorted(".".join(place) for place in kin.get((table.schema, table.name), ())),
         }
         for table in tables
@@ -220,8 +220,8 @@ def _difference(table: Table, before: Mapping[str, Any] | None, mark: Mapping[st
         return "its REPLICA IDENTITY is another one: old rows may have been told with less than rules need"
     if before.get("of") != mark["of"]:
         return "it inherits from other tables than before"
-    if _lacks(before.get("enums", {}), mark["enums"]):
-        return "values of an enum were renamed: PostgreSQL tells nothing of rows that have them"
+    if _lacks(before.get("types", {}), mark["types"]):
+        return "types of its columns, or values of enums, were altered: PostgreSQL tells nothing of rows that have them"
     if _lacks(before["parts"], mark["parts"]):
         return "partitions of it were truncated, detached or altered, of which PostgreSQL tells nothing"
     if any(not leaf.is_untouched for leaf in table.leaves if str(leaf.oid) not in before["parts"]):
