@@ -239,8 +239,9 @@ class PostgresSession(Session):
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
-        if any(finding.over for finding in findings):
-            self._known.oid = None
+        for finding in findings:
+            if finding.over:  # the table that was there when this was found: by now it may be another
+                self._known.oid = int(finding.state)
 
 
 # A relay reads the head of an index, however the table's statistics look to the planner: they are made when the table

@@ -70,7 +70,7 @@ async def findings(
         found += _of_others(table.dead, columns)
         found += _of_rights(table.dead, dead, ("INSERT",), stops=False)
     if rows["oid"] != oid_before and oid_before is not None:
-        swapped = await _of_the_one_before(connection, table, namespace, oid_before)
+        swapped = await _of_the_one_before(connection, table, namespace, oid_before, rows["oid"])
         found += swapped
     if not any(finding.stops for finding in found):
         found += await _of_namespaces(connection, table, namespace, rows["place"])
@@ -146,13 +146,13 @@ async def of_removal(connection: asyncpg.Connection, table: OutboxTable, resting
 
 
 async def _of_the_one_before(
-    connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid: int
+    connection: asyncpg.Connection, table: OutboxTable, namespace: str, oid: int, now: int
 ) -> list[Finding]:
     """The finding that another table has the name now: nobody takes the rows of the previous one."""
     name = await connection.fetchval("SELECT $1::oid::regclass::text FROM pg_class WHERE oid = $1", oid)
     if name is None:
         problem = "it was dropped, and made anew: rows that it still had are gone"
-        return [Finding("table", table.rows, problem, missed=True, over=True)]
+        return [Finding("table", table.rows, problem, missed=True, over=True, state=str(now))]
     try:
         some = await connection.fetchval(f"SELECT EXISTS (SELECT FROM {name} WHERE namespace = $1)", namespace)
     except asyncpg.PostgresError:

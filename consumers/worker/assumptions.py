@@ -55,10 +55,11 @@ class Assumptions:
         return [finding for finding in due if finding is not None]
 
     def _begun(self, key: tuple[str, str], finding: Finding, now_s: float) -> Finding | None:
-        """Note a broken assumption. It is logged when it is new, or has another problem than before, and every
+        """Note a broken assumption. It is logged when it is new, or has another problem or state than before, and every
         minute."""
         known = self._known.get(key)
-        fresh = known is None or known.finding.problem != finding.problem
+        before = None if known is None else (known.finding.problem, known.finding.state)
+        fresh = before != (finding.problem, finding.state)
         since_s = now_s if known is None else known.since_s
         told_s, made_up_s = (-MAKE_UP_EVERY_S, -MAKE_UP_EVERY_S) if known is None else (known.told_s, known.made_up_s)
         if fresh or now_s - told_s >= TELL_EVERY_S:

@@ -104,6 +104,9 @@ class Finding(NamedTuple):
     """Whether nothing may be taken while it lasts."""
     over: bool = False
     """Whether the problem is over, and only what was missed is left to make up for: see `Session.made_up`."""
+    state: str = ""
+    """What it was found by. With another state it has happened once more, and is to be made up for once more, though
+    the problem reads the same."""
 
     def __str__(self) -> str:
         return f"{self.subject}: {self.problem}{f'; to mend it: {self.remedy}' if self.remedy else ''}"

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
 from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
-from cachebus.consumers.cdc.slot.postgres import SlotWorker
+from cachebus.consumers.monitoring.health import Health
 from cachebus.consumers.worker import watcher
-from cachebus.consumers.worker.source import Left
+from cachebus.consumers.worker.assumptions import Assumptions
+from cachebus.consumers.worker.source import Batch, Left, Session
 from tests.support.caches import quick, until
-from tests.support.cdc_surroundings import HEAD, RULE, at_work, given, gone, put, worker
+from tests.support.cdc_surroundings import HEAD, RULE, Looks, at_work, given, gone, lived_through, put, worker
 from tests.support.changes import fetched, running, tell
+from tests.support.worker_health import why
 
 TABLE = "CREATE TABLE o (id int PRIMARY KEY, tenant_id text, x int); ALTER TABLE o REPLICA IDENTITY FULL"
 ROW = "INSERT INTO o VALUES (1, 'acme', 1)"
@@ -41,44 +41,6 @@ def unnamed() -> Rules:
     return parse_rules(RULE.format("o", "o").replace('"all"', '"ignore"'))
 
 
-class Looks:
-    """The looks of a worker at its database, counted."""
-
-    def __init__(self, one: SlotWorker) -> None:
-        self.count = 0
-        self._watcher: Any = one._watcher
-        self._look = self._watcher.look
-        self._watcher.look = self._counted
-
-    async def _counted(self, session: Any) -> None:
-        await self._look(session)
-        self.count += 1
-
-    async def let_be(self, cache: Cache) -> bool:
-        """Whether what is cached outlives the next looks."""
-        await put(cache)
-        last = self.count + 3
-        await until(lambda: self.count >= last)
-        return await cache.get("o", 1, tenant_id="acme") == "old"
-
-
-async def lived_through(database: str, redis_url: str, table: str, story: list[str], rules: Rules | None = None) -> int:
-    """How many dead letters there are once a worker has come back that was away while this happened, and has let go of
-    row 1 of a cache."""
-    await tell(database, table.split(";"))
-    async with running(worker(database, redis_url, rules)):
-        pass
-    async with Cache(quick(redis_url)) as cache:
-        await put(cache)
-        await tell(database, story)
-        async with running(one := worker(database, redis_url, rules)):
-            await gone(cache)
-            looks = Looks(one)
-            await until(lambda: looks.let_be(cache))  # it is made up for, and then no more
-            assert one.health.ready
-    return int(await fetched(database, DEAD))
-
-
 @pytest.mark.parametrize("changed", ["UPDATE o SET tenant_id = 'other'", "DELETE FROM o"])
 async def test_a_replica_identity_that_was_less_for_a_while_is_made_up_for(
     database: str, redis_url: str, changed: str
@@ -86,6 +48,41 @@ async def test_a_replica_identity_that_was_less_for_a_while_is_made_up_for(
     """Of the old row nothing was told but its key, and nobody looks like that any more."""
     less = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", changed, "ALTER TABLE o REPLICA IDENTITY FULL"]
     await lived_through(database, redis_url, f"{TABLE}; {ROW}", less)
+
+
+KEYED = "CREATE TABLE o (id int, tenant_id text NOT NULL, x int, PRIMARY KEY (id))"
+BY_INDEX = "CREATE UNIQUE INDEX by ON o (id, tenant_id); ALTER TABLE o REPLICA IDENTITY USING INDEX by"
+LESS = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", "UPDATE o SET tenant_id = 'other'"]
+OTHER_KEY = "ALTER TABLE o DROP CONSTRAINT o_pkey, ADD PRIMARY KEY ({})"
+UPDATES = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["update"]')
+NOT_FULL = parse_rules(HEAD + RULE.format("o", "o").replace('replica_identity = "full"', ""))
+
+
+@pytest.mark.parametrize(
+    ("table", "story"),
+    [
+        (f"{KEYED}; {BY_INDEX}", [*LESS, "ALTER TABLE o REPLICA IDENTITY USING INDEX by"]),
+        (f"{KEYED}; {BY_INDEX}", [LESS[0], "DROP INDEX by", LESS[1], *BY_INDEX.split(";")]),
+        (
+            f"{KEYED}; {OTHER_KEY.format('id, tenant_id')}",
+            [OTHER_KEY.format("id"), LESS[1], OTHER_KEY.format("id, tenant_id")],
+        ),
+    ],
+    ids=["index", "index anew", "key"],
+)
+async def test_a_replica_identity_that_never_was_full_and_was_less_for_a_while_is_made_up_for(
+    database: str, redis_url: str, table: str, story: list[str]
+) -> None:
+    await lived_through(database, redis_url, f"{table}; {ROW}", story, NOT_FULL)
+
+
+async def test_a_replica_identity_that_is_another_one_at_the_next_look_is_made_up_for(
+    database: str, redis_url: str
+) -> None:
+    """No change is told of meanwhile that would tell it."""
+    rule = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["insert", "update"]')
+    rules = parse_rules(HEAD + rule.replace('replica_identity = "full"', ""))
+    await lived_through(database, redis_url, f"{KEYED}; {ROW}", BY_INDEX.split(";"), rules)
 
 
 async def test_a_doubt_is_stored_before_the_slot_goes_behind_it(database: str, redis_url: str) -> None:
@@ -151,32 +148,83 @@ async def test_partitions_that_look_as_before_are_made_up_for(database: str, red
     await lived_through(database, redis_url, f"{PARTS}; {ROW}", [part for one in story for part in one.split(";")])
 
 
+P = """CREATE TABLE p (id int, tenant_id text, PRIMARY KEY (id)) PARTITION BY RANGE (id);
+ALTER TABLE p REPLICA IDENTITY FULL"""
+
+
+async def test_a_worker_that_takes_over_writes_back_nothing_of_before(database: str, redis_url: str) -> None:
+    """1. One stands by, and its look finds a new partition, which it is to remember.
+    2. The other stores a doubt, and is killed before it makes up for it.
+    3. The first takes over."""
+    await tell(database, [*TABLE.split(";"), ROW, *P.split(";")])
+    rules = given("o", "p")
+    async with running(worker(database, redis_url, rules)):
+        pass
+    remembered = "SELECT tables ? 'public.o' FROM cachebus_cdc_slots"
+    second = worker(database, redis_url, rules).source
+    async with second.opened() as after:
+        async with worker(database, redis_url, rules).source.opened() as session:
+            await session.look()
+            await session.take(1000, ())
+            await tell(database, ["CREATE TABLE p1 PARTITION OF p DEFAULT; ALTER TABLE p1 REPLICA IDENTITY FULL"])
+            await after.look()
+            less = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", "DELETE FROM o", "ALTER TABLE o REPLICA IDENTITY FULL"]
+            await tell(database, less)
+            batch = await until(lambda: _taken(session))
+            assert [session.mean(item).problems for item in batch.items if item.raw is not None]
+            await session.acknowledge(batch, Left())
+            assert not await fetched(database, remembered)
+
+        async def leads() -> bool:
+            await after.take(1000, ())
+            return second.leading
+
+        await until(leads)
+        await after.take(1000, ())
+        assert not await fetched(database, remembered)
+        assert [one.over for one in (await after.look()).findings if one.subject == "public.o"] == [True]
+
+
+async def _taken(session: Session) -> Batch | None:
+    batch = await session.take(1000, ())
+    return batch if batch.items else None
+
+
+READ_BY_OTHERS = "SELECT count(*) FROM pg_logical_slot_get_binary_changes('cachebus_cdc', NULL, NULL, {})"
+PLUGIN = "'proto_version', '1', 'publication_names', 'cachebus_cdc'"
+LOSS = f"INSERT INTO o VALUES (3, 'acme', 3); {READ_BY_OTHERS.format(PLUGIN)}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [("TRUNCATE o1", "TRUNCATE o2"), (LOSS, LOSS.replace("3", "4"))], ids=["partitions", "slot"]
+)
+async def test_a_second_loss_is_due_though_the_first_is_still_being_made_up_for(
+    database: str, redis_url: str, first: str, second: str
+) -> None:
+    """As where a primary of L2 is away. What is remembered once both are made up for is what the last look saw."""
+    await tell(database, PARTS.split(";"))
+    async with running(worker(database, redis_url)):
+        pass
+    source = worker(database, redis_url).source
+    watched = Assumptions("test", source.assumptions, Health("test", source.assumptions))
+    async with source.opened() as session:
+        await session.look()
+        await session.take(1000, ())
+        await tell(database, first.split(";"))
+        assert watched.update((await session.look()).findings)
+        assert not watched.update((await session.look()).findings), "it is under way"
+        await tell(database, second.split(";"))
+        due = watched.update((await session.look()).findings)
+        assert due
+        await session.made_up(due)
+        assert not (await session.look()).findings
+
+
 async def test_a_branch_that_was_detached_for_a_while_is_made_up_for(database: str, redis_url: str) -> None:
     branch = """CREATE TABLE o3 PARTITION OF o FOR VALUES FROM (20) TO (40) PARTITION BY RANGE (x);
     CREATE TABLE o4 PARTITION OF o3 DEFAULT; ALTER TABLE o4 REPLICA IDENTITY FULL"""
     story = ["ALTER TABLE o DETACH PARTITION o3", "INSERT INTO o3 VALUES (1, 'acme', 20)", ATTACH.format("o3", 20, 40)]
     await lived_through(database, redis_url, f"{PARTS}; {branch}", story)
-
-
-ENUM = "CREATE TYPE mood AS ENUM ('good'); CREATE DOMAIN state AS mood"
-WITH_ENUM = "CREATE TABLE o (id int PRIMARY KEY, tenant_id text, x {}); ALTER TABLE o REPLICA IDENTITY FULL"
-
-
-@pytest.mark.parametrize("column", ["mood", "state"])
-async def test_an_enums_value_that_is_renamed_is_made_up_for(database: str, redis_url: str, column: str) -> None:
-    row, story = "INSERT INTO o VALUES (1, 'acme', 'good')", ["ALTER TYPE mood RENAME VALUE 'good' TO 'bad'"]
-    await lived_through(database, redis_url, f"{ENUM}; {WITH_ENUM.format(column)}; {row}", story)
-
-
-async def test_an_enums_new_value_is_not_made_up_for(database: str, redis_url: str) -> None:
-    await tell(database, [*ENUM.split(";"), *WITH_ENUM.format("mood").split(";")])
-    one = worker(database, redis_url)
-    async with Cache(quick(redis_url)) as cache, running(one):
-        await put(cache)
-        await tell(database, ["ALTER TYPE mood ADD VALUE 'bad'"])
-        two = "SELECT 2 = count(*) FROM cachebus_cdc_slots, jsonb_object_keys(tables -> 'public.o' -> 'enums')"
-        await until(lambda: fetched(database, two))
-        assert await cache.get("o", 1, tenant_id="acme") == "old"
 
 
 async def test_a_partition_that_is_new_and_empty_is_not_made_up_for(database: str, redis_url: str) -> None:
@@ -223,7 +271,38 @@ async def test_what_a_partitions_index_does_not_tell_of_an_old_row_is_not_taken_
         assert await fetched(database, "SELECT payload::jsonb -> 'old' FROM cachebus_cdc_dead") == '{"id": 1}'
 
 
-UPDATES = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["update"]')
+INDEXED = """
+CREATE TABLE o (id int NOT NULL, tenant_id text NOT NULL, x int NOT NULL) PARTITION BY RANGE (x);
+ALTER TABLE o ADD PRIMARY KEY (id, tenant_id, x);
+CREATE TABLE o1 PARTITION OF o DEFAULT;
+CREATE UNIQUE INDEX of_whole ON o (id, tenant_id, x);
+ALTER TABLE o REPLICA IDENTITY USING INDEX of_whole;
+CREATE UNIQUE INDEX of_part ON o1 (id);
+ALTER TABLE o1 REPLICA IDENTITY USING INDEX {}
+"""
+
+
+async def test_a_partition_whose_index_has_less_than_its_tables_is_told(database: str, redis_url: str) -> None:
+    """Both say USING INDEX. The old row of an update has no tenant then."""
+    await tell(database, [*INDEXED.format("of_part").split(";"), ROW])
+    async with Cache(quick(redis_url)) as cache, at_work(one := worker(database, redis_url, NOT_FULL)):
+        await until(lambda: one.follows)
+        await until(lambda: "that of o1 is less than the table's" in why(one, "tables"))
+        await put(cache)
+        await tell(database, ["UPDATE o SET tenant_id = 'other'"])
+        await tell(database, ["ALTER TABLE o1 REPLICA IDENTITY USING INDEX o1_id_tenant_id_x_idx"])
+        await until(lambda: one.health.ready)
+        await gone(cache)
+
+
+async def test_a_partition_identified_by_another_kind_of_index_that_has_no_less_is_in_order(
+    database: str, redis_url: str
+) -> None:
+    await tell(database, [*INDEXED.format("of_part").split(";"), "ALTER TABLE o1 REPLICA IDENTITY DEFAULT"])
+    async with running(one := worker(database, redis_url, NOT_FULL)):
+        looks = Looks(one)
+        await until(lambda: looks.count > 1)
+        assert one.health.ready
 
 
 async def test_a_row_that_moves_to_another_partition_is_updated(database: str, redis_url: str) -> None:

@@ -7,10 +7,11 @@ import pytest
 
 from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.slot.publication import WITH_ROOT
 from cachebus.consumers.worker import watcher
 from tests.conftest import connected
 from tests.support.caches import quick, until
-from tests.support.cdc_surroundings import at_work, gone, put, worker
+from tests.support.cdc_surroundings import Looks, at_work, gone, put, worker
 from tests.support.changes import fetched, running, tell
 from tests.support.worker_health import why
 
@@ -88,6 +89,46 @@ async def test_a_table_that_is_locked_waits_to_be_published_and_no_other_waits_f
             await indexing.execute("COMMIT")
             await until(lambda: one.health.ready)
             assert await _published(database, "public.o public.q")
+
+
+LOCKED = "BEGIN; LOCK TABLE q IN ACCESS EXCLUSIVE MODE"
+PARTED = "CREATE TABLE q (id int, tenant_id text, PRIMARY KEY (id, tenant_id)) PARTITION BY RANGE (id)"
+PARTS = "CREATE TABLE q1 PARTITION OF q DEFAULT"
+
+
+@pytest.mark.parametrize("tables", [[KEYED.format("q")], [PARTED, PARTS]], ids=["table", "partitions"])
+@pytest.mark.parametrize("of", ["TABLE o, q", "TABLES IN SCHEMA public", "ALL TABLES"])
+async def test_no_look_waits_for_a_table_that_is_locked(
+    database: str, redis_url: str, tables: list[str], of: str
+) -> None:
+    """As by ALTER TABLE ... TYPE, or as long as that waits for a reader."""
+    await tell(database, [KEYED.format("o"), *tables, f"CREATE PUBLICATION cachebus_cdc FOR {of} {WITH_ROOT}"])
+    one = worker(database, redis_url, rules(o="public.o", q="public.q"))
+    async with Cache(quick(redis_url)) as cache, connected(database) as altering, running(one):
+        await altering.execute(LOCKED)
+        looks = Looks(one)
+        await until(lambda: looks.count > 1)
+        assert one.health.ready
+        await put(cache)
+        await tell(database, ["ALTER TABLE o ALTER x TYPE bigint"])  # a look finds this
+        await gone(cache)
+
+
+async def test_a_look_that_hangs_ends_nothing(database: str, redis_url: str) -> None:
+    """The catalogue itself is locked."""
+    await tell(database, [KEYED.format("o")])
+    one = worker(database, redis_url, rules(o="public.o"))
+    async with Cache(quick(redis_url)) as cache, connected(database) as vacuuming, running(one):
+        looks = Looks(one)
+        await until(lambda: looks.count > 1)
+        await vacuuming.execute("BEGIN; LOCK TABLE pg_inherits IN ACCESS EXCLUSIVE MODE")
+        await until(lambda: "the database's catalogue is locked" in why(one, "tables"))
+        assert one.follows
+        await put(cache)
+        await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)"])
+        await gone(cache)
+        await vacuuming.execute("COMMIT")
+        await until(lambda: one.health.ready)
 
 
 @pytest.mark.parametrize(

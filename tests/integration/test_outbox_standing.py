@@ -186,6 +186,28 @@ async def test_rows_that_went_with_their_table_are_told_as_missed(database: str,
     assert any("made anew" in line for line in told)
 
 
+async def test_rows_that_go_with_their_table_while_an_earlier_one_is_made_up_for_are_told_as_missed(
+    database: str,
+) -> None:
+    async def made_anew() -> None:
+        async with connected(database) as connection:
+            await connection.execute("DROP TABLE cachebus_outbox")
+        await create_tables(database)
+
+    await create_tables(database)
+    async with PostgresOutbox(database, "cachebus", RelayOptions()).opened() as session:
+        assert not (await session.look()).findings
+        await made_anew()
+        first = (await session.look()).findings
+        await made_anew()
+        second = (await session.look()).findings
+        assert [one.over for one in second] == [True]
+        assert first != second, "it is due by itself"
+        await made_anew()
+        await session.made_up(second)
+        assert [one.over for one in (await session.look()).findings] == [True]
+
+
 async def test_rows_of_a_namespace_that_nobody_serves_are_told(database: str, redis_url: str) -> None:
     """Their writers are set up for other caches than any relay is."""
     await create_tables(database)

@@ -13,6 +13,7 @@ from cachebus import Cache
 from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 from tests.support.caches import quick, until
+from tests.support.changes import fetched, running, tell
 
 RULE = """
 [[rule]]
@@ -59,3 +60,41 @@ async def gone(cache: Cache, number: int = 1, data_type: str = "o") -> None:
         return await cache.get(data_type, number, tenant_id="acme") is None
 
     await until(absent)
+
+
+class Looks:
+    """The looks of a worker at its database, counted."""
+
+    def __init__(self, one: SlotWorker) -> None:
+        self.count = 0
+        self._watcher: Any = one._watcher
+        self._look = self._watcher.look
+        self._watcher.look = self._counted
+
+    async def _counted(self, session: Any) -> None:
+        await self._look(session)
+        self.count += 1
+
+    async def let_be(self, cache: Cache) -> bool:
+        """Whether what is cached outlives the next looks."""
+        await put(cache)
+        last = self.count + 3
+        await until(lambda: self.count >= last)
+        return await cache.get("o", 1, tenant_id="acme") == "old"
+
+
+async def lived_through(database: str, redis_url: str, table: str, story: list[str], rules: Rules | None = None) -> int:
+    """How many dead letters there are once a worker has come back that was away while this happened, and has let go of
+    row 1 of a cache."""
+    await tell(database, table.split(";"))
+    async with running(worker(database, redis_url, rules)):
+        pass
+    async with Cache(quick(redis_url)) as cache:
+        await put(cache)
+        await tell(database, story)
+        async with running(one := worker(database, redis_url, rules)):
+            await gone(cache)
+            looks = Looks(one)
+            await until(lambda: looks.let_be(cache))  # it is made up for, and then no more
+            assert one.health.ready
+    return int(await fetched(database, "SELECT count(*) FROM cachebus_cdc_dead"))

@@ -30,10 +30,11 @@ class Known(NamedTuple):
     """By OID, the names that a table has had: rules for them apply to it, whatever a change calls it."""
     partitioned: frozenset[Place] = frozenset()
     """An update that moves a row to another partition is told as a delete and an insert."""
-    full: frozenset[int] = frozenset()
-    """The OIDs of those that have REPLICA IDENTITY FULL."""
+    keys: Mapping[int, frozenset[str]] = {}
+    """By OID, the columns that are told of old rows."""
     uneven: frozenset[int] = frozenset()
-    """The OIDs of those of them of which a partition has less: a null in an old row may stand for what is not told."""
+    """The OIDs of those with REPLICA IDENTITY FULL of which a partition has less: a null in an old row may stand for
+    what is not told."""
 
 
 class Table(NamedTuple):
@@ -47,8 +48,8 @@ class Table(NamedTuple):
     """The columns that they look at."""
     place: Place = ("", "")
     """Its schema and name, as the database has them now."""
-    is_full: bool = False
-    """Whether old rows are whole, as the database says."""
+    key: frozenset[str] = frozenset()
+    """The columns that are told of old rows, as the database says."""
     is_uneven: bool = False
     """See `Known.uneven`."""
 
@@ -102,7 +103,7 @@ class Router:
             tuple(meant),
             frozenset[str]().union(*(one.watched for one in meant)),
             own[0] if own else (schema, table),
-            oid in known.full,
+            known.keys.get(oid, frozenset()),
             oid in known.uneven,
         )
 

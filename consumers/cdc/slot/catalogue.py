@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 _KEY: Final = """i.indisvalid AND i.indimmediate
   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END"""
 """SQL: whether an index of a table `c` identifies old rows. A deferrable index does not."""
+_IN_KEY: Final = "a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])"
+"""SQL: whether a column is told of them. Those that the index only includes are not."""
 IDENTIFIED: Final = f"""
 (c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND {_KEY}))
 """
@@ -43,7 +45,7 @@ SELECT c.oid::bigint, n.nspname AS schema, c.relname AS name, c.relreplident::te
        array_agg(a.attname::text ORDER BY a.attnum) AS columns,
        array_agg(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE a.atttypid END ORDER BY a.attnum) AS types,
        array_agg(a.attgenerated <> '' ORDER BY a.attnum) AS generated,
-       array_agg(coalesce(a.attnum = ANY (i.indkey), false) ORDER BY a.attnum) AS in_key
+       array_agg(coalesce({_IN_KEY}, false) ORDER BY a.attnum) AS in_key
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
@@ -58,22 +60,43 @@ GROUP BY c.oid, n.nspname, c.relname, c.relreplident, c.relkind, c.relpersistenc
 ORDER BY 2, 3
 """
 LEAVES: Final = f"""
-SELECT root.oid::bigint AS root, leaf.oid::bigint AS oid, n.nspname AS schema, leaf.relname AS name,
-       leaf.relreplident::text AS identity, leaf.relfilenode::bigint AS file, leaf.xmin::text AS version,
-       leaf.relkind = 'p' AS is_branch,
-       leaf.relkind = 'f' AS is_foreign, leaf.relpersistence = 'u' AS is_unlogged,
-       CASE WHEN leaf.relkind <> 'r' OR leaf.oid IN (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock')
-         THEN leaf.relkind = 'p' ELSE pg_relation_size(leaf.oid) = 0 END AS is_empty
+SELECT root.oid::bigint AS root, c.oid::bigint AS oid, n.nspname AS schema, c.relname AS name,
+       c.relreplident::text AS identity, c.relfilenode::bigint AS file, c.xmin::text AS version,
+       c.relkind = 'p' AS is_branch,
+       (SELECT bool_or(inhdetachpending) FROM pg_inherits WHERE inhrelid = c.oid) AS is_going,
+       (SELECT md5(string_agg(attnum || ' ' || xmin, ',' ORDER BY attnum)) FROM pg_attribute
+        WHERE attrelid = c.oid AND attnum > 0) AS definition,
+       array(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND {_IN_KEY}
+             WHERE i.indrelid = c.oid AND {_KEY}) AS key,
+       (SELECT string_agg(i.indexrelid || ':' || i.xmin, ',') FROM pg_index i
+        WHERE i.indrelid = c.oid AND {_KEY}) AS key_version,
+       c.relkind = 'f' AS is_foreign, c.relpersistence = 'u' AS is_unlogged,
+       CASE WHEN c.relkind <> 'r' OR c.oid IN (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock')
+         THEN c.relkind = 'p' ELSE pg_relation_size(c.oid) = 0 END AS is_empty
 FROM unnest($1::bigint[]) AS given
 JOIN pg_class root ON root.oid::bigint = given
 CROSS JOIN LATERAL {tree_of("root.oid")} AS part
-JOIN pg_class leaf ON leaf.oid = part.relid AND leaf.relkind IN ('r', 'f', 'p') AND leaf.relispartition
-JOIN pg_namespace n ON n.oid = leaf.relnamespace
+JOIN pg_class c ON c.oid = part.relid AND c.relkind IN ('r', 'f', 'p') AND c.relispartition
+JOIN pg_namespace n ON n.oid = c.relnamespace
 ORDER BY 3, 4
 """
-ENUMS: Final = """
-SELECT enumtypid::bigint AS type, oid::text, xmin::text AS version FROM pg_enum WHERE enumtypid = ANY ($1::bigint[])
+TYPES: Final = f"""
+WITH RECURSIVE within (table_oid, type) AS (
+  SELECT attrelid, atttypid FROM pg_attribute
+  WHERE attrelid::bigint = ANY ($1::bigint[]) AND attnum > 0 AND NOT attisdropped AND atttypid >= {FIRST_OWN_TYPE}
+  UNION SELECT w.table_oid, part.type FROM within w JOIN pg_type t ON t.oid = w.type CROSS JOIN LATERAL (
+    SELECT t.typbasetype UNION ALL SELECT t.typelem
+    UNION ALL SELECT atttypid FROM pg_attribute WHERE attrelid = t.typrelid AND attnum > 0 AND NOT attisdropped
+    UNION ALL SELECT rngsubtype FROM pg_range WHERE t.oid IN (rngtypid, rngmultitypid)) AS part (type)
+  WHERE part.type >= {FIRST_OWN_TYPE})
+SELECT w.table_oid::bigint, e.oid::text AS part, e.xmin::text AS version
+FROM within w JOIN pg_enum e ON e.enumtypid = w.type
+UNION ALL
+SELECT w.table_oid::bigint, t.oid::text, md5(string_agg(a.attnum || ' ' || a.xmin, ',' ORDER BY a.attnum))
+FROM within w JOIN pg_type t ON t.oid = w.type JOIN pg_attribute a ON a.attrelid = t.typrelid AND a.attnum > 0
+GROUP BY w.table_oid, t.oid
 """
+"""What the tables' columns are made of: the values of enums, and composite types, within domains, arrays and ranges."""
 OTHERS: Final = """
 SELECT n.nspname || '.' || c.relname AS name, c.relkind::text AS kind, c.relispartition AS is_partition
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname || '.' || c.relname = ANY ($1)
@@ -94,6 +117,14 @@ class Leaf:
     version: str
     """Of its row in the catalogue. It changes as it is truncated, detached, attached, or identified otherwise."""
     is_empty: bool
+    key: Sequence[str] = ()
+    """The columns that PostgreSQL sends of an old row, where that is not all."""
+    key_version: str | None = None
+    """Of the index that they are of."""
+    definition: str = ""
+    """A hash of its columns, which may be altered by themselves."""
+    is_going: bool = False
+    """Whether DETACH CONCURRENTLY has taken its rows from readers of the whole, and is not done yet."""
     is_foreign: bool = False
     is_unlogged: bool = False
 
@@ -105,7 +136,7 @@ class Leaf:
     @property
     def mark(self) -> str:
         """What it is known by. It changes with anything by which changes may have been missed."""
-        return f"{self.file}/{self.version}"
+        return f"{self.file}/{self.version}/{self.key_version}/{self.definition}/{self.is_going}"
 
     @property
     def is_untouched(self) -> bool:
@@ -128,9 +159,9 @@ class Table:
     identified: bool
     """Whether PostgreSQL allows updates and deletes of its rows once it is published. For a partitioned table, that
     includes partitions that are made later: they inherit a primary key, but no REPLICA IDENTITY."""
-    enums: dict[str, str] = field(default_factory=dict)
-    """By OID, the version of each value of its columns' enums. It changes if the value is renamed, which changes rows
-    that have it."""
+    types: dict[str, str] = field(default_factory=dict)
+    """By OID, the version of each value of its columns' enums, and of each composite type. It changes if that is
+    renamed or altered, which changes rows that have it."""
     definition: str = ""
     """A hash of its columns. It changes if they are altered, which may change all rows."""
     partitioned: bool = False
@@ -154,8 +185,14 @@ class Table:
 
     @property
     def lesser(self) -> list[Leaf]:
-        """The partitions of which old rows have fewer columns than its own have."""
-        return [leaf for leaf in self.leaves if not leaf.is_foreign and leaf.identity not in (self.identity, "f")]
+        """The partitions of which old rows lack columns that its own have."""
+        of = [leaf for leaf in self.leaves if not leaf.is_foreign and leaf.identity != "f"]
+        return of if self.identity == "f" else [leaf for leaf in of if not self.key.issubset(leaf.key)]
+
+    @property
+    def told_by(self) -> str:
+        """What old rows are told by."""
+        return self.identity if self.identity == "f" else f"{self.identity}: {_listed(self.key)}"
 
     @property
     def is_told(self) -> bool:
@@ -186,18 +223,14 @@ async def tables_of(connection: asyncpg.Connection, rules: Sequence[Rule]) -> li
             of = {name: value for name, value in row.items() if name not in ("root", "is_branch")}
             root = partitioned[row["root"]]
             (root.branches if row["is_branch"] else root.leaves).append(Leaf(**of))
-    await _add_enums(connection, found)
+    await _add_types(connection, found)
     return found
 
 
-async def _add_enums(connection: asyncpg.Connection, tables: Sequence[Table]) -> None:
-    own = {oid for table in tables for oid in table.columns.values() if oid >= FIRST_OWN_TYPE}
-    values: dict[int, dict[str, str]] = defaultdict(dict)
-    for row in await connection.fetch(ENUMS, sorted(own)) if own else ():
-        values[row["type"]][row["oid"]] = row["version"]
-    for table in tables:
-        for oid in values.keys() & table.columns.values():
-            table.enums.update(values[oid])
+async def _add_types(connection: asyncpg.Connection, tables: Sequence[Table]) -> None:
+    there = {table.oid: table for table in tables}
+    for row in await connection.fetch(TYPES, list(there)):
+        there[row["table_oid"]].types[row["part"]] = row["version"]
 
 
 def kin_of(tables: Sequence[Table]) -> dict[Place, tuple[Place, ...]]:

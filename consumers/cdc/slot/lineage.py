@@ -28,7 +28,7 @@ def known_of(tables: Sequence[Table], past: Sequence[Fact] = ()) -> Known:
         dict(kin),
         dict(names),
         frozenset(_place(table) for table in tables if table.partitioned),
-        frozenset(table.oid for table in tables if table.identity == "f"),
+        {table.oid: table.key for table in tables},
         frozenset(table.oid for table in tables if table.identity == "f" and table.lesser),
     )
 

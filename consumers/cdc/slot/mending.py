@@ -28,6 +28,11 @@ BRIEFLY: Final = "SET LOCAL lock_timeout = '1s'"
 """A table's lock is waited for no longer than this: one that is held long, as to create an index, must not hold up
 changes of other tables."""
 
+KNOWN: Final = """
+(SELECT coalesce(jsonb_object_agg(key, value), '{}') FROM jsonb_each($2::jsonb) WHERE tables ? key)
+"""
+"""SQL: of these tables those that are still remembered."""
+
 
 class Mending:
     """The repairs of one worker on one slot. `refused`: SQL that this user may not run, and why."""
@@ -108,13 +113,12 @@ class Mending:
             for one in found.findings
         )
         lost = {one.subject for one in found.findings if one.missed and not one.over}
-        left = {} if everything else {name: mark for name, mark in memory.tables.items() if name not in lost}
+        known = [name for name in memory.tables if everything or name in lost]
         gone_on = found.slot is not None and found.slot.confirmed > memory.lsn
-        if left != memory.tables or (gone_on and memory.whole):
-            memory.tables = left
-            await self._write_tables(connection, left)
-            if gone_on:
-                await self._unwhole(connection)
+        if known:
+            await self._forget_tables(connection, known)
+        if gone_on and memory.whole:
+            await self._unwhole(connection)
 
     async def _slot_anew(self, connection: asyncpg.Connection, found: Standing) -> bool:
         """Create a new slot in place of a lost one. That is remembered until it is made up for."""
@@ -162,10 +166,9 @@ class Mending:
 
     async def keep(self, connection: asyncpg.Connection, found: Standing) -> None:
         """Remember changes of tables by which nothing was missed."""
-        if found.quiet and found.memory is not None:
-            found.memory.tables = {**found.memory.tables, **found.quiet}
-            found.quiet = {}
-            await self._write_tables(connection, found.memory.tables)
+        quiet, found.quiet = found.quiet, {}
+        sql = f"UPDATE {SLOTS} SET tables = tables || {KNOWN} WHERE slot = $1"
+        await storage.change(connection, SLOTS, sql, self._names.slot, storage.as_json(quiet))
 
     def doubt(self, table: str, problem: str) -> None:
         """The slot has told of a table what was not so at any look."""
@@ -182,9 +185,12 @@ class Mending:
     async def keep_doubts(self, connection: asyncpg.Connection) -> None:
         """Store that these tables are to be made up for: they count as if they had never been looked at."""
         new = self.doubts.keys() - self._doubted
-        sql = f"UPDATE {SLOTS} SET tables = tables - $2::text[] WHERE slot = $1"
-        await storage.change(connection, SLOTS, sql, self._names.slot, sorted(new))
+        await self._forget_tables(connection, sorted(new))
         self._doubted |= new
+
+    async def _forget_tables(self, connection: asyncpg.Connection, names: Sequence[str]) -> None:
+        sql = f"UPDATE {SLOTS} SET tables = tables - $2::text[] WHERE slot = $1"
+        await storage.change(connection, SLOTS, sql, self._names.slot, names)
 
     async def _write_tables(self, connection: asyncpg.Connection, tables: dict[str, Any]) -> None:
         tables = {name: mark for name, mark in tables.items() if name not in self.doubts}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.slot.catalogue import IDENTIFIED, Table, quoted
+from cachebus.consumers.cdc.slot.pgoutput import FIRST_OWN_TYPE
 from cachebus.consumers.worker.partitions import tree_of
 from cachebus.consumers.worker.source import Finding
 
@@ -19,25 +19,29 @@ PUBLICATION: Final = """
 SELECT p.oid::bigint, p.xmin::text AS version, p.pubviaroot, p.puballtables,
        p.pubinsert, p.pubupdate, p.pubdelete, p.pubtruncate FROM pg_publication p WHERE p.pubname = $1
 """
-PUBLISHED: Final = """
-SELECT schemaname AS schema, tablename AS name, to_jsonb(t) ->> 'rowfilter' AS filter,
-       (to_jsonb(t) -> 'attnames')::text AS columns
-FROM pg_publication_tables t WHERE pubname = $1
+NAMED: Final = """
+SELECT r.oid::bigint, r.prrelid::bigint AS of,
+       to_jsonb(r) ->> 'prqual' IS NOT NULL AS filtered,
+       (SELECT array_agg(a.attname::text) FROM pg_attribute a
+        WHERE a.attrelid = r.prrelid AND to_jsonb(r) -> 'prattrs' @> to_jsonb(a.attnum)) AS columns
+FROM pg_publication_rel r WHERE r.prpubid = $1
 """
-NAMED: Final = "SELECT oid::bigint, prrelid::bigint AS of FROM pg_publication_rel WHERE prpubid = $1"
+"""The tables that it names. Columns and filters are looked for in JSON: PostgreSQL 14 has none. `pg_publication_tables`
+would wait for a lock of each table: while one is altered, nothing could be looked at."""
 SCHEMAS: Final = """
-SELECT p.oid::bigint, n.nspname AS of FROM pg_publication_namespace p, pg_namespace n
+SELECT p.oid::bigint, n.oid::bigint AS number, n.nspname AS of FROM pg_publication_namespace p, pg_namespace n
 WHERE pnpubid = $1 AND n.oid = pnnspid
 """
 EXPOSED: Final = f"""
-SELECT n.nspname AS schema, c.relname AS name
-FROM pg_publication_tables t
-JOIN pg_namespace ns ON ns.nspname = t.schemaname
-JOIN pg_class whole ON whole.relnamespace = ns.oid AND whole.relname = t.tablename
+SELECT DISTINCT n.nspname AS schema, c.relname AS name
+FROM pg_publication p
+JOIN pg_class whole ON whole.relkind IN ('r', 'p') AND whole.oid >= {FIRST_OWN_TYPE}
+  AND (p.puballtables OR whole.relnamespace::bigint = ANY ($2::bigint[])
+       OR whole.oid IN (SELECT prrelid FROM pg_publication_rel WHERE prpubid = p.oid))
 CROSS JOIN LATERAL {tree_of("whole.oid")} AS part
-JOIN pg_class c ON c.oid = part.relid AND c.relkind = 'r'
+JOIN pg_class c ON c.oid = part.relid AND c.relkind = 'r' AND c.relpersistence = 'p'
 JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE t.pubname = $1 AND NOT {IDENTIFIED} ORDER BY 1, 2 LIMIT 20
+WHERE p.oid = $1 AND NOT {IDENTIFIED} ORDER BY 1, 2 LIMIT 20
 """
 SCHEMAS_SINCE: Final = 15
 WITH_ROOT: Final = "WITH (publish_via_partition_root = true)"
@@ -51,9 +55,10 @@ class Publication:
     version: str
     via_root: bool
     operations: frozenset[str]
-    filters: Mapping[tuple[str, str], str | None]
-    """The row filter of each published table."""
-    columns: Mapping[tuple[str, str], frozenset[str] | None]
+    filtered: frozenset[int]
+    """The OIDs of the tables that have a row filter."""
+    columns: Mapping[int, frozenset[str]]
+    """The columns that are published, of the tables that have a column list."""
     named: Mapping[int, int]
     """The number of each table's entry in the publication, which changes if the table is dropped from it and added
     again."""
@@ -65,7 +70,7 @@ class Publication:
 
     def has(self, table: Table) -> bool:
         """Whether this table's changes are published, directly or with its parent."""
-        return (table.schema, table.name) in self.filters or table.oid in self.named or table.schema in self.schemas
+        return self.everything or table.oid in self.named or table.schema in self.schemas
 
     def mark(self, table: Table) -> str:
         """What the table and its publication are known by. It changes with anything by which changes may have been
@@ -79,31 +84,26 @@ async def look(connection: asyncpg.Connection, name: str) -> Publication | None:
     row = await connection.fetchrow(PUBLICATION, name)
     if row is None:
         return None
-    there = await connection.fetch(PUBLISHED, name)
     named = await connection.fetch(NAMED, row["oid"])
     schemas = []
     if connection.get_server_version().major >= SCHEMAS_SINCE:
         schemas = await connection.fetch(SCHEMAS, row["oid"])
     operations = frozenset(one for one in ("insert", "update", "delete", "truncate") if row[f"pub{one}"])
     refuses = not operations.isdisjoint({"update", "delete"})
-    exposed = await connection.fetch(EXPOSED, name) if refuses else []
+    numbers = [one["number"] for one in schemas]
+    exposed = await connection.fetch(EXPOSED, row["oid"], numbers) if refuses else []
     return Publication(
         row["oid"],
         row["version"],
         row["pubviaroot"],
         operations,
-        {(one["schema"], one["name"]): one["filter"] for one in there},
-        {(one["schema"], one["name"]): _columns(one["columns"]) for one in there},
+        frozenset(one["of"] for one in named if one["filtered"]),
+        {one["of"]: frozenset(one["columns"]) for one in named if one["columns"] is not None},
         {one["of"]: one["oid"] for one in named},
         {one["of"]: one["oid"] for one in schemas},
         row["puballtables"],
         [(one["schema"], one["name"]) for one in exposed],
     )
-
-
-def _columns(told: str | None) -> frozenset[str] | None:
-    names = None if told is None else json.loads(told)
-    return None if names is None else frozenset(names)
 
 
 class Published:
@@ -157,15 +157,15 @@ class Published:
         return Finding("publication", self._name, "; ".join(problems), remedy, missed=True)
 
     def _of_table(self, found: Publication, table: Table, refused: Mapping[str, str]) -> list[Finding]:
-        name, place = quoted(self._name), (table.schema, table.name)
+        name = quoted(self._name)
         if not found.has(table):
             return [self._left_out(table, refused)]
         out, back = (f"ALTER PUBLICATION {name} {verb} TABLE ONLY {table.sql_name}" for verb in ("DROP", "ADD"))
         again = f"BEGIN; {out}; {back}; COMMIT;"
-        if found.filters.get(place):
+        if table.oid in found.filtered:
             said = f"the publication {self._name!r} has a row filter for it: rows beyond it are not told"
             return [Finding("publication", table.full_name, said, again, missed=True)]
-        columns = found.columns.get(place)
+        columns = found.columns.get(table.oid)
         if columns is not None and (missing := sorted((self._needed(table) & table.columns.keys()) - columns)):
             said = f"the publication {self._name!r} leaves out its columns {', '.join(missing)}"
             return [Finding("publication", table.full_name, said, again, missed=True)]

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 CHANGED: Final = (b"U", b"D")
 LESSENED: Final = (
-    "old rows were told with their key alone for a while, though it has REPLICA IDENTITY FULL: it was altered in "
-    "between, and what rules name by other columns is not told"
+    "old rows were told with less than its REPLICA IDENTITY for a while: it was altered in between, and what rules "
+    "name by other columns is not told"
 )
 STAND_BY_S: Final = 0.5
 WAYS: Final = 1000
@@ -62,9 +62,9 @@ class _Way(NamedTuple):
 
 
 def _lacks(relation: Relation, table: Table) -> bool:
-    """Whether old rows are told without what some rule makes names of."""
-    told = {column.name for column in relation.columns if column.key}
-    return relation.identity != "f" and any(not rule.columns <= told for rule in table.rules)
+    """Whether old rows are told without what some rule makes names of, and the looks have."""
+    lost = table.key.difference(column.name for column in relation.columns if column.key)
+    return relation.identity != "f" and any(not lost.isdisjoint(rule.columns) for rule in table.rules)
 
 
 def _changes(told: Told, table: Table, wanted: frozenset[str] | None = None) -> list[RowChange]:
@@ -86,6 +86,10 @@ class SlotSession(Session):
         self._found = Standing()
         self._losses = 0
         """Those that the last look may have seen. What was lost since is not made up for by what it has found."""
+        self._hangs = False
+        """Whether the last look had to be given up, since it waited for somebody."""
+        self._is_outdated = True
+        """Whether the last look was before this worker had the lock: what is remembered may be another's by now."""
         self._ways: dict[int, _Way] = {}
         """By `id` of what a message is about."""
         self._turn = False
@@ -128,7 +132,7 @@ class SlotSession(Session):
     async def _taken(self, limit: int, away: Collection[int]) -> list[Item]:
         self._reader.pause_s = 0.0
         if self._reader.peek is None:
-            if self._found.quiet:
+            if self._found.quiet and not self._is_outdated:
                 async with self._in_beside:
                     await self._source.mending.keep(self._beside, self._found)
             self._turn = not self._turn
@@ -214,7 +218,7 @@ class SlotSession(Session):
             if len(self._ways) >= WAYS:
                 self._ways.clear()
             way = shortcut(table, told.relations[0]) if len(told.relations) == 1 else None
-            lessened = table.is_full and _lacks(told.relations[0], table)
+            lessened = _lacks(told.relations[0], table)
             known = self._ways[id(told.relations)] = _Way(told.relations, table, way, lessened)
         return known
 
@@ -252,8 +256,15 @@ class SlotSession(Session):
     async def look(self) -> Look:
         """See `Session.look`."""
         async with self._in_beside:
-            self._losses = self._source.losses
-            found = self._found = await self._standing()
+            losses, leads = self._source.losses, self._source.leading
+            try:
+                found = self._found = await self._standing()
+                self._losses, self._hangs, self._is_outdated = losses, False, not leads
+            except standing.HANGS:
+                if self._found.needs is None:  # nothing was ever seen
+                    raise
+                found = self._found = self._found.kept()
+                self._hangs = True
             waits = not any(one.subject == HELD for one in found.findings)
             held, oldest_s = await self._held.figures() if waits and found.memory is not None else (0, 0.0)
         findings = list(found.findings)
@@ -274,11 +285,12 @@ class SlotSession(Session):
 
     async def _standing(self) -> Standing:
         source, mending = self._source, self._source.mending
-        swallowing = await mending.look_at_suspects(self._beside)
-        before = standing.Before(
-            source.lineage, source.commits, mending.refused, mending.doubts, source.losses, swallowing
-        )
-        return await standing.look(self._beside, source.router, self._names, before)
+        async with standing.briefly(self._beside):
+            swallowing = await mending.look_at_suspects(self._beside)
+            before = standing.Before(
+                source.lineage, source.commits, mending.refused, mending.doubts, source.losses, swallowing
+            )
+            return await standing.look(self._beside, source.router, self._names, before)
 
     def _others(self, slot: Any) -> list[Finding]:
         """The findings about other sessions that use the slot, or that hold its lock and do not use it."""
@@ -320,19 +332,22 @@ class SlotSession(Session):
     async def mend(self, findings: Sequence[Finding]) -> bool:
         """See `Session.mend`."""
         async with self._reader.lock:
-            if not await self._reader.leads():
+            if self._hangs or not await self._reader.leads():
                 return False
-        made = False
+        made = self._is_outdated
         async with self._in_beside:
-            for _ in range(5):  # one makes the next possible
-                try:
-                    if not await self._source.mending.mend(self._beside, self._found):
-                        break
-                except Swallowed as error:
-                    self._source.mending.suspects.add(error.table)
-                    await self._beside.reload_schema_state()  # prepared under a rule it stays nothing
-                made = True
-                self._found = await self._standing()
+            with suppress(*standing.HANGS):
+                if self._is_outdated:
+                    self._found = await self._standing()
+                for _ in range(5):  # one makes the next possible
+                    try:
+                        if not await self._source.mending.mend(self._beside, self._found):
+                            break
+                    except Swallowed as error:
+                        self._source.mending.suspects.add(error.table)
+                        await self._beside.reload_schema_state()  # prepared under a rule it stays nothing
+                    made = True
+                    self._found = await self._standing()
         return made
 
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
@@ -348,6 +363,6 @@ class SlotSession(Session):
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
         async with self._in_beside:
-            if self._source.leading:
+            if self._source.leading and not self._is_outdated:
                 whole = self._losses == self._source.losses and not self._found.unseen
                 await self._source.mending.made_up(self._beside, self._found, findings, whole=whole)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
+
+import asyncpg
 
 from cachebus.consumers.cdc.rules.router import Place, Router
 from cachebus.consumers.cdc.slot import publication, slot, storage
@@ -13,11 +16,16 @@ from cachebus.consumers.cdc.slot.commits import Commits
 from cachebus.consumers.cdc.slot.lineage import Lineage
 from cachebus.consumers.cdc.slot.publication import Publication, Published
 from cachebus.consumers.cdc.slot.slot import OnLostSlot, Slot
-from cachebus.consumers.cdc.slot.storage import Memory
+from cachebus.consumers.cdc.slot.storage import Memory, as_json
 from cachebus.consumers.worker.source import Finding
 
 if TYPE_CHECKING:
-    import asyncpg
+    from asyncpg import Connection
+
+BRIEFLY: Final = "SET lock_timeout = '1s'; SET statement_timeout = '20s'"
+PATIENTLY: Final = "RESET lock_timeout; SET statement_timeout = 0"
+HANGS: Final = (asyncpg.LockNotAvailableError, asyncpg.QueryCanceledError)
+"""What a look raises that waits for somebody."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +66,26 @@ class Standing:
     quiet: dict[str, Any] = field(default_factory=dict)
     """Those of the tables that are to be remembered anew, though nothing was missed."""
 
+    def kept(self) -> Standing:
+        """The same, once more, as the next look hangs. What was over is not found again by it."""
+        problem = "it can't be looked at whether all is as before: the database's catalogue is locked, or too slow"
+        remedy = "see who blocks: SELECT pid, pg_blocking_pids(pid), query FROM pg_stat_activity;"
+        hangs = Finding("tables", "the catalogue", problem, remedy)
+        lasting = [one for one in self.findings if not one.over and one.problem != problem]
+        return replace(self, findings=[*lasting, hangs])
+
+
+@asynccontextmanager
+async def briefly(connection: Connection) -> AsyncIterator[None]:
+    """Wait for nobody's locks: what hangs raises one of `HANGS`."""
+    await connection.execute(BRIEFLY)
+    try:
+        yield
+    except HANGS:
+        await connection.execute(PATIENTLY)
+        raise
+    await connection.execute(PATIENTLY)
+
 
 @dataclass(frozen=True)
 class Before:
@@ -74,7 +102,7 @@ class Before:
     """Findings about own tables."""
 
 
-async def look(connection: asyncpg.Connection, router: Router, names: Names, before: Before) -> Standing:
+async def look(connection: Connection, router: Router, names: Names, before: Before) -> Standing:
     """Check everything. Raises the driver's errors."""
     found = Standing(doubts=dict(before.doubts))
     await _look_at_slot(connection, names, before, found)
@@ -96,7 +124,7 @@ async def look(connection: asyncpg.Connection, router: Router, names: Names, bef
     return found
 
 
-async def _look_at_slot(connection: asyncpg.Connection, names: Names, before: Before, found: Standing) -> None:
+async def _look_at_slot(connection: Connection, names: Names, before: Before, found: Standing) -> None:
     """The slot, the worker's own tables, and what is remembered in them."""
     level = await connection.fetchval("SELECT current_setting('wal_level')")
     if level != "logical":
@@ -119,9 +147,11 @@ async def _look_at_slot(connection: asyncpg.Connection, names: Names, before: Be
     if level == "logical":
         why = before.refused.get(slot.made_by(names.slot), "")
         found.unseen = await before.commits.are_unseen(connection, before.losses, owed=_is_owed(found))
-        found.findings += slot.slot_findings(
+        told = slot.slot_findings(
             names.slot, found.slot, found.memory, names.namespace, names.on_lost, why, unseen=found.unseen
         )
+        found.findings += (one._replace(state=_losses(found, before.losses)) for one in told if one.missed)
+        found.findings += (one for one in told if not one.missed)
     if found.slot is not None and not any(one.assumption == "slot" for one in found.findings):
         found.findings += await slot.look_at_rights(connection, names.slot)
 
@@ -131,6 +161,12 @@ def _is_owed(found: Standing) -> bool:
     if found.memory is None or found.slot is None:
         return False
     return not found.memory.whole or found.slot.confirmed > found.memory.lsn
+
+
+def _losses(found: Standing, passed: int) -> str:
+    """What tells a loss of the slot from an earlier one. It is not told by how far the worker itself has gone."""
+    is_beyond = found.memory is not None and found.slot is not None and found.slot.confirmed > found.memory.lsn
+    return f"{passed}/{found.slot.confirmed}" if is_beyond and found.slot else str(passed)
 
 
 def _marks(
@@ -143,8 +179,9 @@ def _marks(
         table.full_name: {
             "is": found.mark(table),
             "columns": table.definition,
+            "identity": table.told_by,
             "parts": {str(part.oid): part.mark for part in (*table.leaves, *table.branches)},
-            "enums": table.enums,
+            "types": table.types,
             "of": sorted(".".join(place) for place in kin.get((table.schema, table.name), ())),
         }
         for table in tables
@@ -161,14 +198,14 @@ def _compare(found: Standing, tables: list[Table], known: Mapping[str, Any]) -> 
             continue
         before = known.get(name)
         if problem := _difference(there[name], before, mark):
-            _over(found, name, problem)
+            _over(found, name, problem, as_json(mark))
         elif before != mark:
             found.quiet[name] = mark
     for name in known.keys() - there.keys() - unwell - found.doubts.keys():
         _over(found, name, "it was dropped or renamed")
     missed = {one.subject for one in found.findings if one.assumption == "tables" and one.missed}
     for name in found.doubts.keys() - missed:
-        _over(found, name, found.doubts[name].problem)
+        _over(found, name, found.doubts[name].problem, str(found.doubts[name].count))
 
 
 def _difference(table: Table, before: Mapping[str, Any] | None, mark: Mapping[str, Any]) -> str:
@@ -179,10 +216,12 @@ def _difference(table: Table, before: Mapping[str, Any] | None, mark: Mapping[st
         return "it is another table than before, or its publication is another one"
     if before.get("columns") != mark["columns"]:
         return "its columns were altered: PostgreSQL tells nothing of rows that are rewritten"
+    if before.get("identity") != mark["identity"]:
+        return "its REPLICA IDENTITY is another one: old rows may have been told with less than rules need"
     if before.get("of") != mark["of"]:
         return "it inherits from other tables than before"
-    if _lacks(before.get("enums", {}), mark["enums"]):
-        return "values of an enum were renamed: PostgreSQL tells nothing of rows that have them"
+    if _lacks(before.get("types", {}), mark["types"]):
+        return "types of its columns, or values of enums, were altered: PostgreSQL tells nothing of rows that have them"
     if _lacks(before["parts"], mark["parts"]):
         return "partitions of it were truncated, detached or altered, of which PostgreSQL tells nothing"
     if any(not leaf.is_untouched for leaf in table.leaves if str(leaf.oid) not in before["parts"]):
@@ -195,5 +234,5 @@ def _lacks(before: Mapping[str, str], now: Mapping[str, str]) -> bool:
     return any(now.get(one) != version for one, version in before.items())
 
 
-def _over(found: Standing, name: str, problem: str) -> None:
-    found.findings.append(Finding("tables", name, problem, missed=True, over=True))
+def _over(found: Standing, name: str, problem: str, state: str = "") -> None:
+    found.findings.append(Finding("tables", name, problem, missed=True, over=True, state=state))
