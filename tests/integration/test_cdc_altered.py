@@ -100,3 +100,15 @@ async def test_a_partitions_own_expression_of_a_column_is_made_up_for(database: 
     rule = RULE.format("o", "o").replace('on_truncate = "all"', 'operations = ["insert"]')
     rules = parse_rules(HEAD + rule.replace('replica_identity = "full"', ""))
     await lived_through(database, redis_url, setup, ["ALTER TABLE o1 ALTER v SET EXPRESSION AS (x * 3)"], rules)
+
+
+@pytest.mark.parametrize("name", ['"my.s".o', '"public"."o[1]"'])
+async def test_a_table_whose_name_has_a_dot_or_a_bracket_is_one_like_others(
+    database: str, redis_url: str, name: str
+) -> None:
+    table = f'CREATE SCHEMA "my.s"; CREATE TABLE {name} (id int PRIMARY KEY, tenant_id text, x int)'
+    setup = f"{table}; ALTER TABLE {name} REPLICA IDENTITY FULL; {ROW.replace(' o ', f' {name} ')}"
+    rules = parse_rules(
+        HEAD + RULE.format("o[1]", "o").replace("public.o[1]", "*.o" if "my" in name else "public.o[1]")
+    )
+    await lived_through(database, redis_url, setup, [f"ALTER TABLE {name} ALTER x TYPE text USING x + 1"], rules)

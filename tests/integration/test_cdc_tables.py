@@ -3,6 +3,7 @@ foreign ones, and rows that are rewritten."""
 
 from __future__ import annotations
 
+import asyncpg
 import pytest
 
 from cachebus import Cache
@@ -165,6 +166,35 @@ async def test_a_table_whose_writes_fail_since_others_have_published_it_is_told(
         assert 'ALTER PUBLICATION "cachebus_cdc" DROP TABLE "shop"."log"' in why(one, "publication")
         await tell(database, ["DROP TABLE shop.log"])
         await until(lambda: one.health.ready)
+
+
+@pytest.mark.parametrize(
+    ("identity", "published"),
+    [("FULL", "o (id, tenant_id)"), ("DEFAULT", "o WHERE (x > 0)"), ("USING INDEX by", "o (id, tenant_id)")],
+)
+async def test_a_table_whose_writes_fail_by_its_column_list_or_row_filter_is_told(
+    database: str, redis_url: str, identity: str, published: str
+) -> None:
+    table = [KEYED.format("o").replace("x int", "x int NOT NULL"), "CREATE UNIQUE INDEX by ON o (x)"]
+    await tell(database, [*table, f"ALTER TABLE o REPLICA IDENTITY {identity}", "INSERT INTO o VALUES (1, 'acme', 1)"])
+    await tell(database, [f"CREATE PUBLICATION cachebus_cdc FOR TABLE {published}"])
+    with pytest.raises(asyncpg.PostgresError):
+        await tell(database, ["UPDATE o SET x = 2"])
+    async with at_work(one := worker(database, redis_url, rules(p="public.p"))):
+        await until(lambda: "refuses the application's updates and deletes" in why(one, "publication"))
+        await tell(database, ["ALTER PUBLICATION cachebus_cdc SET TABLE o (id, tenant_id)"])
+        await tell(database, ["ALTER TABLE o REPLICA IDENTITY DEFAULT", "UPDATE o SET x = 2"])
+        await until(lambda: one.health.is_up("publication"))
+
+
+async def test_what_is_missed_is_made_up_for_though_writes_fail_too(database: str, redis_url: str) -> None:
+    await tell(database, [KEYED.format("o"), "ALTER TABLE o REPLICA IDENTITY FULL"])
+    await tell(database, ["CREATE PUBLICATION cachebus_cdc FOR TABLE o (id)"])
+    async with Cache(quick(redis_url)) as cache, at_work(one := worker(database, redis_url, rules(o="public.o"))):
+        await until(lambda: "leaves out its columns tenant_id; the publication" in why(one, "publication"))
+        await put(cache)
+        await tell(database, ["ALTER PUBLICATION cachebus_cdc SET TABLE o"])
+        await gone(cache)
 
 
 CHILD = "CREATE TABLE o_old (PRIMARY KEY (id, tenant_id)) INHERITS (o)"

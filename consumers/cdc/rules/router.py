@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from cachebus.cascade import CascadeTable
@@ -158,7 +158,12 @@ class Router:
 
 def _meant(rule: Rule, schema: str, table: str) -> bool:
     in_schema, _, name = rule.table.partition(".")
-    return fnmatchcase(schema, in_schema) and fnmatchcase(table, name)
+    return _fits(schema, in_schema) and _fits(table, name)
+
+
+def _fits(text: str, pattern: str) -> bool:
+    """Whether a name is what a rule says, in which "*" alone is a sign."""
+    return re.fullmatch(".*".join(map(re.escape, pattern.split("*"))), text, re.DOTALL) is not None
 
 
 def _tenants(rule: Rule, named: Sequence[str]) -> tuple[str | None, ...]:

@@ -112,7 +112,7 @@ class Rule(_InContext):
     @property
     def is_pattern(self) -> bool:
         """Whether its table is a pattern, which several tables may match."""
-        return any(sign in self.table for sign in "*?[")
+        return "*" in self.table
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

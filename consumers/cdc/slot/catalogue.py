@@ -22,13 +22,13 @@ from cachebus.errors import ConfigError
 if TYPE_CHECKING:
     import asyncpg
 
-_KEY: Final = """i.indisvalid AND i.indimmediate
+KEY: Final = """i.indisvalid AND i.indimmediate
   AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END"""
 """SQL: whether an index of a table `c` identifies old rows. A deferrable index does not."""
-_IN_KEY: Final = "a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])"
+IN_KEY: Final = "a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])"
 """SQL: whether a column is told of them. Those that the index only includes are not."""
 IDENTIFIED: Final = f"""
-(c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND {_KEY}))
+(c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND {KEY}))
 """
 """SQL: whether a table `c` allows updates and deletes once it is published."""
 TABLES: Final = f"""
@@ -45,12 +45,12 @@ SELECT c.oid::bigint, n.nspname AS schema, c.relname AS name, c.relreplident::te
        array_agg(a.attname::text ORDER BY a.attnum) AS columns,
        array_agg(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE a.atttypid END ORDER BY a.attnum) AS types,
        array_agg(a.attgenerated <> '' ORDER BY a.attnum) AS generated,
-       array_agg(coalesce({_IN_KEY}, false) ORDER BY a.attnum) AS in_key
+       array_agg(coalesce({IN_KEY}, false) ORDER BY a.attnum) AS in_key
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
 JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 JOIN pg_type t ON t.oid = a.atttypid
-LEFT JOIN pg_index i ON i.indrelid = c.oid AND {_KEY}
+LEFT JOIN pg_index i ON i.indrelid = c.oid AND {KEY}
 WHERE (c.relkind IN ('r', 'p') OR c.relkind = 'f' AND c.oid IN (SELECT child FROM kin))
   AND c.relpersistence <> 't' AND NOT c.relispartition AND n.nspname !~ '^(pg_|information_schema$)'
   AND ($1::text[] IS NULL OR n.nspname || '.' || c.relname = ANY ($1)
@@ -66,10 +66,10 @@ SELECT root.oid::bigint AS root, c.oid::bigint AS oid, n.nspname AS schema, c.re
        (SELECT bool_or(inhdetachpending) FROM pg_inherits WHERE inhrelid = c.oid) AS is_going,
        (SELECT md5(string_agg(attnum || ' ' || xmin, ',' ORDER BY attnum)) FROM pg_attribute
         WHERE attrelid = c.oid AND attnum > 0) AS definition,
-       array(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND {_IN_KEY}
-             WHERE i.indrelid = c.oid AND {_KEY}) AS key,
+       array(SELECT a.attname::text FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND {IN_KEY}
+             WHERE i.indrelid = c.oid AND {KEY}) AS key,
        (SELECT string_agg(i.indexrelid || ':' || i.xmin, ',') FROM pg_index i
-        WHERE i.indrelid = c.oid AND {_KEY}) AS key_version,
+        WHERE i.indrelid = c.oid AND {KEY}) AS key_version,
        c.relkind = 'f' AS is_foreign, c.relpersistence = 'u' AS is_unlogged,
        CASE WHEN c.relkind <> 'r' OR c.oid IN (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock')
          THEN c.relkind = 'p' ELSE pg_relation_size(c.oid) = 0 END AS is_empty

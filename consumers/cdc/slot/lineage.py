@@ -70,9 +70,9 @@ def _facts(tables: Sequence[Table]) -> list[Fact]:
 def _remembered(tables: Mapping[str, Any]) -> list[Fact]:
     facts: list[Fact] = []
     for name, mark in tables.items():
-        place = _split(name)
-        facts.append((int(mark["is"].partition("/")[0]), place))
-        facts += ((place, _split(ancestor)) for ancestor in mark.get("of", ()))
+        for place in places_of(name):
+            facts.append((int(mark["is"].partition("/")[0]), place))
+            facts += ((place, ancestor) for one in mark.get("of", ()) for ancestor in places_of(one))
     return facts
 
 
@@ -80,6 +80,7 @@ def _place(table: Table) -> Place:
     return table.schema, table.name
 
 
-def _split(name: str) -> Place:
-    schema, _, table = name.partition(".")
-    return schema, table
+def places_of(name: str) -> list[Place]:
+    """What "schema.table" may be. It is several where a name has a dot itself: too much rather than too little."""
+    parts = name.split(".")
+    return [(".".join(parts[:at]), ".".join(parts[at:])) for at in range(1, len(parts))]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.slot.catalogue import IDENTIFIED, Table, quoted
+from cachebus.consumers.cdc.slot.catalogue import IDENTIFIED, IN_KEY, KEY, Table, quoted
 from cachebus.consumers.cdc.slot.pgoutput import FIRST_OWN_TYPE
 from cachebus.consumers.worker.partitions import tree_of
 from cachebus.consumers.worker.source import Finding
@@ -33,7 +33,7 @@ SELECT p.oid::bigint, n.oid::bigint AS number, n.nspname AS of FROM pg_publicati
 WHERE pnpubid = $1 AND n.oid = pnnspid
 """
 EXPOSED: Final = f"""
-SELECT DISTINCT n.nspname AS schema, c.relname AS name
+SELECT DISTINCT n.nspname AS schema, c.relname AS name, {IDENTIFIED} AS identified
 FROM pg_publication p
 JOIN pg_class whole ON whole.relkind IN ('r', 'p') AND whole.oid >= {FIRST_OWN_TYPE}
   AND (p.puballtables OR whole.relnamespace::bigint = ANY ($2::bigint[])
@@ -41,8 +41,22 @@ JOIN pg_class whole ON whole.relkind IN ('r', 'p') AND whole.oid >= {FIRST_OWN_T
 CROSS JOIN LATERAL {tree_of("whole.oid")} AS part
 JOIN pg_class c ON c.oid = part.relid AND c.relkind = 'r' AND c.relpersistence = 'p'
 JOIN pg_namespace n ON n.oid = c.relnamespace
-WHERE p.oid = $1 AND NOT {IDENTIFIED} ORDER BY 1, 2 LIMIT 20
+LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = whole.oid AND (p.pubviaroot OR c.oid = whole.oid)
+CROSS JOIN LATERAL (SELECT
+  array(SELECT a.attname FROM pg_index i JOIN pg_attribute a ON a.attrelid = c.oid AND {IN_KEY}
+        WHERE i.indrelid = c.oid AND {KEY}) AS key,
+  array(SELECT a.attname FROM pg_attribute a
+        WHERE a.attrelid = whole.oid AND to_jsonb(r) -> 'prattrs' @> to_jsonb(a.attnum)) AS listed,
+  array(SELECT a.attname FROM pg_attribute a
+        JOIN regexp_matches(to_jsonb(r) ->> 'prqual', ':varattno (-?[0-9]+)', 'g') AS of ON a.attnum = of[1]::int
+        WHERE a.attrelid = whole.oid) AS filtered) AS has
+WHERE p.oid = $1 AND (NOT {IDENTIFIED}
+  OR to_jsonb(r) ->> 'prattrs' IS NOT NULL AND (c.relreplident = 'f' OR NOT has.key <@ has.listed)
+  OR c.relreplident <> 'f' AND NOT has.filtered <@ has.key)
+ORDER BY 1, 2 LIMIT 20
 """
+"""Tables whose updates and deletes PostgreSQL refuses: one without an identity, one whose column list has less than its
+identity (with FULL that is any list), and one whose row filter looks at more than that."""
 SCHEMAS_SINCE: Final = 15
 WITH_ROOT: Final = "WITH (publish_via_partition_root = true)"
 
@@ -65,8 +79,8 @@ class Publication:
     schemas: Mapping[str, int]
     everything: bool = False
     """Whether it is FOR ALL TABLES, so also for tables that are made later."""
-    exposed: Sequence[tuple[str, str]] = ()
-    """Published tables without REPLICA IDENTITY: PostgreSQL refuses their updates and deletes."""
+    exposed: Sequence[tuple[str, str, bool]] = ()
+    """Published tables whose updates and deletes PostgreSQL refuses, and whether they have a REPLICA IDENTITY."""
 
     def has(self, table: Table) -> bool:
         """Whether this table's changes are published, directly or with its parent."""
@@ -102,7 +116,7 @@ async def look(connection: asyncpg.Connection, name: str) -> Publication | None:
         {one["of"]: one["oid"] for one in named},
         {one["of"]: one["oid"] for one in schemas},
         row["puballtables"],
-        [(one["schema"], one["name"]) for one in exposed],
+        [(one["schema"], one["name"], one["identified"]) for one in exposed],
     )
 
 
@@ -129,8 +143,12 @@ class Published:
         told = [self._of_all(found)] if self._of_all(found) else []
         for table in self._tables:
             told += self._of_table(found, table, refused)
-        told += self._exposed(found)
-        return [one for one in told if one is not None]
+        by_subject = {one.subject: one for one in told if one is not None}
+        for one in self._exposed(found):
+            also = by_subject.get(one.subject)  # a subject has one finding: this must not hide what is missed
+            problem = one.problem if also is None else f"{also.problem}; {one.problem}"
+            by_subject[one.subject] = one._replace(problem=problem, missed=also is not None and also.missed)
+        return list(by_subject.values())
 
     def warnings(self, found: Publication | None) -> list[str]:
         """What may go wrong later: a new table may fail the application's updates without any warning."""
@@ -199,16 +217,24 @@ class Published:
 
     def _exposed(self, found: Publication) -> Iterator[Finding]:
         ours = {(table.schema, table.name) for table in self._tables}
-        for schema, name in found.exposed:
+        for schema, name, identified in found.exposed:
             sql_name = f"{quoted(schema)}.{quoted(name)}"
-            remedy = f"ALTER TABLE {sql_name} REPLICA IDENTITY FULL;"
-            if (schema, name) not in ours:
-                remedy += f" or, since no rule is for it: ALTER PUBLICATION {quoted(self._name)} DROP TABLE {sql_name};"
+            out = f"ALTER PUBLICATION {quoted(self._name)} DROP TABLE {sql_name};"
+            if identified:
+                lacks = (
+                    "it with a column list that lacks some of its REPLICA IDENTITY, or a row filter by other columns"
+                )
+                remedy = f"BEGIN; {out} {out.replace(' DROP ', ' ADD ')} COMMIT; or another REPLICA IDENTITY"
+            else:
+                lacks = "it, and it has no primary key and no REPLICA IDENTITY"
+                remedy = f"ALTER TABLE {sql_name} REPLICA IDENTITY FULL;"
+                if (schema, name) not in ours:
+                    remedy += f" or, since no rule is for it: {out}"
             yield Finding(
                 "publication",
                 f"{schema}.{name}",
-                f"the publication {self._name!r} has it, and it has no primary key and no REPLICA IDENTITY: PostgreSQL "
-                "refuses the application's updates and deletes of its rows",
+                f"the publication {self._name!r} has {lacks}: PostgreSQL refuses the application's updates and deletes "
+                "of its rows",
                 remedy,
             )
 

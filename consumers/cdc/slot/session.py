@@ -15,6 +15,7 @@ from cachebus.consumers.cdc.rules.router import Table
 from cachebus.consumers.cdc.slot import standing
 from cachebus.consumers.cdc.slot.dead import TableOfDead
 from cachebus.consumers.cdc.slot.held import HeldCommand, HeldCommands, HeldLetter
+from cachebus.consumers.cdc.slot.lineage import places_of
 from cachebus.consumers.cdc.slot.pgoutput import PgOutputError, Relation, Told
 from cachebus.consumers.cdc.slot.reader import IDLE_ADVANCE_BYTES, LEAVE_OUT, TOO_LARGE, SlotReader
 from cachebus.consumers.cdc.slot.shortcut import Shortcut, shortcut
@@ -355,8 +356,8 @@ class SlotSession(Session):
         router = self._source.router
         rules: dict[int, Any] = {}
         for one in findings:
-            schema, _, table = one.subject.partition(".")
-            meant = router.rules_of(schema, table) if table else router.rules.rule
+            places = places_of(one.subject)
+            meant = [rule for place in places for rule in router.rules_of(*place)] if places else router.rules.rule
             rules |= {id(rule): rule for rule in meant}
         return router.missed(rules.values())
 
