@@ -43,7 +43,8 @@ _KEEPER: Final = """\
 SELECT who, ends FROM (
     SELECT format('a transaction of the session %s (%s), begun %s', pid,
             coalesce(nullif(application_name, ''), usename), xact_start::timestamp(0)) AS who,
-        format('SELECT pg_terminate_backend(%s);', pid) AS ends, greatest(age(backend_xid), age(backend_xmin)) AS age
+        format('SELECT pg_terminate_backend(%s);', pid) AS ends, greatest(age(backend_xid), age(backend_xmin)) AS age,
+        xact_start AS begun
     FROM pg_stat_activity
     -- One that has written, and is idle in its transaction, has a backend_xid alone. VACUUM itself keeps nothing.
     WHERE coalesce(backend_xid, backend_xmin) IS NOT NULL AND backend_type = 'client backend'
@@ -51,16 +52,18 @@ SELECT who, ends FROM (
         AND xact_start < statement_timestamp() - make_interval(secs => $1)
     UNION ALL
     SELECT format('the standby of %s (hot_standby_feedback)', coalesce(nullif(application_name, ''), usename)),
-        'end what runs there;', age(backend_xmin)
+        'end what runs there;', age(backend_xmin), NULL
     FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND backend_type = 'walsender'
     UNION ALL
-    SELECT format('the prepared transaction %s', gid), format('ROLLBACK PREPARED %L;', gid), age(transaction)
+    SELECT format('the prepared transaction %s', gid), format('ROLLBACK PREPARED %L;', gid), age(transaction),
+        prepared
     FROM pg_prepared_xacts
     WHERE database = current_database() AND prepared < statement_timestamp() - make_interval(secs => $1)
     UNION ALL
     SELECT format('the replication slot %s', slot_name),
         CASE WHEN active THEN 'end what runs on the standby that uses it;'
             ELSE format('SELECT pg_drop_replication_slot(%L);', slot_name) END,
-        age(xmin)
+        age(xmin), NULL
     FROM pg_replication_slots WHERE xmin IS NOT NULL) AS keepers
-ORDER BY age DESC LIMIT 1"""
+-- A snapshot keeps what the transactions that run as it is taken keep: of equals the first is the cause.
+ORDER BY age DESC, begun NULLS LAST LIMIT 1"""
