@@ -118,9 +118,12 @@ async def test_a_batch_that_never_comes_in_time_is_passed_over(
         ((_, large),) = batches(setup, BATCHES_BYTES)
         await keep(setup, setup.kafka_topic, large)
         await until(lambda: counters.bus_positions_lost == 1, within_s=60.0)
-        await until(lambda: bus.connected)
         _, small = batches(setup, 9_000)[5]
-        await keep(setup, setup.kafka_topic, small)
-        await until(lambda: heard == {5})
+
+        async def heard_again() -> bool:
+            await keep(setup, setup.kafka_topic, small)  # what came before it was at the end again is passed over, too
+            return heard == {5}
+
+        await until(heard_again)
     finally:
         await bus.close()
