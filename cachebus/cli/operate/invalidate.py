@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -19,10 +19,11 @@ from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.errors import CacheBusError, ConfigError
 from cachebus.keys.naming import tenant_of
+from cachebus.keys.plan import Plan
 from cachebus.producers import DirectProducer
 from cachebus.producers.base import Orders
-from cachebus.receipt import Receipt
 from cachebus.settings import Settings
+from cachebus.writing.every_shard import invalidate_in_every_shard
 
 DataType = Annotated[str | None, typer.Argument(metavar="TYPE", help="The data type.", show_default=False)]
 ResourceId = Annotated[
@@ -35,7 +36,6 @@ Everything = Annotated[bool, typer.Option("--everything", help="All of the names
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count the records that it would meet.")]
 
-Call = Callable[[DirectProducer], Awaitable[Receipt]]
 _ONE_OF: Final = (
     "name a TYPE and an ID, a TYPE, --tag, --tenant alone for all of a tenant, TYPE --all-tenants, or --everything"
 )
@@ -71,20 +71,20 @@ class Addressed:
             raise ConfigError(f"nothing to invalidate: {_ONE_OF}")
         return self
 
-    def check(self, orders: Orders) -> None:
-        """Raise what invalidating it would: `InvalidKey`, `TenantRequired`."""
+    def plans(self, settings: Settings) -> list[Plan]:
+        """What invalidating it addresses, by shard; `InvalidKey`, `TenantRequired`."""
+        orders = Orders(settings.shards, default_tenant=settings.default_tenant)
         contexts = [self.contexts.get(name) for name in ("agent", "conv", "coll")]
         if self.everything:
-            return
+            return orders.planner.everything()
         if self.all_tenants:
-            orders.planner.type_of_all_tenants(self.data_type)
-        elif self.tags:
-            orders.tags(self.tags, self.tenant)
-        elif self.data_type is None or self.resource_id is None:
-            orders.scope(self.tenant, self.data_type, *contexts)
-        else:
-            match: ContextMatch = "all" if self.all_contexts else "exact"
-            orders.invalidate(self.data_type, self.resource_id, self.tenant, match, *contexts)
+            return orders.planner.type_of_all_tenants(self.data_type)
+        if self.tags:
+            return [orders.tags(self.tags, self.tenant).plan]
+        if self.data_type is None or self.resource_id is None:
+            return [orders.scope(self.tenant, self.data_type, *contexts).plan]
+        match: ContextMatch = "all" if self.all_contexts else "exact"
+        return [orders.invalidate(self.data_type, self.resource_id, self.tenant, match, *contexts).plan]
 
     def wanted(self, settings: Settings) -> Wanted:
         """The records that it meets."""
@@ -102,21 +102,6 @@ class Addressed:
         what += f" and id {self.resource_id}" if self.resource_id is not None else ""
         whose = "of all tenants" if self.all_tenants else f"of tenant {self.tenant}" if self.tenant is not None else ""
         return " ".join([what, whose, *(f"with {name} {given}" for name, given in self.contexts.items())]).strip()
-
-    async def invalidated_by(self, producer: DirectProducer) -> Receipt:
-        """Invalidate it; what the producer raises."""
-        contexts = [self.contexts.get(name) for name in ("agent", "conv", "coll")]
-        if self.everything:
-            return await producer.clear()
-        if self.all_tenants:
-            return await producer.invalidate_type(str(self.data_type))
-        if self.tags:
-            return await producer.invalidate_tags(self.tags, self.tenant)
-        if self.data_type is None or self.resource_id is None:
-            return await producer.invalidate_scope(self.tenant, self.data_type, *contexts)
-        return await producer.invalidate(
-            self.data_type, self.resource_id, self.tenant, *contexts, contexts="all" if self.all_contexts else "exact"
-        )
 
 
 def invalidate(
@@ -178,7 +163,7 @@ async def _all(settings: Settings) -> int:
 
 async def _counted(settings: Settings, addressed: Addressed) -> str:
     settings = (await layout_of(settings)).over(settings)
-    addressed.check(Orders(settings.shards, default_tenant=settings.default_tenant))
+    addressed.plans(settings)  # raises what the invalidation would
     found = await count(settings, addressed.wanted(settings))
     if not found:
         return await _nothing(settings, addressed)
@@ -190,7 +175,7 @@ async def _done(settings: Settings, addressed: Addressed) -> None:
     """Invalidate, print the receipt, and then say where nobody has what a scope names."""
     settings = (await layout_of(settings)).over(settings)
     async with DirectProducer.open(settings) as producer:
-        receipt = await addressed.invalidated_by(producer)
+        receipt = await invalidate_in_every_shard(addressed.plans(settings), producer.send)
     sys.stdout.write(f"{receipt}\n")
     sys.stdout.flush()
     with suppress(CacheBusError):  # it is done, whether its records may be looked at or not

@@ -13,6 +13,7 @@ import typer
 from cachebus.cascade import WHOLE_SCOPE
 from cachebus.cli.operate.events import Filter, line_of
 from cachebus.cli.operate.layout import layout_of
+from cachebus.cli.operate.look import AsJson
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.errors import ConfigError, L2Unavailable
@@ -33,7 +34,6 @@ Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="In
 Node = Annotated[str | None, typer.Option("--node", metavar="NAME", help="What such a node, producer or worker made.")]
 Since = Annotated[str | None, typer.Option("--since", metavar="AGE", help="Not older than this: 30s, 15m, 6h, 2d.")]
 Limit = Annotated[int, typer.Option("--limit", min=1, help="The newest so many.")]
-AsJson = Annotated[bool, typer.Option("--json", help="A JSON object a line.")]
 AT_ONCE: Final = 1_000
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 _age = re.compile(r"(\d+(?:\.\d+)?)([smhd])").fullmatch
