@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -98,7 +97,7 @@ async def _look(settings: Settings, ids: Ids, search: bool) -> tuple[Seen, str]:
     reads: it is no node, and needs no server that takes writes."""
     settings = (await layout_of(settings)).over(settings)
     key = Naming(Keyspace(settings.shards), settings.default_tenant).key(*ids)
-    async with _asker(settings, key.shard) as asker:
+    async with await _asker(settings, key.shard) as asker:
         seen = [await _seen(asker, settings, level) for level in (key.levels() if search else [key])]
     found = next((one for one in seen if not one.why), seen[0])
     hint = ""
@@ -108,17 +107,12 @@ async def _look(settings: Settings, ids: Ids, search: bool) -> tuple[Seen, str]:
     return found, hint
 
 
-@asynccontextmanager
-async def _asker(settings: Settings, shard: int) -> AsyncIterator[Asker]:
-    """Who asks the shard's primary."""
-    having = [each for each in await primaries_of(settings) if each.shards is None or shard in each.shards]
+async def _asker(settings: Settings, shard: int) -> Asker:
+    """Who asks the shard's primary, to be closed."""
+    having = [each for each in await primaries_of(settings) if each.has(shard)]
     if not having:
         raise L2Unavailable(f"no server has the slot of shard {shard} of {settings.namespace}")
-    asker = await Asker.open(having[0].address, settings.connect_timeout_s)
-    try:
-        yield asker
-    finally:
-        asker.close()
+    return await Asker.open(having[0].address, settings.connect_timeout_s)
 
 
 async def _answer(asker: Asker, *question: str) -> Any:

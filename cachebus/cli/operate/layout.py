@@ -42,13 +42,11 @@ async def layout_of(settings: Settings) -> Layout:
         except L2Unavailable as error:
             troubles.append(str(error))
             continue
-        try:
+        async with asker:
             with suppress(L2Unavailable):  # it was lost: others may tell
                 found = await _told(asker, settings, primary, troubles)
                 if found is not None:
                     return found
-        finally:
-            asker.close()
     if "shards" in settings.model_fields_set:
         return Layout(settings.shards, settings.bus)
     if troubles:

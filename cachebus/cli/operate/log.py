@@ -86,7 +86,7 @@ async def _logged(
     found: list[tuple[int, str]] = []
     troubles: list[str] = []
     for primary in await primaries_of(settings):
-        shards = [shard for shard in some if primary.shards is None or shard in primary.shards]
+        shards = [shard for shard in some if primary.has(shard)]
         if not shards:
             continue
         try:
@@ -94,7 +94,7 @@ async def _logged(
         except L2Unavailable as error:
             troubles.append(str(error))
             continue
-        try:
+        async with asker:
             since_us = 0 if age_s is None else await _now_us(asker) - int(age_s * 1_000_000)
             for shard in shards:
                 kept: deque[tuple[int, str]] = deque(maxlen=limit)
@@ -103,8 +103,6 @@ async def _logged(
                     if at_us >= since_us and (line := line_of(shard, message, wanted, as_json=as_json)):
                         kept.append((at_us, line))
                 found += kept
-        finally:
-            asker.close()
     return [line for _, line in sorted(found)[-limit:]], troubles
 
 

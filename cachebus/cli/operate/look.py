@@ -33,11 +33,8 @@ async def shards_looked_at(settings: Settings) -> list[ShardFacts]:
     """Every shard of the namespace, with the lines of its nodes; `L2Unavailable`."""
     shards: list[ShardFacts] = []
     for primary in await primaries_of(settings):
-        asker = await Asker.open(primary.address, settings.connect_timeout_s)
-        try:
+        async with await Asker.open(primary.address, settings.connect_timeout_s) as asker:
             found = await shards_of(asker, settings, primary.shards)
-        finally:
-            asker.close()
         for shard in found:
             if shard.refused:
                 raise L2Unavailable(f"{primary.address}: {shard.refused}")

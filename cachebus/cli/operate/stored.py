@@ -104,10 +104,9 @@ async def _records(
     first, second = (("*" if part is None else encoded(part).translate(_GLOB)) for part in (tenant, data_type))
     pattern = f"{{{settings.namespace.translate(_GLOB)}:*}}:r:{first}:{second}:*"
     for primary in await primaries_of(settings):
-        if not (tenant is None or primary.shards is None or shard_of(tenant, settings.shards) in primary.shards):
+        if tenant is not None and not primary.has(shard_of(tenant, settings.shards)):
             continue
-        asker = await Asker.open(primary.address, settings.connect_timeout_s)
-        try:
+        async with await Asker.open(primary.address, settings.connect_timeout_s) as asker:
             cursor = b"0"
             while True:
                 reply, refused = await asker.ask("SCAN", cursor, "MATCH", pattern, "COUNT", AT_ONCE)
@@ -117,8 +116,6 @@ async def _records(
                 yield asker, [one for one in map(_parsed, names) if one is not None]
                 if cursor == b"0":
                     break
-        finally:
-            asker.close()
 
 
 def _parsed(raw: bytes) -> Stored | None:

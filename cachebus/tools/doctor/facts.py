@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, Self
 
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import NodeRow
@@ -221,6 +221,12 @@ class Asker:
     def close(self) -> None:
         """Give the connection back."""
         self.connection.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.close()
 
 
 async def asked(whom: Address, *questions: tuple[str, ...]) -> list[tuple[Any, str]]:

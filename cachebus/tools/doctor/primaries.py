@@ -23,6 +23,10 @@ class Primary:
     shards: Sequence[int] | None = None
     watched: Watched = UNWATCHED
 
+    def has(self, shard: int) -> bool:
+        """Whether a shard lies there."""
+        return self.shards is None or shard in self.shards
+
     @property
     def first(self) -> int:
         """A shard that lies there."""
