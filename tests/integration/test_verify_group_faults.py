@@ -11,6 +11,7 @@ import pytest
 from cachebus.base.clock import monotonic
 from cachebus.errors import L2Unavailable
 from cachebus.resp import Address, Connection
+from cachebus.settings import CLUSTER_SHARDS
 from cachebus.tools.harness.proxy import HOST
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_group import ask
@@ -22,6 +23,7 @@ from cachebus.tools.verify.plan import make_plan
 from cachebus.tools.verify.run import Run
 from cachebus.tools.verify.target import testbed as target
 from cachebus.tools.verify.target.group import GroupUnderTest, Kind, grouped
+from cachebus.tools.verify.target.group_watch import GroupWatch
 from cachebus.tools.verify.target.node_proxies import NodeProxies, NodeProxy
 from cachebus.tools.verify.target.testbed import Occurrence, inject
 from tests.support.caches import until
@@ -163,3 +165,55 @@ async def other_than(group: SentinelGroup, old: EmbeddedServer) -> EmbeddedServe
 async def role_of(server: EmbeddedServer, role: bytes) -> bool:
     """Whether a server says that it is this."""
     return (await ask(server, "ROLE"))[0] == role
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_what_a_group_does_by_itself_is_seen_and_told_apart_from_what_faults_do(kind: Kind) -> None:
+    async with staged(kind) as (testbed, group), GroupWatch(group) as watch:
+        names = group.some_shard(occurrence("handover").dice())
+        primary = await group.primary(names)
+        assert primary is not None
+        others = frozenset(range(CLUSTER_SHARDS)) - await group.shards_at(primary)
+        await until(lambda: sum(known.standing is not None for known in watch._known.values()) == len(group.data))
+        await until(lambda: not watch.unprovoked([]) or watch.amiss)
+        before = len(watch.amiss)
+
+        await inject(testbed, occurrence("handover"))
+        await until(lambda: len(watch.amiss) > before)
+        assert not watch.unprovoked([*testbed.done, *watch.amiss[:before]])
+        assert all(seen.shards is not None and not seen.shards & others for seen in watch.amiss[before:])
+
+        primary = await group.primary(names)
+        assert primary is not None
+        died_s = monotonic()
+        primary.kill()  # and no fault tells of it
+        await group.promoted(names, primary)
+        primary.start()
+        await until(lambda: any(seen.until_s > died_s for seen in watch.unprovoked(testbed.done)))
+
+
+class Untold(Run):
+    """A run whose faults nobody writes down: to the judge nothing was ever wrong."""
+
+    async def _inject(self, testbed: target.Testbed, row: list[Occurrence], began_s: float) -> None:
+        for occurrence in row:
+            await asyncio.sleep(began_s + occurrence.at_s - monotonic())
+            await occurrence.fault.act(testbed, occurrence)
+
+
+async def test_a_failover_that_no_fault_made_is_not_held_against_the_cache() -> None:
+    any_binary()
+    plan = make_plan(
+        url=None,
+        seconds=9.0,
+        seed=1,
+        faults=chosen("failover"),
+        nodes=2,
+        bound_s=0.5,
+        rate=300,
+        write_rate=20,
+        kind="sentinel",
+    )
+    verdict = await Untold(plan).verdict()
+    verdict.raise_for_broken()
+    assert verdict.faults.keys() == {"by-itself"}

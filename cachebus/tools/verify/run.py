@@ -27,6 +27,7 @@ from cachebus.tools.verify.fleet.setup import bound_of
 from cachebus.tools.verify.nemesis.faults import FAULTS, possible, schedule
 from cachebus.tools.verify.plan import Plan
 from cachebus.tools.verify.target.broker import Broker, started_broker
+from cachebus.tools.verify.target.group_watch import BY_ITSELF, GroupWatch
 from cachebus.tools.verify.target.node_proxies import NodeProxies, NodeProxy
 from cachebus.tools.verify.target.server import KAFKA, REDIS, ServerUnderTest, standing
 from cachebus.tools.verify.target.testbed import Occurrence, Testbed, inject
@@ -100,10 +101,12 @@ class Run:
             broker = await stack.enter_async_context(started_broker(plan.nodes)) if plan.bus == KAFKA else None
             fleet = await stack.enter_async_context(Fleet(self._jobs(server, proxies, directory, broker), plan.nodes))
             testbed = Testbed(self.largest_bound_s, server, proxies, fleet, broker)
+            watch = None if server.group is None else await stack.enter_async_context(GroupWatch(server.group))
             await self._under_load(testbed)
             states = await self._to_rest(testbed, directory)
             held = await self._held_leases(testbed)
             await fleet.stop()
+            faults = testbed.done if watch is None else [*testbed.done, *watch.unprovoked(testbed.done)]
             with source_of_truth.SourceOfTruth(directory, len(self.items)) as source:
                 versions = list(source.versions)
         ended_s = monotonic()
@@ -112,8 +115,8 @@ class Run:
             self.items,
             {life.name: (life.began_s, min(life.ended_s, ended_s)) for life in fleet.lives},
             [life.tick for life in fleet.lives if life.tick is not None],
-            testbed.done,
-            frozenset(fault.name for fault in FAULTS.values() if fault.ends_leases),
+            faults,
+            frozenset({BY_ITSELF, *(fault.name for fault in FAULTS.values() if fault.ends_leases)}),
             testbed.away,
             plan.bound_s,
             versions,

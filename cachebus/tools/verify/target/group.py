@@ -44,11 +44,14 @@ class GroupUnderTest:
         version: str,
         namespace: str,
         networks: Mapping[int, Proxy],
+        least: int,
     ) -> None:
         self.group: GroupUnderTest | None = self
         self.name = f"{version} {kind}"
         self.label = f"{len(group.servers)} processes of {version} of its own: {kind}"
         self.namespace = namespace
+        self.least = least
+        """How many replicas a primary needs to take writes."""
         self._group = group
         self._networks = networks
         shards = CLUSTER_SHARDS if kind == "cluster" else 1
@@ -293,4 +296,4 @@ async def grouped(kind: Kind, binary: ServerBinary, namespace: str, seed: int) -
         else:
             group = ClusterGroup(binary, replicas=replicas, min_replicas=least, front=front)
         await stack.enter_async_context(group)
-        yield GroupUnderTest(group, kind, binary.name, namespace, networks)
+        yield GroupUnderTest(group, kind, binary.name, namespace, networks, least)
