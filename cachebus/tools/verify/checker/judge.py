@@ -213,7 +213,7 @@ def _rests(case: Judgement, loads: list[Load]) -> None:
     """Rests: no node asks a source again too soon."""
     evidence = case.evidence
     pairs = unexcused(
-        loaded_too_soon(evidence.items, loads),
+        loaded_too_soon(evidence.items, loads, case.lead_s),
         case.history.touching(evidence.items),
         evidence.reload_excuses(),
         evidence.leases_deleted(),

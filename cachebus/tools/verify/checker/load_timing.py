@@ -4,7 +4,7 @@ What is checked, exactly:
 
 1. A read of a type that expires gives a value that some node loaded within that type's life.
 2. A node whose load failed does not load again while the source rests. That holds if a read in between shows that it
-   had something to serve, and if the source answered no other node.
+   had something to serve, and if the source answered no other node, nor had answered one just before.
 3. A node whose load succeeded does not load again before the value's soft expiry.
 
 2 and 3 do not hold where the item was written meanwhile, or the node or the server was impaired.
@@ -77,9 +77,10 @@ class LoadTimes:
         return any(began_s < until_s for _, began_s in ended[place:])
 
 
-def loaded_too_soon(items: Sequence[Item], loads: Iterable[Load]) -> Iterator[tuple[Load, Load]]:
+def loaded_too_soon(items: Sequence[Item], loads: Iterable[Load], fill_s: float) -> Iterator[tuple[Load, Load]]:
     """Pairs of loads of an item by one node, of which the second came before it was due. Where the first one failed,
-    that counts only if the node had something to serve in between: see `served`."""
+    that counts only if the node had something to serve in between: see `served`. `fill_s`: so long after its load a
+    value may come to L2, and to those who have loaded in vain meanwhile."""
     last: dict[tuple[str, int], Load] = {}
     answered: dict[int, float] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
@@ -87,8 +88,8 @@ def loaded_too_soon(items: Sequence[Item], loads: Iterable[Load]) -> Iterator[tu
         last[load.node, load.item] = load
         if load.version:
             answered[load.item] = max(answered_s, load.ended_s)
-        if before is not None and before.version == 0 and answered_s > before.began_s:
-            continue  # the source had answered another node meanwhile
+        if before is not None and before.version == 0 and answered_s > before.began_s - fill_s:
+            continue  # the source has answered another node meanwhile, or what it had answered came to this one then
         if before is None or load.kind != ORDINARY or before.kind != ORDINARY or before.ended_s > load.began_s:
             continue
         data_type = items[load.item].data_type
