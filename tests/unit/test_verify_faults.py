@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,8 @@ from cachebus.tools.harness.frames import Frames, garbled, is_message
 from cachebus.tools.harness.proxy import HOST, Proxy, dialer
 from cachebus.tools.verify.nemesis.faults import FAULTS, chosen, possible, schedule
 from cachebus.tools.verify.nemesis.network_faults import reordering
+from cachebus.tools.verify.target.group_watch import BY_ITSELF, GroupWatch
+from cachebus.tools.verify.target.testbed import Done
 
 SOON_S = 5.0
 SILENCE_S = 0.1
@@ -88,6 +91,26 @@ def test_the_same_seed_makes_the_same_schedule() -> None:
         {occurrence.node for occurrence in of_nodes} == {occurrence.node for occurrence in of_sources} == {1, 2, 3, 4}
     )
     assert {occurrence.node for occurrence in of_servers} == {occurrence.node for occurrence in of_brokers} == {0}
+
+
+# -- what a group does by itself -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fault", "explains"),
+    [
+        (Done("failover", 0, 1.0, 3.0), True),
+        (Done("failover", 0, 1.0, 3.0, frozenset({1, 2})), True),
+        (Done("failover", 0, 1.0, 3.0, frozenset({2})), False),  # of another primary
+        (Done("failover", 0, 1.0, 1.5), False),  # it goes on for long
+        (Done("failover", 0, 2.1, 3.0), False),  # it was there before
+        (Done("kill", 1, 1.0, 3.0), False),  # of a node
+    ],
+)
+def test_what_servers_do_by_themselves_is_what_no_fault_explains(fault: Done, explains: bool) -> None:
+    nothing: Any = None
+    seen = Done(BY_ITSELF, 0, 2.0, 2.9, frozenset({1}))
+    assert GroupWatch(nothing, [seen]).unprovoked([fault]) == ([] if explains else [seen])
 
 
 # -- frames --------------------------------------------------------------------------------------------------

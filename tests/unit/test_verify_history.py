@@ -462,6 +462,19 @@ async def test_two_loads_are_told_with_what_was_around_them_however_much_that_wa
     assert sum("got no answer from L2" in line for line in finding.story) == LINES_MAX - 1
 
 
+async def test_what_goes_on_is_told_in_one_line(past: Past) -> None:
+    past.away = [(104.0, 109.0)]
+    past.loaded("1.1", 6.0, 6.1)
+    past.loaded("1.1", 6.5, 6.6)
+    for at_s in (106.0, 106.125, 106.25, 106.5):
+        past.note("1.1", "disturbances", L2_FAILED, at_s, at_s + 0.125)
+        past.note("1.1", "disturbances", STALLED, at_s, at_s + 0.0625)
+    (finding,) = (await past.verdict()).broken
+    told = [line.strip() for line in finding.story if "got no answer" in line]
+    spans = [("+0.000", "+0.375"), ("+0.500", "+0.625")]
+    assert told == [f"{from_s} s node 1.1 got no answer from L2, until {until_s} s" for from_s, until_s in spans]
+
+
 def _by_write(past: Past) -> None:
     past.wrote("1.1", 2, 6.1, 6.2)
 

@@ -97,7 +97,7 @@ class Explainer:
         applied = [entry for entry in self.applied(node) if since_s <= entry[2] <= before_s]
         for epoch, seq, at_s in applied[:1] + applied[1:][-1:]:  # what lies between explains nothing
             yield at_s, 0.0, f"node {node} has applied {epoch:016x}.{seq}"
-        for kind, from_s, until_s in self.disturbances(node):
+        for kind, from_s, until_s in _joined(self.disturbances(node)):
             if kind != LATE and from_s <= before_s and until_s >= since_s:
                 yield from_s, until_s, f"node {node} {DISTURBANCES[kind]}"
 
@@ -127,6 +127,19 @@ class Explainer:
         if epoch != write.epoch:
             return f"{told}: another epoch than the write's"
         return f"{told}: " + ("the write too" if seq >= write.seq else f"{write.seq - seq} short of the write")
+
+
+def _joined(spans: Sequence[tuple[int, float, float]]) -> Iterator[tuple[int, float, float]]:
+    """Those of one kind that follow each other at once, as one."""
+    open_by_kind = dict[int, tuple[float, float]]()
+    for kind, from_s, until_s in spans:
+        since_s, last_s = open_by_kind.get(kind, (from_s, from_s))
+        if from_s > last_s:
+            yield kind, since_s, last_s
+            since_s = from_s
+        open_by_kind[kind] = since_s, until_s
+    for kind, (since_s, last_s) in open_by_kind.items():
+        yield kind, since_s, last_s
 
 
 def _wrote(write: Write, item: Item) -> str:

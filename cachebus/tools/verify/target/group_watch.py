@@ -128,11 +128,17 @@ class GroupWatch:
         return Standing(facts["role"], facts["master_replid"], int(facts["sync_full"]), writes)
 
     def unprovoked(self, injected: Iterable[Done]) -> list[Done]:
-        """Whatever was amiss, but for what lies within a fault of the servers."""
+        """Whatever was amiss, but for what a fault of the same servers explains."""
         faults = [done for done in injected if not done.node]
         still = [known for known in self._known.values() if known.shards is not None]
         return [
             seen
             for seen in (*self.amiss, *(self._amiss(known) for known in still))
-            if not any(done.from_s <= seen.from_s and seen.until_s <= done.until_s + AFTER_S for done in faults)
+            if not any(_explains(done, seen) for done in faults)
         ]
+
+
+def _explains(fault: Done, seen: Done) -> bool:
+    if fault.from_s > seen.from_s or seen.until_s > fault.until_s + AFTER_S:
+        return False
+    return fault.shards is None or (seen.shards is not None and seen.shards <= fault.shards)
