@@ -23,6 +23,8 @@ from cachebus.bus.kafka import sender
 from cachebus.bus.kafka.brokers import Brokers
 from cachebus.bus.kafka.bus import KafkaBus
 from cachebus.bus.kafka.client import kafka_access
+from cachebus.bus.kafka.ear import Ear
+from cachebus.bus.kafka.ears import KafkaEars
 from cachebus.bus.kafka.envelope import Envelope
 from cachebus.bus.kafka.inflating import MOST_BYTES
 from cachebus.bus.kafka.reach import Reach
@@ -122,6 +124,49 @@ async def test_compressed_events_are_heard(setup: Settings, codec: int) -> None:
         await send(setup, batch_of(codec, *values, key=key))
         await until(lambda: len(heard) == len(values))
         assert heard == values
+
+
+async def test_a_partition_with_a_flood_to_read_keeps_no_other_of_its_leader_waiting(
+    setup: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, over = KafkaEars._read, asyncio.Event()
+
+    async def long(ears: KafkaEars, ear: Ear, *what: Any) -> None:
+        if ear.number == 0:
+            await over.wait()
+        await read(ears, ear, *what)
+
+    monkeypatch.setattr(KafkaEars, "_read", long)
+    two = setup.model_copy(update={"kafka_partitions": 2, "shards": 2})
+    async with opened(two) as (bus, heard):
+        await bus.publish(0, event(1))
+        await until(lambda: any(ear.reading for ear in ears_of(bus)))
+        for seq in range(2, 12):
+            await bus.publish(1, event(seq))
+            await until(lambda seq=seq: len(heard) == seq - 1)
+        await bus.publish(0, event(12))
+        over.set()
+        await until(lambda: len(heard) == 12)
+        assert [events.position_of(message)[1] for message in heard] == [*range(2, 12), 1, 12]
+
+
+async def test_closing_ends_what_is_read_still(setup: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(KafkaEars, "_read", never)
+    async with opened(setup) as (bus, _):
+        await bus.publish(0, event(1))
+        await until(lambda: any(ear.reading for ear in ears_of(bus)))
+        (reading,) = [ear.reading for ear in ears_of(bus)]
+    assert reading is not None
+    assert reading.cancelled()
+
+
+def ears_of(bus: KafkaBus) -> list[Ear]:
+    """One for each partition."""
+    assert bus._ears is not None
+    return bus._ears._ears
 
 
 async def test_what_is_too_large_together_goes_in_parts(setup: Settings) -> None:

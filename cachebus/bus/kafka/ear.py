@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from cachebus.base.backoff import Attempts
 from cachebus.bus.kafka.connection import Address
 from cachebus.bus.kafka.reach import Reach
@@ -19,3 +21,5 @@ class Ear:
         self.placed = False
         """Whether its leader has that offset."""
         self.leader: Address | None = None
+        self.reading: asyncio.Task[None] | None = None
+        """Reads what came of it; it is not fetched before that has ended."""

@@ -1,7 +1,7 @@
 """Events coming in from Kafka: each partition of the topic on its own, from its end at the moment of the start.
 
-A leader's partitions are read over one connection, by one task. What befalls a leader, or one of its partitions, makes
-the others neither deaf nor late.
+A leader's partitions are fetched over one connection, by one task. What befalls a leader, or one of its partitions,
+makes the others neither deaf nor late: one with a flood to read is left out until it has read what came.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from cachebus.resp import ended
 
 FETCH_WAIT_S: Final = 0.25
 """How long a broker that has nothing new holds its answer. So often we hear that it is alive."""
+PATIENCE_S: Final = 0.01
+"""So long the next fetch waits for partitions that still read what came of the last one."""
 MOST_AT_ONCE: Final = 500
 MOST_BEHIND: Final = 10_000
 """So many messages a partition that is back may be ahead of where it was lost. Where it is further, or has fewer than
@@ -52,6 +54,7 @@ class KafkaEars:
         self._ears: list[Ear] = []
         self._hearing: dict[Address, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
+        self._reading: set[asyncio.Task[None]] = set()
         self.opened = 0
         """How many connections there have been."""
 
@@ -84,6 +87,7 @@ class KafkaEars:
                 ear.reach.lost(f"{self._access.topic} has other partitions")
                 ear.placed = False
         for ear in self._ears[wanted:]:
+            ear.leader = None
             ear.reach.end(f"{self._access.topic} has fewer partitions")
         del self._ears[wanted:]
         while len(self._ears) < wanted:
@@ -119,9 +123,9 @@ class KafkaEars:
         try:
             while True:
                 ears = self._of(connection.address)
-                due = [ear for ear in ears if not ear.attempts.wait_s]
+                due = [ear for ear in ears if not ear.attempts.wait_s and not ear.reading]
                 if not due:
-                    await asyncio.sleep(min((ear.attempts.wait_s for ear in ears), default=FETCH_WAIT_S))
+                    await _first(ears)
                 if lost := [ear for ear in due if not ear.placed]:
                     await self._place(connection, lost)
                 if placed := [ear for ear in due if ear.placed]:
@@ -166,6 +170,7 @@ class KafkaEars:
             portion.late(len(ears))
             raise
         portion.came(self._clock() - began_s, patience_s)
+        reading = list[asyncio.Task[None]]()
         for ear, code, *_, data in self._answers(connection, answer):
             if ear.position != asked.get(ear.number):
                 continue
@@ -176,7 +181,13 @@ class KafkaEars:
                 self._refused(ear, code)
             else:
                 ear.attempts.succeeded()
-                await self._read(ear, connection.address, data)
+                if data:
+                    ear.reading = asyncio.create_task(self._read(ear, connection.address, data))
+                    ear.reading.add_done_callback(self._reading.discard)
+                    reading.append(ear.reading)
+        if reading:
+            self._reading.update(reading)
+            await asyncio.wait(reading, timeout=PATIENCE_S)
 
     def _answers(self, connection: KafkaConnection, answer: Any) -> list[tuple[Any, ...]]:
         """What a leader says of its partitions: each that is still its own, with the rest."""
@@ -207,7 +218,7 @@ class KafkaEars:
         """Take the messages, until the partition lies elsewhere."""
         try:
             turn = 0
-            for raw in batches_in(data or b""):
+            for raw in batches_in(data):
                 next_offset, messages = opened(raw)
                 weight = MOST_AT_ONCE if codec_of(raw) else 1
                 while True:
@@ -230,6 +241,8 @@ class KafkaEars:
             ear.attempts.over()
             ear.reach.lost(error)
             logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
+        finally:
+            ear.reading = None
 
     def _next(self, ear: Ear, messages: Iterator[Any]) -> Any:
         """None at the end. A message that can't be read, and those of its batch behind it, are passed over, and
@@ -245,7 +258,16 @@ class KafkaEars:
     async def close(self) -> None:
         """Stop listening; what comes next is the end, when it is begun again."""
         hearing, self._hearing = list(self._hearing.values()), {}
-        await ended(*hearing, *self._ending)
+        await ended(*hearing, *self._ending, *self._reading)
         for ear in self._ears:
             ear.reach.lost("it was closed")
         self._ears = []
+
+
+async def _first(ears: list[Ear]) -> None:
+    """Until one of them may be due."""
+    wait_s = min((ear.attempts.wait_s for ear in ears if not ear.reading), default=FETCH_WAIT_S)
+    if reading := [ear.reading for ear in ears if ear.reading]:
+        await asyncio.wait(reading, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+    else:
+        await asyncio.sleep(wait_s)
