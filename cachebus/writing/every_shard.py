@@ -15,13 +15,13 @@ Invalidate = Callable[[Plan], Awaitable[Receipt]]
 async def invalidate_in_every_shard(plans: Sequence[Plan], invalidate: Invalidate) -> Receipt:
     """Apply the plan of each shard; the shards do not wait for each other.
 
-    Returns the receipt for all. Raises `InvalidationFailed` once all have been tried where any failed: its `receipt` is
-    that of the others, if there are any.
+    Returns the receipt for all. Once all have been tried, raises `InvalidationFailed` where any failed, whatever failed
+    it: its `receipt` is that of the others. Where none succeeded, raises the first shard's error as it is.
     """
     answers = await asyncio.gather(*map(invalidate, plans), return_exceptions=True)
     failed, first = [], None
     for plan, answer in zip(plans, answers, strict=True):
-        if isinstance(answer, InvalidationFailed):
+        if isinstance(answer, Exception):
             failed.append(plan.shard)
             first = first or answer
         elif isinstance(answer, BaseException):

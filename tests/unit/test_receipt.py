@@ -7,7 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus.core.ports import Position
+from cachebus.errors import InvalidationFailed, L2Unavailable, ProtocolMismatch
+from cachebus.keys.plan import Plan
 from cachebus.receipt import NOTHING_DONE, Receipt, joined, position_of
+from cachebus.writing.every_shard import invalidate_in_every_shard
 
 receipts = st.builds(
     Receipt, st.integers(0, 99_999), st.text("0123456789abcdef", min_size=16, max_size=16), st.integers(0, 10**16 - 1)
@@ -108,3 +111,23 @@ def test_it_can_not_be_changed() -> None:
 def test_nothing_done_stored_nothing() -> None:
     assert not NOTHING_DONE.stored
     assert Receipt.parse(str(NOTHING_DONE)).seq == 0
+
+
+@pytest.mark.parametrize(
+    "error", [InvalidationFailed("gone"), L2Unavailable("away"), ProtocolMismatch("other"), OSError()]
+)
+async def test_whatever_fails_one_shard_the_receipts_of_the_others_are_kept(error: Exception) -> None:
+    async def apply(plan: Plan) -> Receipt:
+        if plan.shard in failing:
+            raise error
+        return Receipt(plan.shard, "a" * 16, 7)
+
+    failing = {1}
+    with pytest.raises(InvalidationFailed) as raised:
+        await invalidate_in_every_shard([Plan(0), Plan(1), Plan(2)], apply)
+    assert str(raised.value.receipt) == f"0.{'a' * 16}.7,2.{'a' * 16}.7,1.failed"
+    assert raised.value.__cause__ is error
+    failing = {0, 1, 2}
+    with pytest.raises(type(error)) as raised_all:
+        await invalidate_in_every_shard([Plan(0), Plan(1), Plan(2)], apply)
+    assert raised_all.value is error
