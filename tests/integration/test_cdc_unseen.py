@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 
 from cachebus.consumers.cdc.slot import session
+from cachebus.consumers.cdc.slot.peek import Peek
 from cachebus.consumers.worker import watcher
 from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
@@ -173,3 +175,25 @@ async def test_one_of_a_table_that_no_rule_is_for_keeps_nothing(alone: str, redi
         await tell(alone, [ORDER.format(1)])
         await until(lambda: fetched(alone, CONFIRMED, here))
         assert one.health.ready
+
+
+async def test_what_goes_on_behind_it_is_read_a_few_times_over_and_not_once_a_batch(
+    alone: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told, read = 0, Peek.read
+
+    def counted(peek: Peek, rows: Any) -> Any:
+        nonlocal told
+        told += len(rows)
+        return read(peek, rows)
+
+    monkeypatch.setattr(Peek, "read", counted)
+    await tell(alone, [SCHEMA])
+    async with running(worker(alone, redis_url)):
+        pass
+    async with unseen(alone, ORDER.format(2)):
+        await tell(alone, ["SET synchronous_commit = local", *(ORDER.format(n) for n in range(1000, 2000)), THE_END])
+        told, heard = 0, Heard(one := worker(alone, redis_url, batch=20))
+        async with running(one):
+            await until(lambda: heard.has(*END))
+        assert told < 6 * 3 * 1002, "each has a row of its own, its begin and its end"

@@ -272,8 +272,9 @@ class SlotReader:
         """The peek has ended: advance the slot behind it."""
         self._encoding = ""
         self.passed.heard(peek.unseen, monotonic())
-        self._again = peek.count if peek.unseen else 0
         limited, now = peek.limited, lsn_of(self._now)
+        # All that is told again costs each time. Of what is new twice as much is asked for then, to be through soon.
+        self._again = peek.count * (2 if limited else 1) if peek.unseen else 0
         target = peek.last if limited else peek.end
         if not limited and not peek.unseen and (target is not None or now - self._advanced > IDLE_ADVANCE_BYTES):
             # What was committed after the look at the log's end, and was told of all the same, is passed as well.
@@ -283,7 +284,7 @@ class SlotReader:
             self._singly = False
             self._seen = self._now
             self._up_to_s = self._began_s
-        if not peek.given and not limited:  # at most half of the time is the server kept reading its log over for us
+        if not limited and (peek.unseen or not peek.given):  # half of the time at most it reads its log over for us
             self.pause_s = max(self._source.poll_s, monotonic() - self._started_s)
         self._source.measured(peek.wal_bytes, peek.count)
         await self._closed("COMMIT" if target is None else self._advance(target))
