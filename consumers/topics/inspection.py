@@ -185,7 +185,7 @@ class TopicInspector:
         progress = self._session.progress
         missed = dict(progress.missed) if progress is not None else {}
         self.told = progress, {one: _named(one, why) for one, why in missed.items()}
-        return _of_missed(missed)
+        return _of_missed(missed, "" if progress is None else progress.losses())
 
     async def _to_be_missed(
         self,
@@ -261,7 +261,7 @@ def _named(partition: TopicPartition, why: str) -> tuple[str, str]:
     return "topic" if why == ANEW else "offsets", clean(partition.topic)
 
 
-def _of_missed(missed: Mapping[TopicPartition, str]) -> Iterable[Finding]:
+def _of_missed(missed: Mapping[TopicPartition, str], state: str = "") -> Iterable[Finding]:
     found: dict[tuple[str, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for one, why in missed.items():
         found[_named(one, why)][why].append(one.partition)
@@ -270,7 +270,7 @@ def _of_missed(missed: Mapping[TopicPartition, str]) -> Iterable[Finding]:
             f"{WHY[why]} (partitions {', '.join(map(str, sorted(parts)))})" for why, parts in by_why.items()
         )
         remedy = "; ".join(REMEDY[why] for why in by_why if REMEDY[why])
-        yield Finding(assumption, subject, problem, remedy, missed=True, over=True)
+        yield Finding(assumption, subject, problem, remedy, missed=True, over=True, state=state)
 
 
 def _codecs() -> Iterable[Finding]:

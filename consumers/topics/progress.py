@@ -29,6 +29,8 @@ class Progress:
         """The offset behind what was taken last, by partition."""
         self.missed: dict[TopicPartition, str] = {}
         """Partitions in which messages were missed that are not made up for yet, and why."""
+        self._first: dict[TopicPartition, int] = {}
+        self._notes = dict(notes)
         self.begin(begins)
         self.held = Held()
         self.undone = deque[Item]()
@@ -36,12 +38,13 @@ class Progress:
         self.broken = set[TopicPartition]()
         """Partitions that are read one message at a time, since one of the next messages can't be parsed."""
         self.committed: dict[TopicPartition, tuple[int, str]] = {}
-        self._notes = dict(notes)
         self._texts: dict[TopicPartition, str] = {}
 
     def begin(self, begins: Mapping[TopicPartition, Begin]) -> None:
         """Add partitions, with where they are read from."""
-        self.taken |= {partition: begin.offset for partition, begin in begins.items()}
+        first = {partition: begin.offset for partition, begin in begins.items()}
+        self.taken |= first
+        self._first |= first
         self.missed |= {partition: begin.missed for partition, begin in begins.items() if begin.missed}
 
     @property
@@ -52,6 +55,11 @@ class Progress:
     def identity(self, topic: str) -> str:
         """The topic's identity when this assignment began."""
         return self._notes[topic].identity
+
+    def losses(self) -> str:
+        """What is missed, by the messages that come first behind it: another text where more was missed since."""
+        parts = (f"{one.partition}/{self.identity(one.topic)}@{self._first[one]}" for one in self.missed)
+        return " ".join(sorted(parts))
 
     def made_up(self, partitions: Sequence[TopicPartition]) -> None:
         """What was missed in these partitions is made up for."""

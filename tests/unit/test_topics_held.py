@@ -10,6 +10,7 @@ from aiokafka import TopicPartition
 from cachebus.consumers.topics.brokers import Committed
 from cachebus.consumers.topics.held import FIRST_S, LONGEST_S, Held, HeldMessage
 from cachebus.consumers.topics.note import ANEW, CUT, EXPIRED, OTHERS, Begin, Note, begin_at, note_of
+from cachebus.consumers.topics.progress import Progress
 
 ONE, TWO = frozenset({1}), frozenset({2})
 PART, OTHER = TopicPartition("t", 0), TopicPartition("t", 1)
@@ -171,3 +172,20 @@ def test_where_a_partition_is_begun(
 def test_whatever_others_note_is_nothing(text: str) -> None:
     assert note_of(text) == Note()
     assert note_of(Note("ours", "id", "odd").text()) == Note("ours", "id")
+
+
+def test_what_is_missed_again_is_told_apart_from_what_was_missed_before() -> None:
+    """It may be made up for in part by then: all of it is owed once more."""
+    assignment: Any = None
+
+    def losses(*begins: tuple[TopicPartition, int], identity: str = "one") -> str:
+        at = {part: Begin(offset, CUT) for part, offset in begins}
+        return Progress(assignment, at, {"t": Note("n", identity)}).losses()
+
+    assert losses((PART, 7), (OTHER, 9)) == losses((OTHER, 9), (PART, 7))
+    assert losses((PART, 7)) != losses((PART, 8))
+    assert losses((PART, 0)) != losses((PART, 0), identity="made anew")
+    progress = Progress(assignment, {PART: Begin(7, CUT), OTHER: Begin(1, "")}, {"t": Note("n", "one")})
+    assert progress.losses() == losses((PART, 7))
+    progress.made_up([PART])
+    assert not progress.losses()
