@@ -11,6 +11,7 @@ from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.assumptions import Assumptions
 from cachebus.consumers.worker.source import Batch, Left, Session
 from tests.support.caches import quick, until
+from tests.support.cdc_slot import take
 from tests.support.cdc_surroundings import HEAD, RULE, Looks, at_work, given, gone, lived_through, put, worker
 from tests.support.changes import fetched, running, tell
 from tests.support.worker_health import why
@@ -97,7 +98,7 @@ async def test_a_doubt_is_stored_before_the_slot_goes_behind_it(database: str, r
     source = worker(database, redis_url).source
     async with source.opened() as session:
         await session.look()
-        batch = await session.take(1000, ())
+        batch = await take(session)
         assert [session.mean(item).problems for item in batch.items if item.raw is not None]
         await session.acknowledge(batch, Left())
         assert not await fetched(database, remembered)
@@ -165,7 +166,7 @@ async def test_a_worker_that_takes_over_writes_back_nothing_of_before(database: 
     async with second.opened() as after:
         async with worker(database, redis_url, rules).source.opened() as session:
             await session.look()
-            await session.take(1000, ())
+            await take(session)
             await tell(database, ["CREATE TABLE p1 PARTITION OF p DEFAULT; ALTER TABLE p1 REPLICA IDENTITY FULL"])
             await after.look()
             less = ["ALTER TABLE o REPLICA IDENTITY DEFAULT", "DELETE FROM o", "ALTER TABLE o REPLICA IDENTITY FULL"]
@@ -176,17 +177,17 @@ async def test_a_worker_that_takes_over_writes_back_nothing_of_before(database: 
             assert not await fetched(database, remembered)
 
         async def leads() -> bool:
-            await after.take(1000, ())
+            await take(after)
             return second.leading
 
         await until(leads)
-        await after.take(1000, ())
+        await take(after)
         assert not await fetched(database, remembered)
         assert [one.over for one in (await after.look()).findings if one.subject == "public.o"] == [True]
 
 
 async def _taken(session: Session) -> Batch | None:
-    batch = await session.take(1000, ())
+    batch = await take(session)
     return batch if batch.items else None
 
 
@@ -209,7 +210,7 @@ async def test_a_second_loss_is_due_though_the_first_is_still_being_made_up_for(
     watched = Assumptions("test", source.assumptions, Health("test", source.assumptions))
     async with source.opened() as session:
         await session.look()
-        await session.take(1000, ())
+        await take(session)
         await tell(database, first.split(";"))
         assert watched.update((await session.look()).findings)
         assert not watched.update((await session.look()).findings), "it is under way"

@@ -54,6 +54,31 @@ async def test_tables_are_published_by_their_names_alone(database: str, redis_ur
         await gone(cache, data_type="pat")
 
 
+async def test_a_rule_that_is_new_for_a_table_is_made_up_for_and_one_that_is_as_before_is_not(
+    database: str, redis_url: str
+) -> None:
+    """What was changed before it was there, nobody was told by it."""
+    await tell(database, [KEYED.format("o")])
+    first, second = rules(o="public.o"), rules(o="public.o", p="public.o")
+    async with Cache(quick(redis_url)) as cache:
+        async with running(worker(database, redis_url, first)):
+            pass
+        await put(cache, data_type="p")
+        async with running(worker(database, redis_url, second)):
+            await gone(cache, data_type="p")
+        async with running(one := worker(database, redis_url, second)):
+            looks = Looks(one)
+            await put(cache, data_type="p")
+            assert await looks.let_be(cache)
+            assert await cache.get("p", 1, tenant_id="acme") == "old"
+        async with running(worker(database, redis_url, first)):  # as in a rolling upgrade: the other one is back
+            await put(cache)
+            await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)"])
+            await gone(cache)
+        async with running(worker(database, redis_url, second)):
+            await gone(cache, data_type="p")
+
+
 async def _published(database: str, names: str) -> bool:
     return bool(await fetched(database, PUBLISHED) == names)
 
@@ -84,6 +109,7 @@ async def test_a_table_that_is_locked_waits_to_be_published_and_no_other_waits_f
         await indexing.execute("BEGIN; LOCK TABLE q IN SHARE MODE")
         async with at_work(one):
             await until(lambda: "lock timeout" in why(one, "publication") and one.follows)
+            await put(cache)
             await put(cache)
             await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)"])
             await gone(cache)

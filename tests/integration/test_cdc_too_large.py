@@ -8,7 +8,7 @@ from cachebus.consumers.cdc.rules.rules import parse_rules
 from cachebus.consumers.cdc.slot.peek import SLICE_BYTES
 from cachebus.consumers.worker.source import Left
 from tests.support.caches import until
-from tests.support.cdc_slot import ORDER, done_beside, worker
+from tests.support.cdc_slot import ORDER, done_beside, take, worker
 from tests.support.cdc_too_large import STORY
 from tests.support.changes import RULES, SCHEMA, Heard, fetched, running, tell
 
@@ -68,7 +68,7 @@ async def test_large_rows_are_taken_a_few_at_a_time(database: str, redis_url: st
         await session.look()
         count = 0
         while count < 3200:
-            batch = await session.take(2000, ())
+            batch = await take(session, 2000)
             sizes.append(sum(len(item.raw.data) for item in batch.items if item.raw is not None))
             count += len(batch.items)
             if batch.items:

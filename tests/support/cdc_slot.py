@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from cachebus.consumers.cdc.rules.rules import Rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.worker.source import Batch, Session
 from tests.support.caches import quick
 from tests.support.changes import END, rules, tell
 
@@ -31,3 +32,13 @@ async def done_beside(database: str, sql: str) -> bool:
     except asyncpg.ObjectInUseError:
         return False
     return True
+
+
+async def take(session: Session, limit: int = 1000) -> Batch:
+    """As a worker takes."""
+    batch = await session.take(limit, ())
+    if not session.look_again:
+        return batch
+    session.look_again = False
+    await session.look()
+    return await session.take(limit, ())

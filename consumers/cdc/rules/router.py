@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from hashlib import blake2b
 from typing import NamedTuple
 
 from cachebus.cascade import CascadeTable
@@ -82,6 +83,14 @@ class Router:
     def rules_of(self, schema: str, table: str) -> tuple[Rule, ...]:
         """The rules that a table's rows fall under."""
         return self.table(schema, table).rules
+
+    def said_of(self, schema: str, table: str) -> list[str]:
+        """What rules say of a table, a text for each that is another one where the rule says another thing."""
+        said = (
+            repr(rule) + str(sorted(map(str, self._scopes_of(rule, _tenants(rule, ("x",))))))
+            for rule in self.rules_of(schema, table)
+        )
+        return sorted(blake2b(one.encode(), digest_size=8).hexdigest() for one in said)
 
     def table(self, schema: str, table: str, oid: int = 0) -> Table:
         """What rules say of it. `oid`: its number, where a change tells it."""

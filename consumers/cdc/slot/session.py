@@ -115,6 +115,9 @@ class SlotSession(Session):
         items: list[Item] = []
         async with self._reader.lock:
             if await self._reader.leads():
+                if self._is_outdated and not self._hangs:  # nothing is taken before it is known how all stands now
+                    self.look_again = True
+                    return Batch()
                 await self._follow()
                 items = await self._taken(limit, away)
             else:

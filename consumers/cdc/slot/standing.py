@@ -116,7 +116,7 @@ async def look(connection: Connection, router: Router, names: Names, before: Bef
     found.warnings += found.needs.warnings(found.published)
     told = found.needs.findings(found.published, before.refused)
     followed = [table for table in tables if router.rules_of(table.schema, table.name)]
-    found.marks = _marks(found.published, followed, [*wrong, *told], kin_of(tables))
+    found.marks = _marks(found.published, followed, [*wrong, *told], kin_of(tables), router)
     found.findings += (one._replace(missed=one.missed or one.subject in known) for one in wrong)
     found.findings += told
     if found.memory is not None:
@@ -170,7 +170,11 @@ def _losses(found: Standing, passed: int) -> str:
 
 
 def _marks(
-    found: Publication | None, tables: list[Table], wrong: list[Finding], kin: Mapping[Place, Sequence[Place]]
+    found: Publication | None,
+    tables: list[Table],
+    wrong: list[Finding],
+    kin: Mapping[Place, Sequence[Place]],
+    router: Router,
 ) -> dict[str, Any]:
     unwell = {one.subject for one in wrong if one.missed}
     if found is None or any(one.assumption == "publication" and "." not in one.subject for one in wrong if one.missed):
@@ -182,6 +186,7 @@ def _marks(
             "identity": table.told_by,
             "parts": {str(part.oid): part.mark for part in (*table.leaves, *table.branches)},
             "types": table.types,
+            "rules": router.said_of(table.schema, table.name),
             "of": sorted(".".join(place) for place in kin.get((table.schema, table.name), ())),
         }
         for table in tables
@@ -226,6 +231,8 @@ def _difference(table: Table, before: Mapping[str, Any] | None, mark: Mapping[st
         return "partitions of it were truncated, detached or altered, of which PostgreSQL tells nothing"
     if any(not leaf.is_untouched for leaf in table.leaves if str(leaf.oid) not in before["parts"]):
         return "partitions with rows were attached, of which PostgreSQL tells nothing"
+    if not set(mark["rules"]) <= set(before.get("rules", ())):
+        return "rules say another thing of it than before, and what was changed before was not told by them"
     return ""
 
 
