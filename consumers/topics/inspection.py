@@ -195,9 +195,9 @@ class TopicInspector:
     ) -> Iterable[Finding]:
         """What a worker that starts now will find missed. It makes up for that once it has started."""
         first = await self._session.brokers.offsets(topics, partitions, EARLIEST)
-        namespace, known = self._source.membership.namespace, self._source.identities
+        source, known = self._source, self._source.identities
         begins = {
-            one: begin_at(committed.get(one), at, namespace, topics[one.topic].identity, known.get(one.topic))
+            one: begin_at(committed.get(one), at, source.note_of(topics[one.topic]), known.get(one.topic))
             for one, at in first.items()
         }
         found = _of_missed({one: begin.missed for one, begin in begins.items() if begin.missed})

@@ -21,7 +21,7 @@ from cachebus.consumers.topics.brokers import EARLIEST, Brokers, Topic
 from cachebus.consumers.topics.commits import MOVED_ON, Committer, assignment_of
 from cachebus.consumers.topics.held import HeldMessage
 from cachebus.consumers.topics.inspection import TopicInspector
-from cachebus.consumers.topics.note import Begin, Note, begin_at
+from cachebus.consumers.topics.note import Begin, begin_at
 from cachebus.consumers.topics.progress import Progress, place_of
 from cachebus.consumers.topics.reading import Reader
 from cachebus.consumers.topics.unreadable import Unreadable
@@ -116,10 +116,10 @@ class TopicSession(Session):
         begins = await self._begins(topics, assignment.tps) if names else {}
         if self._assignment() is not assignment:
             return None
-        namespace, known = self.source.membership.namespace, self.source.identities
+        known = self.source.identities
         known.update({name: topic.identity for name, topic in topics.items() if topic.identity})
         logger.info("{}: reads {} partitions of {} topics", self.source.name, len(assignment.tps), len(names))
-        notes = {name: Note(namespace, topic.identity) for name, topic in topics.items()}
+        notes = {name: self.source.note_of(topic) for name, topic in topics.items()}
         progress = Progress(assignment, begins, notes)
         self._goes_on(progress, begins)
         return progress
@@ -153,14 +153,13 @@ class TopicSession(Session):
         """Where these partitions begin, as far as their leaders tell."""
         committed = await self.brokers.committed(self.source.membership.group)
         first = await self.brokers.offsets(topics, partitions, EARLIEST)
-        namespace, known = self.source.membership.namespace, self.source.identities
+        known = self.source.identities
         begins: dict[TopicPartition, Begin] = {}
         for one in partitions & first.keys():
             begins[one] = begin_at(
                 committed.get(one),
                 first[one],
-                namespace,
-                topics[one.topic].identity,
+                self.source.note_of(topics[one.topic]),
                 known.get(one.topic),
                 cut=one in self._cut,
             )

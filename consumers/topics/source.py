@@ -22,6 +22,7 @@ from cachebus.consumers.topics import held
 from cachebus.consumers.topics.brokers import METADATA_MAX_AGE_MS, Brokers, Topic
 from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic
 from cachebus.consumers.topics.membership import CLIENT, TROUBLE, Membership, describe
+from cachebus.consumers.topics.note import Note
 from cachebus.consumers.topics.session import TopicSession
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Finding, Item, Meaning, Session, Source
@@ -50,6 +51,8 @@ class TopicSource(Source):
         self.membership = membership
         self.limit = membership.batch
         self.dead = DeadTopic(membership.clients, membership.dead_topic)
+        self.said = ""
+        """What the rules say, where there are any: another text where they say another thing."""
         self.identities: dict[str, str] = {}
         """The identities of the topics that were read, over all sessions."""
         self.before: dict[tuple[str, Any], int] = {}
@@ -92,6 +95,10 @@ class TopicSource(Source):
     def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
         """See `Session.scopes`: by default nobody can name what was missed."""
         return [], [finding.subject for finding in findings]
+
+    def note_of(self, topic: Topic) -> Note:
+        """What is noted beside the offsets of a topic whose messages are all told."""
+        return Note(self.membership.namespace, topic.identity, said=self.said)
 
     # -- what all sources do ------------------------------------------------------------------------------------------
 

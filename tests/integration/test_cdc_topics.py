@@ -216,6 +216,34 @@ async def test_by_default_each_namespace_has_a_group_and_dead_letters_of_its_own
         assert worker.meters.count("dead") == 1
 
 
+async def test_other_rules_than_before_are_made_up_for(topic: Topic, redis_url: str) -> None:
+    """What was changed before a rule was there, nobody was told by it."""
+    other = RULES + RULES.replace('"order"', '"invoice"').partition("\n\n")[2]
+
+    async def let_go(rules: str, number: str) -> int:
+        worker = TopicsWorker(quick(redis_url), parse_rules(rules), topic.source())
+        heard = Heard(worker)
+        async with running(worker):
+            await topic.put(changed(number))
+            await until(lambda: heard.has("order", number) and worker.health.ready)
+            await until(lambda: _committed(topic, worker))
+        return sum(count for name, count in heard.asked.items() if not name.startswith("K "))
+
+    assert await let_go(RULES, "1") == 0
+    assert await let_go(RULES, "2") == 0
+    assert await let_go(other, "3") == 4, "of both tenants, both types"
+    assert await let_go(other, "4") == 0
+
+
+async def _committed(topic: Topic, worker: TopicsWorker) -> bool:
+    admin = AIOKafkaAdminClient(bootstrap_servers=topic.servers)
+    await admin.start()
+    found = await admin.list_consumer_group_offsets(worker.source.membership.group)
+    await admin.close()
+    progress = worker.source.identities and found.get(TopicPartition(topic.name, 0))
+    return bool(progress) and '"missed": ""' in progress.metadata
+
+
 async def test_that_no_topic_fits_is_told(kafka: KafkaServer, redis_url: str) -> None:
     nothing = Topic(kafka.address)
     worker = TopicsWorker(quick(redis_url), parse_rules(RULES), nothing.source())

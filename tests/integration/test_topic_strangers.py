@@ -13,7 +13,7 @@ from aiokafka.structs import OffsetAndMetadata
 
 from cachebus import Settings
 from cachebus.consumers.topics.brokers import EARLIEST, Brokers, Committed
-from cachebus.consumers.topics.note import OTHERS, Begin, begin_at
+from cachebus.consumers.topics.note import OTHERS, Begin, Note, begin_at
 from cachebus.consumers.worker import watcher
 from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import until
@@ -100,8 +100,8 @@ async def test_offsets_that_somebody_has_set_are_told(settings: Settings) -> Non
 
 
 def test_whose_offsets_they_are_is_told_by_their_note() -> None:
-    assert begin_at(Committed(5, ""), 0, "ours", "topic", None) == Begin(5, OTHERS)
-    assert begin_at(Committed(0, ""), 0, "ours", "topic", None) == Begin(0)  # nothing was passed over
+    assert begin_at(Committed(5, ""), 0, Note("ours", "topic"), None) == Begin(5, OTHERS)
+    assert begin_at(Committed(0, ""), 0, Note("ours", "topic"), None) == Begin(0)  # nothing was passed over
 
 
 @pytest.mark.parametrize(

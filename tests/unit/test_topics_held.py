@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 from cachebus.consumers.topics.brokers import Committed
 from cachebus.consumers.topics.held import FIRST_S, LONGEST_S, Held, HeldMessage
-from cachebus.consumers.topics.note import ANEW, CUT, EXPIRED, OTHERS, Begin, Note, begin_at, note_of
+from cachebus.consumers.topics.note import ANEW, CUT, EXPIRED, OTHERS, RULES, Begin, Note, begin_at, note_of
 from cachebus.consumers.topics.progress import Progress
 
 ONE, TWO = frozenset({1}), frozenset({2})
@@ -128,7 +128,7 @@ def test_one_that_is_held_and_read_again_is_not_held_twice() -> None:
     assert len(held) == 1
 
 
-OURS = Note("ours", "id").text()
+OURS = Note("ours", "id", said="rules").text()
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,9 @@ OURS = Note("ours", "id").text()
         (Committed(7, Note("ours", "old").text()), 0, None, {}, Begin(0, ANEW)),
         (Committed(7, OURS), 0, "old", {}, Begin(7)),
         (None, 0, "old", {}, Begin(0, ANEW)),
-        (Committed(7, Note("ours", "id", CUT).text()), 0, "id", {}, Begin(7, CUT)),
+        (Committed(7, Note("ours", "id", CUT, "rules").text()), 0, "id", {}, Begin(7, CUT)),
+        (Committed(7, Note("ours", "id", said="older").text()), 0, "id", {}, Begin(7, RULES)),
+        (Committed(0, Note("ours", "id", said="older").text()), 0, "id", {}, Begin(0)),
         (Committed(7, Note("others", "id").text()), 3, None, {}, Begin(3, EXPIRED)),
         (Committed(7, Note("others", "id").text()), 0, None, {}, Begin(0)),
     ],
@@ -158,6 +160,8 @@ OURS = Note("ours", "id").text()
         "another began it anew",
         "made anew meanwhile",
         "not made up for yet",
+        "by other rules",
+        "by other rules, and nothing",
         "others' and cut",
         "others'",
     ],
@@ -165,7 +169,7 @@ OURS = Note("ours", "id").text()
 def test_where_a_partition_is_begun(
     committed: Committed | None, first: int, known: str | None, more: dict[str, Any], begins: Begin
 ) -> None:
-    assert begin_at(committed, first, "ours", "id", known, **more) == begins
+    assert begin_at(committed, first, Note("ours", "id", said="rules"), known, **more) == begins
 
 
 @pytest.mark.parametrize("text", ["", "?", "[]", "7", '{"cachebus": 1}', "[" * 5000])

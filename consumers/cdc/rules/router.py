@@ -84,13 +84,17 @@ class Router:
         """The rules that a table's rows fall under."""
         return self.table(schema, table).rules
 
+    @property
+    def said(self) -> str:
+        """What all rules say: another text where one says another thing."""
+        return _digest("".join(sorted(map(self._said, self.rules.rule))))
+
     def said_of(self, schema: str, table: str) -> list[str]:
-        """What rules say of a table, a text for each that is another one where the rule says another thing."""
-        said = (
-            repr(rule) + str(sorted(map(str, self._scopes_of(rule, _tenants(rule, ("x",))))))
-            for rule in self.rules_of(schema, table)
-        )
-        return sorted(blake2b(one.encode(), digest_size=8).hexdigest() for one in said)
+        """What rules say of a table, a text for each."""
+        return sorted(map(self._said, self.rules_of(schema, table)))
+
+    def _said(self, rule: Rule) -> str:
+        return _digest(repr(rule) + str(sorted(map(str, self._scopes_of(rule, _tenants(rule, ("x",)))))))
 
     def table(self, schema: str, table: str, oid: int = 0) -> Table:
         """What rules say of it. `oid`: its number, where a change tells it."""
@@ -163,6 +167,10 @@ class Router:
                 yield InvalidateScope(op="scope", tenant_id=tenant, data_type=data_type)
             if fixed and tenant is not None:
                 yield InvalidateTags(op="tags", tenant_id=tenant, tags=fixed)
+
+
+def _digest(text: str) -> str:
+    return blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def _meant(rule: Rule, schema: str, table: str) -> bool:

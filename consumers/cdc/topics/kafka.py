@@ -87,6 +87,7 @@ class DebeziumSource(TopicSource):
         self._pattern = given.topics
         self._rules = rules
         self._router = Router(rules)
+        self.said = self._router.said
         self._dead: dict[str, tuple[int, str]] = {}
         """How many messages of a topic could not be used since the last one that could, and why."""
         self._tables: set[str] = set()
