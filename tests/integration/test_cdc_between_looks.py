@@ -221,6 +221,38 @@ async def test_a_second_loss_is_due_though_the_first_is_still_being_made_up_for(
         assert not (await session.look()).findings
 
 
+async def test_what_others_read_while_what_they_read_before_is_made_up_for_is_owed_once_more(
+    database: str, redis_url: str
+) -> None:
+    """The worker goes on meanwhile, and so is beyond what they have read."""
+    await tell(database, [*TABLE.split(";"), ROW])
+    async with running(worker(database, redis_url)):
+        pass
+    source = worker(database, redis_url).source
+    async with source.opened() as session:
+        await session.look()
+        await take(session)
+        await tell(database, LOSS.split(";"))
+        due = [one for one in (await session.look()).findings if one.assumption == "slot"]
+        assert due
+        await tell(database, LOSS.replace("3", "4").split(";"))
+        await tell(database, [ROW.replace("(1,", "(5,")])
+        await until(lambda: _applied(session))
+        await session.made_up(due)
+        due = [one for one in (await session.look()).findings if one.assumption == "slot"]
+        assert due, "it is owed: what was let go of before does not count"
+        await session.made_up(due)
+        assert not [one for one in (await session.look()).findings if one.assumption == "slot"]
+
+
+async def _applied(session: Session) -> bool:
+    """Something was taken, and the slot is behind it."""
+    batch = await take(session)
+    if batch.items:
+        await session.acknowledge(batch, Left())
+    return bool(batch.items)
+
+
 async def test_a_branch_that_was_detached_for_a_while_is_made_up_for(database: str, redis_url: str) -> None:
     branch = """CREATE TABLE o3 PARTITION OF o FOR VALUES FROM (20) TO (40) PARTITION BY RANGE (x);
     CREATE TABLE o4 PARTITION OF o3 DEFAULT; ALTER TABLE o4 REPLICA IDENTITY FULL"""

@@ -99,7 +99,7 @@ class Mending:
         if made is None or made.lost:
             return False
         await storage.remember(
-            connection, self._names.slot, Memory(self._names.namespace, made.confirmed, True, found.marks)
+            connection, self._names.slot, Memory(self._names.namespace, made.confirmed, True, tables=found.marks)
         )
         return True
 
@@ -148,9 +148,13 @@ class Mending:
         if memory is None or memory.namespace != self._names.namespace:
             return
         if whole and found.slot is not None and any(one.assumption == "slot" for one in findings):
-            sql = f"UPDATE {SLOTS} SET whole = true, lsn = greatest(lsn, $2::text::pg_lsn) WHERE slot = $1"
+            known = -1 if found.memory is None else found.memory.losses
+            sql = (
+                f"UPDATE {SLOTS} SET whole = whole OR losses = $3, lsn = greatest(lsn, $2::text::pg_lsn) "
+                f"WHERE slot = $1"
+            )
             confirmed = storage.lsn_text(found.slot.confirmed)
-            await storage.change(connection, SLOTS, sql, self._names.slot, confirmed)
+            await storage.change(connection, SLOTS, sql, self._names.slot, confirmed, known)
         for name in {one.subject for one in findings}.intersection(found.doubts):
             if self.doubts.get(name) == found.doubts[name]:  # none came after the look
                 del self.doubts[name]

@@ -297,11 +297,11 @@ class SlotReader:
         already beyond it, another worker was there."""
         slot, lsn = literal(self._names.slot), lsn_text(target)
         self._advanced = target
+        others = f"(SELECT FROM pg_replication_slots WHERE slot_name = {slot} AND confirmed_flush_lsn > lsn)"
         return (
-            f"COMMIT; BEGIN; UPDATE {SLOTS} SET lsn = greatest(lsn, '{lsn}'), whole = whole AND NOT EXISTS "
-            f"(SELECT FROM pg_replication_slots WHERE slot_name = {slot} AND confirmed_flush_lsn > lsn) "
-            f"WHERE slot = {slot}; COMMIT; SELECT pg_replication_slot_advance({slot}, '{lsn}') FROM {SLOTS} "
-            f"WHERE slot = {slot} AND lsn >= '{lsn}'"
+            f"COMMIT; BEGIN; UPDATE {SLOTS} SET lsn = greatest(lsn, '{lsn}'), whole = whole AND NOT EXISTS {others}, "
+            f"losses = losses + (EXISTS {others})::int WHERE slot = {slot}; COMMIT; "
+            f"SELECT pg_replication_slot_advance({slot}, '{lsn}') FROM {SLOTS} WHERE slot = {slot} AND lsn >= '{lsn}'"
         )
 
     async def _closed(self, sql: str) -> None:

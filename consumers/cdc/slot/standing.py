@@ -166,7 +166,8 @@ def _is_owed(found: Standing) -> bool:
 def _losses(found: Standing, passed: int) -> str:
     """What tells a loss of the slot from an earlier one. It is not told by how far the worker itself has gone."""
     is_beyond = found.memory is not None and found.slot is not None and found.slot.confirmed > found.memory.lsn
-    return f"{passed}/{found.slot.confirmed}" if is_beyond and found.slot else str(passed)
+    noticed = f"{passed}/{found.memory.losses if found.memory else 0}"
+    return f"{noticed}/{found.slot.confirmed}" if is_beyond and found.slot else noticed
 
 
 def _marks(

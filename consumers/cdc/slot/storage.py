@@ -18,8 +18,8 @@ OWN_TABLES: Final = (DEAD, HELD, SLOTS)
 MAKE: Final[Mapping[str, str]] = {
     SLOTS: f"""
 CREATE TABLE IF NOT EXISTS {SLOTS} (
-  slot text PRIMARY KEY, namespace text NOT NULL, lsn pg_lsn NOT NULL, whole boolean NOT NULL, tables jsonb NOT NULL,
-  made_at timestamptz NOT NULL DEFAULT now())""",
+  slot text PRIMARY KEY, namespace text NOT NULL, lsn pg_lsn NOT NULL, whole boolean NOT NULL,
+  losses int NOT NULL DEFAULT 0, tables jsonb NOT NULL, made_at timestamptz NOT NULL DEFAULT now())""",
     DEAD: f"""
 CREATE TABLE IF NOT EXISTS {DEAD} (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, slot text NOT NULL, source text NOT NULL,
@@ -32,7 +32,7 @@ CREATE TABLE IF NOT EXISTS {HELD} (
   PRIMARY KEY (slot, digest), UNIQUE (slot, shard, id))""",
 }
 COLUMNS: Final[Mapping[str, frozenset[str]]] = {
-    SLOTS: frozenset({"slot", "namespace", "lsn", "whole", "tables", "made_at"}),
+    SLOTS: frozenset({"slot", "namespace", "lsn", "whole", "losses", "tables", "made_at"}),
     DEAD: frozenset({"id", "slot", "source", "payload", "digest", "reason", "attempts", "at"}),
     HELD: frozenset({"slot", "digest", "id", "shards", "shard", "command", "at"}),
 }
@@ -56,7 +56,7 @@ SELECT array_agg(quote_ident(tgname) ORDER BY tgname) FROM pg_trigger
 WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
 """
 """Triggers that run before a row is written."""
-_RECALL: Final = f"SELECT namespace, lsn - '0/0'::pg_lsn AS lsn, whole, tables FROM {SLOTS} WHERE slot = $1"
+_RECALL: Final = f"SELECT namespace, lsn - '0/0'::pg_lsn AS lsn, whole, losses, tables FROM {SLOTS} WHERE slot = $1"
 REMEMBER: Final = f"""
 INSERT INTO {SLOTS} (slot, namespace, lsn, whole, tables) VALUES ($1, $2, $3::text::pg_lsn, $4, $5)
 ON CONFLICT (slot) DO UPDATE SET namespace = $2, lsn = $3::text::pg_lsn, whole = $4, tables = $5
@@ -78,6 +78,8 @@ class Memory:
     """The slot was never advanced beyond this position."""
     whole: bool
     """Whether all changes since the slot's creation were either read or made up for."""
+    losses: int = 0
+    """How often it was noticed that others have read from the slot."""
     tables: dict[str, Any] = field(default_factory=dict)
     """Tables whose changes were all either read or made up for, and what they were known by then."""
 
@@ -155,7 +157,7 @@ async def swallowing(connection: asyncpg.Connection, table: str, writes: Sequenc
 async def recall(connection: asyncpg.Connection, slot: str) -> Memory | None:
     """What is remembered of the slot; None if nothing is."""
     row = await connection.fetchrow(_RECALL, slot)
-    return row and Memory(row["namespace"], int(row["lsn"]), row["whole"], json.loads(row["tables"]))
+    return row and Memory(row["namespace"], int(row["lsn"]), row["whole"], row["losses"], json.loads(row["tables"]))
 
 
 async def remember(connection: asyncpg.Connection, slot: str, memory: Memory) -> None:
