@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from cachebus.tools.servers.redis_group import ask
 from cachebus.tools.servers.redis_sentinels import SentinelGroup
 from tests.conftest import connected
 from tests.support.caches import PATIENCE_S, heard, key_of, nodes, parts, quick, until
+from tests.support.command import ran
 from tests.support.outbox import QUICKLY, invalidation, put, running, waiting
 from tests.support.primaries import SHARDS, Town, names_of, no_answer
 from tests.support.servers import any_binary
@@ -99,6 +101,30 @@ async def test_an_invalidation_of_all_tenants_names_the_shards_that_failed(town:
 
         assert not (await until(done)).failed
         assert await b.get("price", "x", town.tenants[0]) is None
+
+
+async def test_nodes_are_listed_and_forgotten_at_the_others_though_one_is_away(town: Town, tmp_path: Path) -> None:
+    async def command(*more: str) -> tuple[int, str, str]:
+        given = ("nodes", *more, "--url", town.url)
+        return await asyncio.to_thread(ran, *given, folder=tmp_path, env={"CACHEBUS_NAMESPACE": "cachebus"})
+
+    async with nodes(town.url, 1, shards=SHARDS, node_name="ours") as (a,):
+        shards = [key_of(a, "config", "x", tenant).shard for tenant in town.tenants]
+        town.servers[0].kill()
+        status, out, told = await command()
+        assert status == 2
+        assert all((f"shard {shard} " in out) == (shard != shards[0]) for shard in shards)
+        assert "that is not all" in told
+        name = next(word for word in out.split() if word.startswith("ours"))
+        status, out, told = await command("forget", name)
+        assert status == 2
+        assert "that is not all" in told
+    town.servers[0].start()
+
+    async def told_again() -> bool:
+        return (await command())[:2] == (0, "no node\n")
+
+    await until(told_again)
 
 
 async def test_nor_at_a_start(town: Town) -> None:

@@ -29,23 +29,32 @@ Count = Annotated[int, typer.Option("--count", min=0, help="End after so many ev
 LOOK_S = 0.2
 
 
-async def shards_looked_at(settings: Settings) -> list[ShardFacts]:
-    """Every shard of the namespace, with the lines of its nodes; `L2Unavailable`."""
+async def shards_looked_at(settings: Settings) -> tuple[list[ShardFacts], L2Unavailable | None]:
+    """The shards of the namespace, with the lines of their nodes, and what kept those out of sight that are not among
+    them; `L2Unavailable` where that is all."""
     shards: list[ShardFacts] = []
+    troubles: list[L2Unavailable] = []
     for primary in await primaries_of(settings):
-        async with await Asker.open(primary.address, settings.connect_timeout_s) as asker:
-            found = await shards_of(asker, settings, primary.shards)
-        for shard in found:
-            if shard.refused:
-                raise L2Unavailable(f"{primary.address}: {shard.refused}")
-        shards += found
-    return shards
+        try:
+            async with await Asker.open(primary.address, settings.connect_timeout_s) as asker:
+                found = await shards_of(asker, settings, primary.shards)
+            refused = next((shard.refused for shard in found if shard.refused), "")
+            if refused:
+                raise L2Unavailable(f"{primary.address}: {refused}")
+        except L2Unavailable as error:
+            troubles.append(error)
+        else:
+            shards += found
+    if troubles and not shards:
+        raise troubles[0]
+    trouble = L2Unavailable(f"that is not all: {'; '.join(map(str, troubles))}") if troubles else None
+    return sorted(shards, key=lambda shard: shard.index), trouble
 
 
 async def list_nodes(settings: Settings, as_json: bool) -> None:
-    """Write a line for each node of each shard."""
-    shards = await shards_looked_at(settings)
-    for shard in sorted(shards, key=lambda shard: shard.index):
+    """Write a line for each node of each shard; `L2Unavailable` in the end, if some primary can't be looked at."""
+    shards, trouble = await shards_looked_at(settings)
+    for shard in shards:
         for node in nodes_of(shard):
             alive = node.alive
             told = {
@@ -64,6 +73,8 @@ async def list_nodes(settings: Settings, as_json: bool) -> None:
                 f"{node.behind:,} behind, {heard}, bound {node.bound_s:g} s"
             )
             sys.stdout.write((json.dumps(told) if as_json else line) + "\n")
+    if trouble is not None:
+        raise trouble
     if not as_json and not any(shard.nodes for shard in shards):
         sys.stdout.write("no node\n")
 

@@ -9,6 +9,7 @@ import typer
 
 from cachebus.assembly.backends import redis_store
 from cachebus.base.clock import monotonic
+from cachebus.cli.operate.layout import layout_of
 from cachebus.cli.operate.look import AsJson, list_nodes, shards_looked_at
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
@@ -35,7 +36,7 @@ def listing(context: typer.Context, url: Url = None, namespace: Namespace = None
     """Who is alive in a namespace, how far each has applied events, and when it was last heard.
 
     A node that says nothing for the staleness bound has no lease: it has ended, hangs, or cannot reach the server.
-    Exit status: 0, 2 if the server could not be reached.
+    Exit status: 0, 2 if the server could not be reached, or one of several: the nodes of the others are listed first.
     """
     context.obj = url, namespace
     if context.invoked_subcommand is None:
@@ -49,7 +50,8 @@ def forget(context: typer.Context, name: Name, url: Url = None, namespace: Names
     For one that was killed, or is cut off for good: else they wait for it until it has been silent for a minute. Nobody
     here knows that it is gone, so for the staleness bound from now they all wait that long. One that lives comes back.
 
-    Exit status: 0, 1 if no shard has such a node, 2 if the server could not be reached.
+    Exit status: 0, 1 if no shard has such a node, 2 if the server could not be reached, or one of several: its line at
+    the others is taken away first.
     """
     given_url, given_namespace = context.obj
     settings = settings_for(url or given_url, namespace or given_namespace)
@@ -59,16 +61,19 @@ def forget(context: typer.Context, name: Name, url: Url = None, namespace: Names
 
 
 async def _forgotten(settings: Settings, name: str) -> tuple[int, int]:
-    """How many shards had the node, and how many there are. Where it is not, nothing is written."""
-    shards = await shards_looked_at(settings)
+    """How many shards had the node, and how many there are. Where it is not, nothing is written; `L2Unavailable`."""
+    shards, trouble = await shards_looked_at(settings)
     having = [shard.index for shard in shards if name in shard.nodes]
-    if not having:
-        return 0, len(shards)
-    settings = settings.model_copy(update={"shards": len(shards)})
-    store = redis_store(settings, await route_to(settings), monotonic)
-    try:
-        await store.connect()
-        gone = [await store.forget(shard, NOBODY, name, lives=True) for shard in having]
-    finally:
-        await store.close()
-    return sum(gone), len(shards)
+    gone = 0
+    if having:
+        settings = (await layout_of(settings)).over(settings)
+        store = redis_store(settings, await route_to(settings), monotonic)
+        try:
+            for shard in having:
+                await store.reach(shard)
+                gone += await store.forget(shard, NOBODY, name, lives=True)
+        finally:
+            await store.close()
+    if trouble is not None:
+        raise trouble
+    return gone, len(shards)
