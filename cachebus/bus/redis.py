@@ -115,7 +115,7 @@ class RedisBus:
             await self._links.follow(shard, *place_in(error), subscriber)
 
     async def _open(self, address: Address) -> Subscriber:
-        return await Subscriber.open(
+        subscriber = await Subscriber.open(
             address,
             timeout_s=self._timeout_s,
             connect_timeout_s=self._connect_timeout_s,
@@ -123,6 +123,12 @@ class RedisBus:
             on_push=self._on_push,
             on_ended=self._on_ended,
         )
+        try:
+            await self._route.admit(subscriber, address)
+        except BaseException:
+            subscriber.close()
+            raise
+        return subscriber
 
     def _on_ended(self, channel: bytes) -> None:
         shard = self._shards.get(channel)

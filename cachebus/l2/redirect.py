@@ -62,20 +62,21 @@ class Follower:
         refused: L2Unavailable,
         leads: Leads,
     ) -> Any:
-        hops = 0
+        hops = 0  # since the last pause: a slot that is being moved may send to and fro as long as it lasts
         while True:
             word = str(refused).partition(" ")[0]
+            place = place_in(refused) if word in ("MOVED", "ASK") else None
+            hops = 0 if place is None else hops + 1
+            if hops > HOPS_MAX:
+                raise L2Unavailable(f"sent from server to server {HOPS_MAX} times")
             try:
-                if word == "MOVED":
-                    hops += 1
-                    if hops > HOPS_MAX:
-                        raise L2Unavailable(f"sent from server to server {HOPS_MAX} times")
-                    await self._links.follow(shard, *place_in(refused), connection)
-                elif word == "ASK":
-                    async with self._links.aside(shard, *place_in(refused)) as connection:
-                        return await _asking(connection, at_once, reads)
-                else:  # a part of the keys has moved
+                if place is None:  # a part of the keys has moved
                     await asyncio.sleep(PAUSE_S * random.uniform(0.5, 1.5))
+                elif word == "MOVED":
+                    await self._links.follow(shard, *place, connection)
+                else:
+                    async with self._links.aside(shard, *place) as connection:
+                        return await _asking(connection, at_once, reads)
                 connection = self._links.of(shard)
                 return await send(connection)
             except L2Unavailable as error:

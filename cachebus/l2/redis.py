@@ -136,6 +136,7 @@ class RedisStore:
             grouped=route.clustered,
         )
         try:
+            await route.admit(connection, address)
             if route.checks_role:
                 await must_be_primary(connection, address)
         except BaseException as error:

@@ -14,6 +14,7 @@ from cachebus.base.clock import Clock
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.asked_route import ASK_S, AskedRoute, HostPort, port_of
+from cachebus.resp.link import Link
 from cachebus.resp.replies import Misshapen
 from cachebus.resp.tasks import ended
 
@@ -25,7 +26,8 @@ AGREE_S: Final = 0.5
 """So long a node's whole slot map waits for a second node that says the same."""
 
 Range = tuple[int, int, str, int]
-"""The first slot and the last, and host (nothing, or "?": the one that was asked) and port of their primary."""
+"""The first slot and the last, and host (nothing, or "?": the one that was asked) and port of their primary; port 0
+where its place is not known."""
 
 
 class ClusterMap(AskedRoute):
@@ -69,6 +71,18 @@ class ClusterMap(AskedRoute):
             raise L2Unavailable(f"no node of the Cluster says where its slots are: {'; '.join(troubles)}")
         return self._addresses(_most(said)), False
 
+    async def admit(self, link: Link, address: Address) -> None:
+        """See `Route.admit`. One that is in no Cluster, or in another one, answers all that it is asked: nothing else
+        would ever tell that its shards are served elsewhere."""
+        try:
+            nodes = await link.call("CLUSTER", "SLOTS", reads=_nodes)
+        except L2Unavailable as error:
+            raise L2Unavailable(f"{address} is no node of a Cluster: {error}") from None
+        ours = {(place.host, place.port) for place in self.known if place is not None and place != address}
+        theirs = nodes - {(address.host, address.port)}
+        if ours and theirs and ours.isdisjoint(theirs) and not any(host in ("", "?") for host, _ in theirs):
+            raise L2Unavailable(f"{address} is a node of another Cluster")
+
     def _addresses(self, places: list[HostPort | None]) -> list[Address | None]:
         at = {place: replace(self._seeds[0], host=place[0], port=place[1]) for place in set(places) if place}
         return [None if place is None else at[place] for place in places]
@@ -80,7 +94,7 @@ class ClusterMap(AskedRoute):
         for slot in self._slots:
             at = bisect_right(firsts, slot) - 1
             _, last, host, port = ranges[at] if at >= 0 else (0, -1, "", 0)
-            places.append((node.host if host in ("", "?") else host, port) if slot <= last else None)
+            places.append((node.host if host in ("", "?") else host, port) if port and slot <= last else None)
         return places
 
     def beside(self, shard: int, host: str, port: int) -> Address:
@@ -130,8 +144,14 @@ def _ranges(reply: Any) -> list[Range]:
     for first, last, primary, *_ in reply:
         if not isinstance(first, int) or not isinstance(last, int):
             raise Misshapen("slots are numbers")
-        found.append((first, last, (primary[0] or b"").decode(), port_of(primary[1])))
+        # A primary whose place the node does not know takes nothing from what it says of the others.
+        found.append((first, last, (primary[0] or b"").decode(), primary[1] and port_of(primary[1])))
     return found
+
+
+def _nodes(reply: Any) -> set[HostPort]:
+    """All that CLUSTER SLOTS names, replicas too."""
+    return {((node[0] or b"").decode(), int(node[1])) for _, _, *nodes in reply for node in nodes}
 
 
 def slot_of(name: str) -> int:

@@ -267,15 +267,19 @@ class Links(Generic[L]):
         primary = self._primaries.get(address)
         if primary is None:
             primary = self._primaries[address] = Primary(address, self._opens, self._clock, self._lost)
+            self._tidy_soon()
         return primary
+
+    def _tidy_soon(self) -> None:
+        if self._tidying is None:  # once for all that come or are given theirs in one tick: it looks at every shard
+            self._tidying = asyncio.get_running_loop().call_soon(self._tidy)
 
     def _give(self, shard: int, address: Address, link: L) -> None:
         if self.by_shard[shard] is not link:
             self.by_shard[shard], self._from[shard] = link, address
             self.unconfirmed[shard] = True
             self._on_changed([shard])
-            if self._tidying is None:  # once for all that are given theirs in one tick: it looks at every shard
-                self._tidying = asyncio.get_running_loop().call_soon(self._tidy)
+            self._tidy_soon()
 
     def _lost(self, link: L) -> None:
         lost = [shard for shard, its in enumerate(self.by_shard) if its is link]

@@ -106,10 +106,11 @@ def knows_no_script(error: object) -> bool:
 
 
 def place_in(error: L2Unavailable) -> tuple[str, int]:
-    """Host ("" for the server's own) and port that a MOVED or ASK names; the error itself where it names none."""
+    """Host ("" for the server's own) and port that a MOVED or ASK names. `L2Unavailable`, which leads nowhere itself,
+    where it names none: a Cluster says port 0 of a node that is known to it, and not where it is."""
     host, _, port = str(error).rpartition(" ")[2].rpartition(":")
     if not port.isdecimal() or not 0 < int(port) < 65536:
-        raise error
+        raise L2Unavailable(f"sent on, and not told where to: {error}")
     return host.strip("[]").removeprefix("?"), int(port)  # "?": a name was to be told, and none is announced
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from cachebus.resp.address import Address
+from cachebus.resp.link import Link
 
 OnMoved = Callable[[Sequence[int]], None]
 Holds = Callable[[int], bool]
@@ -53,6 +54,11 @@ class Route(ABC):
         """A server that it has named says that it is no primary. Who asks nobody has nothing to learn from that."""
         return
 
+    async def admit(self, link: Link, address: Address) -> None:
+        """Have a server that was just connected to show that it is one of these; `L2Unavailable`. It stands at a place
+        that was told, and may be another one by now."""
+        return
+
     @abstractmethod
     async def look(self, since_s: float) -> None:
         """Look where the primaries are, unless somebody has begun to since then; `L2Unavailable` where nobody can say.
@@ -71,11 +77,12 @@ class Route(ABC):
 
     def _learn(self, places: list[Address | None], *, sure: bool) -> None:
         """Take in what a look has found. Unless it is `sure`, a shard that anybody holds stays where it is: whoever was
-        asked may be cut off from its fellows, or be of another Cluster by now."""
+        asked may be cut off from its fellows, or be of another Cluster by now. Who names nobody takes no place away:
+        that one is tried until there is a better one."""
         moved = {
             shard: place
             for shard, (known, place) in enumerate(zip(self.known, places, strict=True))
-            if place is not known and place != known and (sure or not any(holds(shard) for holds in self._holding))
+            if place not in (None, known) and (sure or not any(holds(shard) for holds in self._holding))
         }
         if moved:
             self._move(moved)

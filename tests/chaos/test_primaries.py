@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,10 +18,10 @@ from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_group import ask
 from cachebus.tools.servers.redis_sentinels import SentinelGroup
 from tests.conftest import connected
-from tests.support.caches import PATIENCE_S, heard, key_of, nodes, parts, quick, until
+from tests.support.caches import PATIENCE_S, key_of, nodes, parts, quick, until
 from tests.support.command import ran
 from tests.support.outbox import QUICKLY, invalidation, put, running, waiting
-from tests.support.primaries import SHARDS, Town, names_of, no_answer
+from tests.support.primaries import SHARDS, Town, all_is_well, names_of, no_answer
 from tests.support.servers import any_binary
 
 
@@ -31,22 +30,6 @@ async def town() -> AsyncIterator[Town]:
     """For tests that break it."""
     async with Town(any_binary(), replicas=0) as town:
         yield town
-
-
-async def all_is_well(cache: Cache, other: Cache, tenant: str) -> None:
-    """All that a cache does for a tenant: none of it fails."""
-    where: dict[str, Any] = {"tenant_id": tenant}
-    await cache.set("config", "x", 1, **where)
-    assert await other.get("config", "x", **where) == 1
-    receipt = await cache.invalidate("config", "x", wait="nodes", **where)
-    assert receipt.status == "applied"
-    await heard([other], receipt)
-    assert await other.get("config", "x", **where) is None
-    assert await cache.get_or_load("config", "x", lambda: 2, **where) == 2
-    assert await other.get("config", "x", use_memory=False, **where) == 2
-    assert await cache.increment("n", **where) > 0
-    async with cache.write_guard([("config", "x")], tenant, db_timeout_s=0.5):
-        assert not (await cache.set("config", "x", 3, **where)).stored
 
 
 async def test_one_that_is_dead_costs_no_call_of_another_ones_tenants(town: Town) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from cachebus import Cache
 from cachebus.keys.key import Keyspace
 from cachebus.l2.names import ShardNames
 from cachebus.tools.servers.redis_cluster import ClusterGroup
+from tests.support.caches import heard
 
 SHARDS = 32
 
@@ -40,6 +43,22 @@ class Town(ClusterGroup):
 def names_of(tenant: str) -> ShardNames:
     """The names of a tenant's shard."""
     return ShardNames("cachebus", Keyspace(SHARDS).key("config", "x", tenant).shard)
+
+
+async def all_is_well(cache: Cache, other: Cache, tenant: str) -> None:
+    """All that a cache does for a tenant: none of it fails."""
+    where: dict[str, Any] = {"tenant_id": tenant}
+    await cache.set("config", "x", 1, **where)
+    assert await other.get("config", "x", **where) == 1
+    receipt = await cache.invalidate("config", "x", wait="nodes", **where)
+    assert receipt.status == "applied"
+    await heard([other], receipt)
+    assert await other.get("config", "x", **where) is None
+    assert await cache.get_or_load("config", "x", lambda: 2, **where) == 2
+    assert await other.get("config", "x", use_memory=False, **where) == 2
+    assert await cache.increment("n", **where) > 0
+    async with cache.write_guard([("config", "x")], tenant, db_timeout_s=0.5):
+        assert not (await cache.set("config", "x", 3, **where)).stored
 
 
 @contextmanager
