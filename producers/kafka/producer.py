@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Iterable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 from cachebus.base.choices import Wait
+from cachebus.base.clock import monotonic
 from cachebus.base.home import Home
 from cachebus.base.log import logger
-from cachebus.bus.kafka.client import Endings, connecting, end_producer, quietly
-from cachebus.bus.kafka.topic import topic_there
+from cachebus.bus.kafka.sender import KafkaSender
+from cachebus.bus.kafka.topic import Layout
+from cachebus.bus.kafka.watch import TopicWatch
 from cachebus.cascade import Cascade
 from cachebus.errors import BusUnavailable, ConfigError, InvalidationFailed, ValueTooLarge
+from cachebus.observe import Counters
 from cachebus.producers.base import Order, Producer, receipt_for_command
 from cachebus.producers.command import encode
 from cachebus.producers.kafka.message import LARGEST_BYTES, Seal, commands_access, key_of
@@ -47,9 +48,9 @@ class KafkaProducer(Producer):
         self._seal = Seal(self.settings)
         self._home: Home | None = None
         """Where it was opened; None while it is not open."""
-        self._opening = asyncio.Lock()
-        self._link: _Link | None = None
-        self._endings = Endings()
+        self._watch = TopicWatch(self._access, monotonic, self._arrange)
+        self._sender = KafkaSender(self._access, self._watch, Counters(), monotonic)
+        self._partitions: list[int] = []
 
     @classmethod
     def open(
@@ -66,9 +67,17 @@ class KafkaProducer(Producer):
 
     async def __aenter__(self) -> Self:
         logger.use(self.settings.logs)
-        await self._linked()
+        try:
+            await self._watch.open()
+        except BaseException:
+            await self._disconnect()
+            raise
         self._home = Home()
         return self
+
+    def _arrange(self, layout: Layout) -> None:
+        self._partitions = list(range(len(layout.leaders)))
+        self._sender.arrange(layout)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -81,10 +90,13 @@ class KafkaProducer(Producer):
         if self._home is not None and not self._home.here:
             raise self._home.close_elsewhere("producer")
         self._home = None
-        link, self._link = self._link, None
-        if link is not None:
-            link.end()
-        await self._endings.over(4 * self._access.timeout_s)
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
+        try:
+            await self._watch.close()  # first, as it has the sender begin
+        finally:
+            await self._sender.close()
 
     async def _send(self, order: Order, wait: Wait | None) -> Receipt:
         receipt = receipt_for_command(order.plan, wait)
@@ -102,72 +114,16 @@ class KafkaProducer(Producer):
         except (BusUnavailable, TimeoutError) as error:
             why = str(error) or f"it was not acknowledged in {self._access.timeout_s:g} s"
             raise InvalidationFailed(
-                f"the command is not sure to be in Kafka at {self._access.servers}, topic {self._access.topic}: {why}"
+                f"the command is not sure to be in the topic {self._access.topic}: {why}"
             ) from error
         return receipt
 
     async def _acknowledged(self, value: bytes, key: bytes) -> None:
-        """Send a message, and return when Kafka has it; `BusUnavailable`."""
-        link = await self._linked()
-        try:
-            with link.used(), connecting(self._access):
-                sent = await link.producer.send(self._access.topic, value, key=key, headers=self._seal.headers(value))
-                await sent
-        except (BusUnavailable, asyncio.CancelledError):
-            # This link would go on sending what it holds in its own time, so the next call uses a new one.
-            if self._link is link:
-                self._link = None
-            link.retire()
-            raise
+        """Send a message, and return when Kafka has it; `BusUnavailable`. What befalls one partition, or its leader,
+        keeps no command of another one waiting."""
+        from aiokafka.partitioner import DefaultPartitioner
 
-    async def _linked(self) -> _Link:
-        """The present link, or a new one; `BusUnavailable`."""
-        async with self._opening:
-            if self._link is None:
-                with connecting(self._access):
-                    async with asyncio.timeout(self._access.connect_timeout_s):
-                        await topic_there(self._access)  # the topic may have been deleted meanwhile
-                        self._link = _Link(await self._started(), self._endings)
-            return self._link
-
-    async def _started(self) -> Any:
-        from aiokafka import AIOKafkaProducer
-
-        producer = AIOKafkaProducer(acks="all", enable_idempotence=True, linger_ms=0, **self._access.arguments())
-        await self._endings.started(producer, partial(end_producer, producer))
-        return producer
-
-
-class _Link:
-    """A producer of aiokafka, which several calls share."""
-
-    def __init__(self, producer: Any, endings: Endings) -> None:
-        self.producer = producer
-        self._endings = endings
-        self._uses = 0
-        self._retired = False
-        self._ended = False
-
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """While a call uses it, `retire` does not end it."""
-        self._uses += 1
-        try:
-            yield
-        finally:
-            self._uses -= 1
-            if self._retired:
-                self.retire()
-
-    def retire(self) -> None:
-        """End it as soon as no call uses it any more."""
-        self._retired = True
-        if not self._uses:
-            self.end()
-
-    def end(self) -> None:
-        """End it now, in a task of its own: calls that use it fail. Ending twice is harmless."""
-        if not self._ended:
-            self._ended = True
-            with quietly():
-                self._endings.add(asyncio.create_task(end_producer(self.producer)))
+        partition = DefaultPartitioner()(key, self._partitions, self._partitions) if self._partitions else 0
+        answer = asyncio.get_running_loop().create_future()
+        self._sender.post(partition, key, value, self._seal.headers(value), answer)
+        await answer

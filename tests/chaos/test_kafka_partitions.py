@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError
+from aiokafka.partitioner import DefaultPartitioner
 
 from cachebus import Cache
 from cachebus.base.clock import monotonic
@@ -19,8 +20,8 @@ from cachebus.bus.kafka.connection import KafkaConnection
 from cachebus.bus.kafka.topic import Layout
 from cachebus.bus.kafka.watch import TopicWatch
 from cachebus.core.ports import Listener
-from cachebus.errors import CacheBusError
-from cachebus.producers import DirectProducer
+from cachebus.errors import CacheBusError, InvalidationFailed
+from cachebus.producers import DirectProducer, KafkaProducer
 from cachebus.resp import ended
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.wire import event as events
@@ -318,3 +319,41 @@ async def test_a_producer_publishes_while_one_of_two_kafka_brokers_hangs(
             for shard in HERE:
                 receipt = await producer.invalidate("config", "k", tenant_of(cache, shard))
                 await until(lambda: (receipt.shard, receipt.seq) in brought.seen)  # noqa: B023 (awaited here)
+
+
+async def test_a_producer_of_commands_that_one_of_two_kafka_brokers_leaves_hanging_hands_over_all_of_the_other_ones(
+    setup: dict[str, Any], second: KafkaServer
+) -> None:
+    """The one that hangs is named first, and calls for its own partitions fail all the while."""
+    settings = quick(**setup, kafka_commands_topic=setup["kafka_topic"])
+    partition = DefaultPartitioner()
+    led = dict[bool, str]()
+    for tenant in (f"tenant-{number}" for number in range(100)):
+        led.setdefault(partition(tenant.encode(), list(range(SHARDS)), list(range(SHARDS))) in HERE, tenant)
+    await broken(second, "hanging")
+    async with KafkaProducer.open(settings, timeout_s=1.0) as producer:
+        failed = 0
+
+        async def failing() -> None:
+            nonlocal failed
+            while True:
+                with pytest.raises(InvalidationFailed):
+                    await producer.invalidate("config", "x", led[False])
+                failed += 1
+
+        failures = [asyncio.create_task(failing()) for _ in range(4)]
+        try:
+            while failed < 3 * len(failures):
+                await producer.invalidate("config", "x", led[True])
+            assert not any(task.done() for task in failures)
+        finally:
+            await ended(*failures)
+        await whole(second)
+
+        async def taken() -> bool:
+            with suppress(InvalidationFailed):
+                await producer.invalidate("config", "x", led[False])
+                return True
+            return False
+
+        await until(taken, within_s=60.0)

@@ -7,6 +7,7 @@ import struct
 import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from secrets import token_hex
 from typing import Any
 
@@ -23,12 +24,14 @@ from cachebus.bus.kafka import sender
 from cachebus.bus.kafka.brokers import Brokers
 from cachebus.bus.kafka.bus import KafkaBus
 from cachebus.bus.kafka.client import kafka_access
+from cachebus.bus.kafka.connection import Address, KafkaConnection
 from cachebus.bus.kafka.ear import Ear
 from cachebus.bus.kafka.ears import KafkaEars
 from cachebus.bus.kafka.envelope import Envelope
 from cachebus.bus.kafka.inflating import MOST_BYTES
 from cachebus.bus.kafka.reach import Reach
 from cachebus.observe import Counters
+from cachebus.resp import names
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.wire import event as events
 from tests.support.caches import quick, until
@@ -161,6 +164,27 @@ async def test_closing_ends_what_is_read_still(setup: Settings, monkeypatch: pyt
         (reading,) = [ear.reading for ear in ears_of(bus)]
     assert reading is not None
     assert reading.cancelled()
+
+
+async def test_a_brokers_name_that_nobody_answers_for_takes_none_of_the_applications_threads(
+    setup: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    async def silent(host: str) -> list[str]:
+        asked.append(host)
+        await asyncio.Event().wait()
+        return []
+
+    async def by_the_loop(host: str, *_: Any, **__: Any) -> Any:
+        raise AssertionError(host)
+
+    monkeypatch.setattr(names, "addresses_of", silent)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", by_the_loop)
+    access = replace(kafka_access(setup), connect_timeout_s=0.05)
+    with pytest.raises(TimeoutError, match=r"broker\.test:9092 did not answer"):
+        await KafkaConnection.open(access, Address("broker.test", 9092))
+    assert asked == ["broker.test"]
 
 
 def ears_of(bus: KafkaBus) -> list[Ear]:

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from typing import Any, Final, TypeVar
 
 from cachebus.base.log import logger
-from cachebus.errors import BusUnavailable, ConfigError
+from cachebus.errors import ConfigError
 from cachebus.settings import Settings
 
 Client = TypeVar("Client")
@@ -139,20 +139,6 @@ def quietly() -> Iterator[deque[str]]:
         _ours.reset(token)
 
 
-@contextmanager
-def connecting(access: KafkaAccess) -> Iterator[None]:
-    """Quietly, and errors of the driver become `BusUnavailable`, with the brokers' addresses and the reason."""
-    with quietly() as said:
-        from aiokafka.errors import KafkaError
-
-        try:
-            yield
-        except (KafkaError, OSError, TimeoutError) as error:
-            # That a user was refused, or a certificate, the driver only logs.
-            why = said[-1] if said else str(error) or type(error).__name__
-            raise BusUnavailable(f"Kafka at {access.servers}: {why}") from error
-
-
 End = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -220,14 +206,3 @@ async def _ended(starting: asyncio.Task[None], end: End) -> None:
 
 def _end_of(client: Any) -> End:
     return getattr(client, "close", None) or client.stop  # type: ignore[no-any-return]
-
-
-async def end_producer(producer: Any) -> None:
-    """Stop an aiokafka producer. Its own `stop` would try for ever to send what it holds."""
-    with quietly():
-        producer._closed = True
-        for connection in list(producer.client._conns.values()):
-            connection.close()  # answers that are waited for fail now
-        # Which waits for what is in hand, and that for the client's look at the brokers: so the client comes last.
-        await producer._sender.close()
-        await producer.client.close()

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, Self
 from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess
 from cachebus.errors import BusUnavailable
+from cachebus.resp import names
 
 PIECES: Final = 5
 """Patience is spent in so many pieces. A stall of this process costs one of them: the answers that have come meanwhile
@@ -26,7 +27,7 @@ class Address(NamedTuple):
     port: int
 
     def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
 def addresses_of(servers: str) -> list[Address]:
@@ -62,6 +63,7 @@ class KafkaConnection:
         driver = AIOKafkaConnection(*address, **{**arguments, "request_timeout_ms": NEVER_MS})
         try:
             async with asyncio.timeout(access.connect_timeout_s):
+                await names.addresses_of(address.host)  # else the driver waits for it in the application's threads
                 await driver.connect()
         except TimeoutError:
             raise TimeoutError(f"{address} did not answer in {access.connect_timeout_s:g} s") from None

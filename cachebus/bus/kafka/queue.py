@@ -23,6 +23,8 @@ class Posted(NamedTuple):
     message: bytes
     headers: Headers
     due_s: float
+    answer: asyncio.Future[None] | None = None
+    """For who waits until Kafka has it; None for what nobody waits for."""
 
     @property
     def size_bytes(self) -> int:
@@ -88,9 +90,10 @@ class Queue:
         self.busy = False
         self.size_bytes -= sum(post.size_bytes for post in batch.posts)
 
-    def expire(self, now_s: float) -> int:
-        """Drop what has waited for too long, until `now_s`; how many that were."""
-        before = len(self.waiting)
+    def expire(self, now_s: float) -> list[Posted]:
+        """Drop what has waited for too long, until `now_s`, and give it."""
+        dropped: list[Posted] = []
         while self.waiting and self.waiting[0].due_s <= now_s:
-            self.size_bytes -= self.waiting.popleft().size_bytes
-        return before - len(self.waiting)
+            dropped.append(self.waiting.popleft())
+        self.size_bytes -= sum(post.size_bytes for post in dropped)
+        return dropped

@@ -1,8 +1,9 @@
-"""Events on their way to Kafka: handed over at once, sent in order, bounded in number and in time.
+"""Messages on their way to Kafka: handed over at once, sent in order, bounded in number and in time.
 
 An event that does not arrive costs no promise: L2 has it, and the nodes' probes find it. So nobody waits for the
-broker, and what it does not take in time is counted and dropped, as is what it refuses. An event that arrives twice
-is told by its seq, so no batch is numbered: behind one that was refused the broker would take no other.
+broker, and what it does not take in time is counted and dropped, as is what it refuses. Who posts a command waits for
+its answer, and is told. An event that arrives twice is told by its seq, and a command that does does no harm, so no
+batch is numbered: behind one that was refused the broker would take no other.
 
 Each partition has a queue of its own. A leader's partitions are sent to over one connection, their lane. A partition
 that the leader answers for too late, as one whose followers hang, has a lane of its own until it is answered for in
@@ -22,7 +23,7 @@ from cachebus.base.backoff import Attempts
 from cachebus.base.clock import Clock
 from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess, quietly
-from cachebus.bus.kafka.connection import Address, KafkaConnection
+from cachebus.bus.kafka.connection import Address, KafkaConnection, unavailable
 from cachebus.bus.kafka.envelope import Headers
 from cachebus.bus.kafka.queue import Batch, Posted, Queue
 from cachebus.bus.kafka.reach import Reach
@@ -84,18 +85,21 @@ class KafkaSender:
         """Of all partitions, by their numbers: whether they can be sent to."""
         return [queue.reach for queue in self._queues]
 
-    def post(self, shard: int, key: bytes, message: bytes, headers: Headers) -> None:
-        """Have a message sent. Returns at once; what can't be sent is counted."""
+    def post(
+        self, shard: int, key: bytes, message: bytes, headers: Headers, answer: asyncio.Future[None] | None = None
+    ) -> None:
+        """Have a message sent. Returns at once. What can't be sent is told by the `answer`, as `BusUnavailable`, or
+        counted where nobody waits for one."""
+        post = Posted(key, message, headers, self._clock() + self._access.timeout_s, answer)
         if not self._queues:
-            self._fail(0, 1, "no broker is connected")
+            self._fail(0, [post], "no broker is connected")
             return
         queue = self._queues[shard % len(self._queues)]
         if len(queue.waiting) >= MOST_WAITING:
-            self._fail(queue.number, 1, queue.why or f"{MOST_WAITING} wait already")
+            self._fail(queue.number, [post], queue.why or f"{MOST_WAITING} wait already")
             return
-        post = Posted(key, message, headers, self._clock() + self._access.timeout_s)
         if queue.size_bytes and queue.size_bytes + post.size_bytes > MOST_BYTES // len(self._queues):
-            self._fail(queue.number, 1, queue.why or f"{queue.size_bytes} bytes wait already")
+            self._fail(queue.number, [post], queue.why or f"{queue.size_bytes} bytes wait already")
             return
         queue.add(post)
         self._unsettled += 1
@@ -247,10 +251,10 @@ class KafkaSender:
             queue.over(batch)
             queue.attempts.succeeded()
             if code:  # as what is too large, may not be written, or is of a clock that is off
-                self._drop(queue, len(batch.posts), repr(error()))
+                self._drop(queue, batch.posts, repr(error()))
             else:
                 queue.most = min(MOST_WAITING, 2 * queue.most)
-                self._settle(len(batch.posts))
+                self._settle(batch.posts)
                 self._told.pop(queue.number, None)
                 queue.why = ""
         if queue.apart != (apart := code in LATE):
@@ -258,19 +262,28 @@ class KafkaSender:
             self._set_out()
         self._stir(queue)
 
-    def _drop(self, queue: Queue, count: int, why: object) -> None:
-        if count:
-            self._settle(count)
-            self._fail(queue.number, count, why)
+    def _drop(self, queue: Queue, posts: list[Posted], why: object) -> None:
+        if posts:
+            self._fail(queue.number, posts, why)
+            self._settle(posts)
 
-    def _settle(self, count: int) -> None:
-        self._unsettled -= count
+    def _settle(self, posts: list[Posted]) -> None:
+        for post in posts:
+            if post.answer is not None and not post.answer.done():
+                post.answer.set_result(None)
+        self._unsettled -= len(posts)
         if not self._unsettled:
             self._idle.set()
 
-    def _fail(self, number: int, count: int, why: object) -> None:
-        """Each reason is logged once."""
-        self._counters.bus_publish_failures += count
+    def _fail(self, number: int, posts: list[Posted], why: object) -> None:
+        """Each reason is logged once, but for those who are told."""
+        for post in posts:
+            if post.answer is not None and not post.answer.done():
+                post.answer.set_exception(unavailable(self._access, why))
+        untold = sum(post.answer is None for post in posts)
+        if not untold:
+            return
+        self._counters.bus_publish_failures += untold
         reason = str(why) or type(why).__name__
         if number not in self._told and reason not in self._told.values():
             logger.warning("events could not be published on Kafka; nodes find them by their probes: {}", reason)
@@ -289,6 +302,6 @@ class KafkaSender:
         for queue in self._queues:
             if queue.timer is not None:
                 queue.timer.cancel()
-            self._drop(queue, queue.expire(math.inf), queue.why or "the bus was closed")
-            queue.reach.lost("the bus was closed")
+            self._drop(queue, queue.expire(math.inf), queue.why or "it was closed")
+            queue.reach.lost("it was closed")
         self._queues = []
