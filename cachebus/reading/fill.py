@@ -39,7 +39,7 @@ class Fill:
             await self._take_away(granted, as_of, over)
             return found
         if self._node.blocked is not None and self._node.blocked.covers(self._key, record.tags):
-            self._supersede(granted.seq, granted.epoch, as_of)
+            self._take_former_away(granted.seq, granted.epoch, as_of)
             return found  # it may have been read before an invalidation that L2 does not know of yet
         kept_ms = keep_ms(record, self._rules)
         record.set_position(granted.epoch, granted.seq, created_ms=self._read_ms(granted.epoch, as_of))
@@ -47,12 +47,12 @@ class Fill:
             change = await self._lease.store(record, kept_ms, over)
         except L2Unavailable:
             self._node.counters.l2_errors += 1
-            self._supersede(granted.seq, granted.epoch, as_of, told=False)
+            self._end_former_fallback(granted.seq, granted.epoch, as_of)
             self._admit(found, record, as_of, fenced=False)
             return found
         if not change.stored:
             self._node.counters.fills_rejected += 1
-            self._supersede(granted.seq, granted.epoch, as_of)
+            self._take_former_away(granted.seq, granted.epoch, as_of)
             logger.debug("what was loaded of {} was replaced meanwhile, and is not kept", self._key.family.data_type)
             return found
         self._node.counters.fills += 1
@@ -64,7 +64,7 @@ class Fill:
         """Keep what was loaded in L1 alone, until D after the load began. `seq`: what it is newer than, at least."""
         record, found = self._packed(found)
         epoch = as_of.reservation.epoch
-        self._supersede(seq, epoch, as_of, told=False)
+        self._end_former_fallback(seq, epoch, as_of)
         if record is not None:
             record.set_position(epoch, seq)
             self._admit(found, record, as_of, fenced=False)
@@ -82,11 +82,19 @@ class Fill:
                 await self._lease.store(gone, 1, over)
             except L2Unavailable:
                 self._node.counters.l2_errors += 1
-        self._supersede(granted.seq, granted.epoch, as_of)
+        self._take_former_away(granted.seq, granted.epoch, as_of)
 
-    def _supersede(self, seq: int, epoch: bytes, as_of: AsOf, *, told: bool = True) -> None:
-        """The source has answered: what it gave before is no fallback any more, whether L2 was `told` of it or not."""
-        (self._node.take_away if told else self._node.end_fallback)(self._key, seq)
+    def _take_former_away(self, seq: int, epoch: bytes, as_of: AsOf) -> None:
+        """The source has answered, and its answer is not kept: what it gave before is served no more."""
+        self._node.take_away(self._key, seq)
+        self._note_answer(epoch, as_of)
+
+    def _end_former_fallback(self, seq: int, epoch: bytes, as_of: AsOf) -> None:
+        """The source has answered, and L2 does not know: what it gave before is served until it expires, not longer."""
+        self._node.end_fallback(self._key, seq)
+        self._note_answer(epoch, as_of)
+
+    def _note_answer(self, epoch: bytes, as_of: AsOf) -> None:
         if self._rules.fail_safe_s:
             self._fetch.superseded.note(self._key.l1, self._read_ms(epoch, as_of))
 

@@ -40,6 +40,26 @@ async def test_what_was_answered_without_l2(keep_without_l2: bool, use_memory: b
             assert await read(a, source, "safe") == "v2"
 
 
+async def test_what_the_source_has_denied_since_is_nothing_to_serve_while_another_node_loads() -> None:
+    policy = Policy(ttl_s=10, fail_safe_s=1000, load_soft_timeout_s=0.01, negative_ttl_s=None, retries=0)
+    async with aging(2, safe=policy) as world:
+        a, b = world.nodes
+        source = Source(x="alice")
+        assert await read(a, source, "safe") == "alice"
+        await world.pass_s(11)
+        del source.values["x"]
+        assert await read(b, source, "safe") is None
+        source.hold()
+        loads = asyncio.create_task(read(b, source, "safe"))
+        await source.asked.wait()
+        waits = asyncio.create_task(read(a, source, "safe"))
+        assert await asyncio.wait([waits], timeout=0.2) == (set(), {waits})
+        source.values["x"] = "bob"
+        source.release()
+        assert await waits == "bob"
+        await loads
+
+
 async def test_what_l2_refused_to_keep(redis_url: str) -> None:
     """As where the lease was evicted meanwhile."""
     async with nodes(redis_url, 1, policies={"safe": SHORT}, guard_max_s=0) as (a,):
