@@ -174,7 +174,7 @@ class Node:
         self, shard: int, reply: ProbeReply, sent_at_s: float, cause: str, asked: HeardSoFar | None = None
     ) -> None:
         """Begin a shard anew from a probe's reply with marks: L1 is dropped, and whatever is under way is overtaken.
-        `asked`: what `Shard.asking` gave when the probe was sent."""
+        `asked`: what `Shard.heard_so_far` gave when the probe was sent."""
         view = self.shards[shard]
         if view.epoch == reply.epoch:
             self.counters.events_flushed += view.unheard(reply.seq)
