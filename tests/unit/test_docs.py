@@ -29,6 +29,7 @@ FLUSHALL; eviction of meta; eviction of marks; eviction of leases; eviction of r
 restart without persistence; restart with persistence; restart with an older RDB; DEBUG RELOAD;
 Sentinel failover that loses a suffix; fail-back;
 handover to a replica that dies at once, and back to the deposed primary;
+another server at a lost primary's address: of no Cluster, or empty;
 a primary frozen with its network, that wakes beside the promoted one;
 nodes that hear nothing of a failover, from some Sentinels or all; a new replica that joins while its primary dies;
 a name or virtual IP that is moved, while old connections stay;

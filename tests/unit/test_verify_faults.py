@@ -45,7 +45,7 @@ def test_faults_of_groups_are_for_groups() -> None:
     sentinel = {f.name for f in possible(faults, own=False, proxied=True, kind="sentinel")}
     cluster = {f.name for f in possible(faults, own=False, proxied=True, kind="cluster")}
     assert {"failover", "failover-loss", "primary-frozen", "failover-newcomer"} <= sentinel & cluster
-    assert cluster - sentinel == {"move-slot", "half-moved", "hung-target", "uncovered-slot"}
+    assert cluster - sentinel == {"move-slot", "half-moved", "hung-target", "uncovered-slot", "impostor"}
     assert sentinel - cluster == {"sentinels-away", "split", "failover-unseen"}
     assert {"hang", "deaf", "garble", "lost-primary", "half-lost-primary"} <= sentinel & cluster
     assert not {"lost-primary", "half-lost-primary"} & alone

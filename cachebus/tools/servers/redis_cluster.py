@@ -136,8 +136,10 @@ class ClusterGroup(Group):
         if not votes:
             raise L2Unavailable(f"no node serves slot {slot}")
         port = max(set(votes), key=votes.count)
-        (server,) = [server for server in self.servers if self.place(server) == port]
-        return server
+        found = [server for server in self.servers if self.place(server) == port]
+        if not found:  # port 0: it is known to have the slot, and not where it is
+            raise L2Unavailable(f"nobody knows where the primary of slot {slot} is")
+        return found[0]
 
     async def move_slot(self, slot: int, source: EmbeddedServer, target: EmbeddedServer) -> None:
         """Move a slot with its keys from one primary to another, while clients go on."""

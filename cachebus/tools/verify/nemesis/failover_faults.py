@@ -123,6 +123,25 @@ async def _newcomer(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
     return shards
 
 
+async def _impostor(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
+    """A primary dies, and at its address there is another server by the time that nodes come back: one of no Cluster,
+    which does all that it is asked, or a node that has lost its memory, which knows nobody."""
+    dice, group = occurrence.dice(), group_of(testbed)
+    names = group.some_shard(dice)
+    primary = await group.primary(names)
+    if primary is None:
+        return NONE
+    shards = await group.shards_at(primary)
+    gone_s = monotonic()
+    with group.instead(primary, clustered=dice.random() < 0.5):
+        await group.promoted(names, primary)
+        was_away(testbed, gone_s)
+        await rest(occurrence.lasts_s)
+    primary.start()
+    await group.followed()
+    return shards
+
+
 FAILOVER_FAULTS: Final = (
     of_group(
         "primary-frozen",
@@ -135,6 +154,12 @@ FAILOVER_FAULTS: Final = (
         "a failover, while nodes are cut off from some Sentinels or all (Sentinel)",
         _unseen,
         (0.5, 3.0),
+    ),
+    of_group(
+        "impostor",
+        "a primary dies, and another server has its address when nodes come back: of no Cluster, or empty (Cluster)",
+        _impostor,
+        (2.0, 6.0),
     ),
     of_group(
         "failover-newcomer",

@@ -35,7 +35,7 @@ OF_REDIS: Final = (
 )
 """Faults of a subscription. Nodes have none if Kafka carries the events."""
 NOT_OF: Final = {
-    "sentinel": ("move-slot", "half-moved", "hung-target", "uncovered-slot"),
+    "sentinel": ("move-slot", "half-moved", "hung-target", "uncovered-slot", "impostor"),
     "cluster": ("sentinels-away", "split", "failover-unseen"),
 }
 """Faults of a group that do not exist for one kind of group."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from random import Random
 from typing import Final, Literal
 
@@ -220,6 +220,17 @@ class GroupUnderTest:
         """Have a server be a replica of a primary, if both are there."""
         with suppress(L2Unavailable):
             await self._group.follow(server, primary)
+
+    @contextmanager
+    def instead(self, gone: EmbeddedServer, *, clustered: bool) -> Iterator[EmbeddedServer]:
+        """An empty server at the address of one, which is killed: a node of a Cluster of its own, or of none. The other
+        one does not come back by itself."""
+        gone.kill()
+        server = EmbeddedServer(gone.binary, port=gone.port, conf=["cluster-enabled yes"] if clustered else [])
+        try:
+            yield server.start()
+        finally:
+            server.stop()
 
     async def replace(self, gone: EmbeddedServer) -> EmbeddedServer:
         """A new server, which has nothing and follows nobody, in the place of one that never comes back."""
