@@ -187,6 +187,15 @@ async def test_all_that_is_stored_or_leased_after_a_takeover_ends_when_lost_guar
     bob.store.release(key(), "t")
 
 
+async def test_where_the_servers_clock_was_set_back_lost_guards_last_no_longer_for_that(redis: RedisRig) -> None:
+    """By its clock the epoch has yet to begin."""
+    bob = await Person(await redis.store(), "bob", guard_ms=60_000).attach()
+    before_ms = (await bob.probe()).server_us // 1000
+    await redis.redis.call("HSET", redis.names.meta, "born", f"{(before_ms + 3_600_000) * 1000}")
+    expires_ms = (await bob.write(key())).expires_ms
+    assert before_ms <= expires_ms - 60_000 <= (await bob.probe()).server_us // 1000
+
+
 async def test_when_no_lost_guard_can_stand_any_more_records_live_as_long_as_they_like(rig: StoreRig) -> None:
     ann = await Person(await rig.store(), "ann", guard_ms=50).attach()
     await rig.another_server()
