@@ -92,6 +92,13 @@ async def test_a_write_with_a_guarded_tag_stores_nothing(ann: Person, bob: Perso
     assert (await bob.write(key(), tags=[tag("u")])).stored
 
 
+async def test_a_write_with_a_guarded_tag_takes_away_what_lay_there_without_it(ann: Person, bob: Person) -> None:
+    await ann.guard(scopes=[tag("t")])
+    assert (await bob.write(key())).stored
+    assert not (await bob.write(key(), tags=[tag("t")])).stored
+    assert await bob.read(key()) == [None]
+
+
 async def test_adding_under_a_guard_does_nothing_at_all(rig: StoreRig, ann: Person, bob: Person) -> None:
     await ann.guard(key())
     assert await bob.write(key(), if_absent=True) == Change(ann.caller.epoch, 2, False)
