@@ -96,6 +96,24 @@ async def test_a_new_replica_of_the_other_one_does_not_hide_it(replicas: int, le
             assert epoch(left) != before
 
 
+@pytest.mark.parametrize("replicas", [1, 3])
+async def test_of_an_odd_number_of_replicas_more_than_half_must_have_stayed_however_lately_somebody_looked(
+    replicas: int,
+) -> None:
+    """As many as it takes to write came back at once, by full synchronizations: another one may have written."""
+    least = (replicas + 1) // 2
+    with ExitStack() as stack:
+        first, *_ = await led(stack, replicas, f"min-replicas-to-write {least}")
+        async with nodes(first.url, 1, staleness_bound_s=60.0) as (cache,):
+            await written(cache, "old")
+            await until(lambda: counted(first, replicas))
+            before, meta = epoch(cache), ShardNames("cachebus", 0).meta
+            synced = int(await ask(first, "HGET", meta, "synced"))
+            await ask(first, "HSET", meta, "synced", f"{synced - least}")
+            await until(lambda: epoch(cache) != before)
+            assert await cache.get("config", "x", tenant_id=TENANT) is None
+
+
 async def test_sentinel_goes_back_to_a_primary_whose_replacement_dies_soon() -> None:
     async with SentinelGroup(any_binary(), replicas=2, min_replicas=1) as group:
         first, second, third = group.data

@@ -92,6 +92,13 @@ async def test_a_write_with_a_guarded_tag_stores_nothing(ann: Person, bob: Perso
     assert (await bob.write(key(), tags=[tag("u")])).stored
 
 
+async def test_a_write_with_a_guarded_tag_takes_away_what_lay_there_without_it(ann: Person, bob: Person) -> None:
+    await ann.guard(scopes=[tag("t")])
+    assert (await bob.write(key())).stored
+    assert not (await bob.write(key(), tags=[tag("t")])).stored
+    assert await bob.read(key()) == [None]
+
+
 async def test_adding_under_a_guard_does_nothing_at_all(rig: StoreRig, ann: Person, bob: Person) -> None:
     await ann.guard(key())
     assert await bob.write(key(), if_absent=True) == Change(ann.caller.epoch, 2, False)
@@ -185,6 +192,15 @@ async def test_all_that_is_stored_or_leased_after_a_takeover_ends_when_lost_guar
         bob.store.extend(key(), "t", 200_000)
         assert 50_000 < (await bob.lease(key(), "other")).wait_ms <= 60_000
     bob.store.release(key(), "t")
+
+
+async def test_where_the_servers_clock_was_set_back_lost_guards_last_no_longer_for_that(redis: RedisRig) -> None:
+    """By its clock the epoch has yet to begin."""
+    bob = await Person(await redis.store(), "bob", guard_ms=60_000).attach()
+    before_ms = (await bob.probe()).server_us // 1000
+    await redis.redis.call("HSET", redis.names.meta, "born", f"{(before_ms + 3_600_000) * 1000}")
+    expires_ms = (await bob.write(key())).expires_ms
+    assert before_ms <= expires_ms - 60_000 <= (await bob.probe()).server_us // 1000
 
 
 async def test_when_no_lost_guard_can_stand_any_more_records_live_as_long_as_they_like(rig: StoreRig) -> None:

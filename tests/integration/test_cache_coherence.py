@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -14,6 +14,7 @@ from cachebus.base.clock import monotonic
 from cachebus.cascade import Target
 from cachebus.core.ports import LogEntry
 from cachebus.listening.catch_up import LOG_BATCH_BYTES, LOG_BATCH_MAX, next_count
+from cachebus.testing import FakeClock, Faults, Fleet
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, Source, asked, data_calls, deaf, heard, nodes, parts, past, until
 
@@ -123,6 +124,50 @@ async def test_what_was_missed_is_read_from_the_log_in_replies_that_fit_in_memor
     assert b.stats().flushes == {"start": 1}
     assert sum(replies) > 3 * LOG_BATCH_BYTES
     assert max(replies) <= LOG_BATCH_BYTES
+
+
+async def test_who_reads_in_the_log_that_somebody_waits_for_the_nodes_probes_again_at_once() -> None:
+    """The probe that found the gap told L2 of a position from before it."""
+    clock = FakeClock()
+    async with Fleet(2, clock=clock, staleness_bound_s=600.0, probe_interval_s=300.0) as fleet:
+        a, b = fleet.caches
+        attention, l2 = cast("Any", parts(b).listening.attention), fleet.world.shards[0]
+        await until(lambda: attention._wanted[0]._waiters)
+        fleet.faults = Faults(drop=1.0)
+        before = l2.seq
+        waiting = asyncio.create_task(a.invalidate("config", "x", "acme", wait="nodes"))
+        await until(lambda: l2.seq > before)
+        with asked(b) as calls:
+            attention.nudge(0)
+            await until(lambda: l2.rows[parts(b).node.id].applied > before)
+        assert (calls["log"], calls["probe"]) == (1, 2)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
+async def test_an_epoch_that_is_heard_of_while_a_probe_is_under_way_is_not_taken_for_another_stores() -> None:
+    async with Fleet(2, clock=FakeClock()) as fleet:
+        a, b = fleet.caches
+        store, answered, go_on = parts(b).store, asyncio.Event(), asyncio.Event()
+        probe = store.probe
+
+        async def probe_slowly(*args: Any, **more: Any) -> Any:
+            reply = await probe(*args, **more)
+            answered.set()
+            await go_on.wait()
+            return reply
+
+        store.probe = probe_slowly  # type: ignore[method-assign]
+        probing = asyncio.create_task(b.probe())
+        await answered.wait()
+        fleet.world.shards[0].server += "'"
+        receipt = await a.invalidate("config", "x", "acme")
+        await fleet.settle()
+        go_on.set()
+        await probing
+        await until(lambda: b.stats().shards[0].applied == receipt.seq)
+        assert b.stats().shards[0].epoch == receipt.epoch == a.stats().shards[0].epoch
 
 
 def test_how_much_of_the_log_to_ask_for_goes_by_what_came() -> None:

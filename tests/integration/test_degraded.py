@@ -11,6 +11,7 @@ import pytest
 
 from cachebus import Cache, InvalidationFailed, L2Unavailable, Policy, get_with_cache_aside, lifespan
 from cachebus.base.clock import monotonic
+from cachebus.policy import TAGS_MAX
 from cachebus.testing import FakeClock, Faults, Fleet
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, Source, nodes, parts, past, quick, until
@@ -337,6 +338,28 @@ async def test_a_slow_load_does_not_take_the_place_of_one_that_began_after_it() 
         assert await first == "old"
         assert await a.get_or_load("config", "x", quick_one.load, tenant_id="acme") == "new"
         assert quick_one.calls == 1
+
+
+async def test_a_later_load_that_was_replaced_since_keeps_no_earlier_one_out() -> None:
+    """Each has its own, as one record can't carry the tags of both."""
+    earlier, later, clock = Source(x="earlier"), Source(x="later"), FakeClock()
+    async with Fleet(2, clock=clock) as fleet:
+        a, b = fleet.caches
+        fleet.away = True
+        earlier.hold()
+        tags = [f"t{number}" for number in range(TAGS_MAX)]
+        first = asyncio.create_task(a.get_or_load("config", "x", earlier.load, tenant_id="acme", tags=tags))
+        await earlier.asked.wait()
+        clock.advance(a.settings.staleness_bound_s / 2)
+        assert await a.get_or_load("config", "x", later.load, tenant_id="acme", tags=["another"]) == "later"
+        fleet.away = False
+        await b.invalidate_tags(["another"], tenant_id="acme")
+        await fleet.settle()
+        fleet.away = True
+        earlier.release()
+        assert await first == "earlier"
+        assert await a.get_or_load("config", "x", later.load, tenant_id="acme") == "earlier"
+        assert later.calls == 1
 
 
 @pytest.mark.parametrize("away", [True, False], ids=["without L2", "with L2"])

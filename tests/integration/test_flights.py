@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from cachebus import Cache, L2Unavailable, LoadTimeout, Policy
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import LeaseOutcome, LeaseReply
+from cachebus.testing import FakeClock, Fleet
 from tests.support.aging import aging
 from tests.support.caches import D_S, Source, deaf, nodes, parts, past, until
 
@@ -41,6 +42,70 @@ async def test_who_comes_while_a_load_is_being_cancelled_loads_anew(redis_url: s
         with pytest.raises(asyncio.CancelledError):
             await first
         assert source.calls == 2
+
+
+async def test_who_comes_when_an_older_load_has_ended_joins_the_newer() -> None:
+    async with Fleet(1) as fleet:
+        (a,) = fleet.caches
+        older, newer = Source(x="old"), Source(x="new")
+        older.hold()
+        newer.hold()
+        first = reading(a, older)
+        await older.asked.wait()
+        await a.invalidate("config", "x", tenant_id="acme")
+        second = reading(a, newer)
+        await newer.asked.wait()
+        older.release()
+        assert await first == "old"
+        third = reading(a, newer)
+        await fleet.settle()
+        assert a.stats().flights == 1
+        newer.release()
+        assert (await second, await third) == ("new", "new")
+
+
+async def test_who_comes_later_than_d_after_the_leases_probe_joins_no_read_that_began_under_it() -> None:
+    clock, source = FakeClock(), Source(x="v")
+    async with Fleet(1, clock=clock, staleness_bound_s=600.0, probe_interval_s=300.0) as fleet:
+        (a,) = fleet.caches
+        store, go_on, attention = parts(a).store, asyncio.Event(), cast("Any", parts(a).listening.attention)
+        await until(lambda: attention._wanted[0]._waiters)  # it has probed, and rests
+        get = store.get
+
+        async def get_late(key: Any) -> Any:
+            await go_on.wait()
+            return await get(key)
+
+        store.get = get_late  # type: ignore[method-assign]
+        asking = []
+        for later_s, flights in ((450, 1), (100, 1), (100, 2)):
+            clock.advance(later_s)
+            asking.append(reading(a, source))
+            await fleet.settle()
+            assert a.stats().flights == flights
+        go_on.set()
+        assert await asyncio.gather(*asking) == ["v"] * 3
+
+
+async def test_who_is_cancelled_before_it_hears_that_it_may_load_gives_the_lease_back() -> None:
+    async with Fleet(2, clock=FakeClock()) as fleet:
+        a, b = fleet.caches
+        store, granted = parts(a).store, asyncio.Event()
+        lease = store.lease
+
+        async def lease_unheard(*args: Any, **more: Any) -> Any:
+            await lease(*args, **more)
+            granted.set()
+            await asyncio.Event().wait()
+
+        store.lease = lease_unheard  # type: ignore[method-assign]
+        source = Source(x="v")
+        first = reading(a, source)
+        await granted.wait()
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        assert await asyncio.wait_for(reading(b, source), 5) == "v"
 
 
 async def test_a_loader_that_cancels_itself_has_failed_and_the_cache_is_not_closed(redis_url: str) -> None:

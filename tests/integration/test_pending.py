@@ -368,6 +368,18 @@ async def test_a_full_queue_raises_and_the_key_is_not_believed_for_all_that() ->
         assert await a.drain(5)
 
 
+async def test_a_queue_that_was_full_has_all_its_room_again_once_it_is_delivered() -> None:
+    async with pair(pending_max=4) as (fleet, a, _):
+        for _ in range(3):
+            fleet.away = True
+            for each in range(4):
+                await pending(a, f"{each}")
+            with pytest.raises(InvalidationFailed, match="full"):
+                await a.invalidate("config", "x", "acme")
+            fleet.away = False
+            assert await a.drain(5)
+
+
 async def test_only_invalidations_wait() -> None:
     async with pair() as (fleet, a, _):
         fleet.away = True

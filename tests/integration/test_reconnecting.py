@@ -29,6 +29,27 @@ async def test_both_connections_come_back_though_leases_are_renewed_seldom(own_s
         assert await a.get("config", "x", **WHERE, use_memory=False) == 2
 
 
+async def test_what_went_by_while_nobody_listened_is_looked_for_as_soon_as_somebody_does(
+    own_server: EmbeddedServer,
+) -> None:
+    async with nodes(own_server.url, 2, **SELDOM) as (a, b):
+        await b.set("config", "x", "old", **WHERE)
+        bus, listen = parts(b).bus, parts(b).bus.listen
+
+        async def listen_late(shard: int) -> None:
+            await a.set("config", "x", "new", **WHERE)
+            bus.listen = listen  # type: ignore[method-assign]
+            await listen(shard)
+
+        bus.listen = listen_late  # type: ignore[method-assign]
+        await asyncio.to_thread(own_server.command, "CLIENT", "KILL", "TYPE", "pubsub")
+
+        async def is_heard() -> bool:
+            return await b.get("config", "x", **WHERE) == "new"
+
+        await until(is_heard)
+
+
 async def test_a_shard_that_could_not_be_tended_is_tended_as_soon_as_the_server_is_there_again(
     own_server: EmbeddedServer,
 ) -> None:

@@ -244,6 +244,48 @@ async def test_a_call_that_began_after_the_birth_is_repeated_whatever_newer_lies
             assert await other.get("config", "y", TENANT, use_memory=False) is None, "as it is said in the guarantees"
 
 
+async def test_who_writes_where_another_epoch_has_begun_enters_it_soon_though_less_has_happened_there() -> None:
+    seldom = {"staleness_bound_s": 600.0, "probe_interval_s": 300.0}
+    async with Fleet(1, **seldom) as old, Fleet(1, **seldom) as new:
+        (publisher,), (other,) = old.caches, new.caches
+        for at in range(10):
+            await publisher.invalidate("config", at, tenant_id=TENANT)
+        moved(publisher, new)
+        receipt = await publisher.set("config", "x", 1, tenant_id=TENANT)
+        assert receipt.seq < 10
+        await until(lambda: publisher.stats().shards[0].epoch == receipt.epoch)
+        assert other.stats().shards[0].epoch == receipt.epoch
+
+
+async def test_where_yet_another_epoch_begins_meanwhile_all_is_repeated_there_too() -> None:
+    """1. Two epochs are born. 2. The publisher's call reaches the deposed primary. 3. It comes to the one, and from
+    there to the other before it has done with repeating."""
+    clock = FakeClock()
+    old, new = await deposed_and_new(clock)
+    _, newest = await deposed_and_new(clock)
+    async with old, new, newest:
+        (publisher,), (other,) = old.caches, newest.caches
+        await other.set("config", "x", "old", tenant_id=TENANT)
+        clock.advance(1)
+        await publisher.invalidate("config", "x", tenant_id=TENANT)
+        repeating, repeated, go_on = cast("Any", parts(publisher).writing.repeating), asyncio.Event(), asyncio.Event()
+        repeat = repeating._repeat
+
+        async def repeat_slowly(shard: int) -> None:
+            await repeat(shard)
+            repeated.set()
+            await go_on.wait()
+
+        repeating._repeat = repeat_slowly
+        moved(publisher, new)
+        await repeated.wait()
+        moved(publisher, newest)
+        await until(lambda: publisher.stats().shards[0].epoch == other.stats().shards[0].epoch)
+        go_on.set()
+        await until(lambda: has_repeated(publisher))
+        assert await other.get("config", "x", TENANT, use_memory=False) is None
+
+
 @pytest.mark.parametrize("verb", ["invalidate", "set", "guard"])
 async def test_it_is_when_the_call_began_that_counts_and_not_when_it_was_acknowledged(verb: str) -> None:
     """1. The call begins. 2. The new primary's epoch is born. 3. The deposed one acknowledges the call."""

@@ -12,7 +12,8 @@ import pytest
 from cachebus import CacheManager, Policy
 from cachebus.helpers import get_with_cache_aside
 from cachebus.reading.resting import KEYS_MAX, Superseded
-from tests.support.aging import aging
+from cachebus.testing import FakeClock, Fleet
+from tests.support.aging import D_S, aging
 from tests.support.caches import Source, key_of, nodes, parts, until
 from tests.support.patience import expired, read, settled
 from tests.support.resting import SHORT
@@ -75,6 +76,32 @@ async def test_what_l2_refused_to_keep(redis_url: str) -> None:
 
         assert await a.get_or_load("safe", "x", load, tenant_id="acme") == "v2"
         assert a.stats().fills_rejected == 1
+        source.error = ConnectionError("down")
+        with pytest.raises(ConnectionError):
+            await read(a, source, "safe")
+
+
+async def test_what_was_kept_nowhere_for_an_invalidation_that_waits_for_l2() -> None:
+    """It is one of a tag that what is stored did not carry yet."""
+    clock = FakeClock()
+    async with Fleet(1, clock=clock, staleness_bound_s=D_S, policies={"safe": AGED}, pending_max=8) as fleet:
+        (a,) = fleet.caches
+        source = Source(x="v1")
+        await read(a, source, "safe")
+        clock.advance(11)
+        await fleet.probe()
+        source.hold()
+        source.values["x"] = "v2"
+        loading = asyncio.create_task(read(a, source, "safe", tags=["t"]))
+        await source.asked.wait()
+        fleet.away = True
+        assert (await a.invalidate_tags(["t"], "acme")).status == "pending"
+        source.release()
+        assert await loading == "v2"
+        fleet.away = False
+        assert await a.drain(5)
+        clock.advance(a.settings.lease_ms / 1000 + 1)  # it could not be given back
+        await fleet.probe()
         source.error = ConnectionError("down")
         with pytest.raises(ConnectionError):
             await read(a, source, "safe")
@@ -186,6 +213,37 @@ async def test_what_another_has_loaded_without_l2_stays_for_d(gives: str | None)
         assert source.calls == 2
 
 
+async def test_nor_does_a_load_that_l2_was_told_of_take_it_away() -> None:
+    """It ends by itself, within D of its load."""
+    async with aging(1, safe=AGED) as world:
+        (a,) = world.nodes
+        source = Source(x="v1")
+        world.fleet.away = True
+        assert await read(a, source, "safe") == "v1"
+        world.fleet.away = False
+        del source.values["x"]
+        assert await read(a, source, "safe", use_memory=False) is None
+        assert await read(a, source, "safe") == "v1"
+        assert source.calls == 2
+        await world.pass_s(D_S)
+        assert await read(a, source, "safe") is None
+
+
+async def test_what_was_loaded_without_l2_stands_in_for_nothing() -> None:
+    """A guard may have stood that nobody here knew of. Nor does it under a lease that came later."""
+    async with aging(1, safe=AGED) as world:
+        (a,) = world.nodes
+        source = Source(x="v1")
+        world.fleet.away = True
+        assert await read(a, source, "safe") == "v1"
+        world.fleet.away = False
+        await world.pass_s(D_S)
+        world.fleet.away = True
+        source.error = ConnectionError("down")
+        with pytest.raises(ConnectionError):
+            await read(a, source, "safe")
+
+
 def test_what_is_forgotten_for_want_of_room_brings_nothing_back() -> None:
     superseded = Superseded()
     for number in range(KEYS_MAX + 5):
@@ -193,6 +251,15 @@ def test_what_is_forgotten_for_want_of_room_brings_nothing_back() -> None:
     assert superseded.covers("k0", 1000)
     assert superseded.covers(f"k{KEYS_MAX}", 1000 + KEYS_MAX)
     assert not superseded.covers("k0", 1000 + KEYS_MAX), "created since then"
+
+
+def test_nor_does_it_where_a_load_that_began_earlier_is_forgotten_later() -> None:
+    superseded = Superseded()
+    superseded.note("began late", 200)
+    superseded.note("began early", 100)
+    for number in range(KEYS_MAX):
+        superseded.note(f"k{number}", 300)
+    assert superseded.covers("began late", 200)
 
 
 def test_an_earlier_answer_takes_no_later_ones_place() -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from cachebus import Cache, InvalidationFailed
+from cachebus.testing import FakeClock, Fleet
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.support.caches import nodes, parts, until
+from cachebus.writing.guard import WriteGuard
+from tests.support.caches import key_of, nodes, parts, until
 from tests.support.logs import WITH_LEVEL, told
 
 TIMES = {"staleness_bound_s": 0.6, "probe_interval_s": 0.1, "db_timeout_s": 5.0}
@@ -22,6 +24,13 @@ def counts(cache: Cache) -> tuple[int, int]:
     """Guards that were left, and those that were lost."""
     stats = cache.stats()
     return stats.guards_left, stats.guards_lost
+
+
+async def left_standing(guard: WriteGuard) -> None:
+    """Its block raises, so only its time-out ends it."""
+    with pytest.raises(ZeroDivisionError):
+        async with guard:
+            raise ZeroDivisionError
 
 
 async def test_an_end_that_waits_for_l2_has_lost_nothing_where_l2_only_hung(own_server: EmbeddedServer) -> None:
@@ -115,3 +124,30 @@ async def test_a_block_that_ends_well_behind_a_restart_is_told_lost(own_server: 
             own_server.restart()
             await in_another_epoch(cache, epoch)
         assert (guard.lost, *counts(cache)) == (True, 0, 1)
+
+
+async def test_what_is_loaded_while_a_lost_one_may_stand_lives_no_longer_in_memory_than_in_l2(redis_url: str) -> None:
+    """An epoch that has just begun may have lost guards."""
+    async with nodes(redis_url, 1, guard_max_s=60.0) as (cache,):
+        loaded = await cache.get_or_load("config", "x", lambda: "v", "acme", ttl=3600)
+        assert loaded == "v"
+        entry = parts(cache).node.l1.entries[key_of(cache, "config", "x", "acme").l1]
+        assert entry.expires < parts(cache).node.clock() + 120.0
+
+
+async def test_one_that_is_left_is_known_until_a_probe_that_was_sent_behind_its_end_is_answered() -> None:
+    """A lease that reaches further tells nothing of the time until then."""
+    clock = FakeClock()
+    async with Fleet(1, clock=clock, staleness_bound_s=2.0, guard_max_s=60.0) as fleet:
+        (cache,) = fleet.caches
+        first = cache.write_guard([("config", "x")], "acme", timeout_s=10.0, db_timeout_s=5.0)
+        second = cache.write_guard([("config", "y")], "acme", timeout_s=10.0, db_timeout_s=5.0)
+        await left_standing(first)
+        clock.advance(9.0)
+        await fleet.probe()
+        await left_standing(second)
+        fleet.world.shards[0].server += "'"
+        clock.advance(0.5)
+        await fleet.probe()
+        assert (first.lost, second.lost) == (True, True)
+        assert counts(cache) == (2, 2)

@@ -246,6 +246,16 @@ def test_what_is_heard_while_a_new_beginning_is_under_way_stays_heard() -> None:
     assert shard.applied == 5
 
 
+def test_a_mark_that_was_missed_is_taken_from_the_answer_though_an_older_one_is_known() -> None:
+    shard = entered()
+    Drop(1, scopes=[NAMES[0]]).into(shard)
+    asked = shard.heard_so_far()
+    Drop(4, scopes=[NAMES[1]]).into(shard)
+    shard.begin_epoch(EPOCH, 3, {BUCKET: {NAMES[0]: 2}}, {}, 7.0, asked)
+    assert shard.invalidated == {BUCKET: {NAMES[0]: 2, NAMES[1]: 4}}
+    assert shard.hides(1, BUCKET, [NAMES[0]])
+
+
 def test_what_was_heard_before_the_question_for_a_new_beginning_is_forgotten() -> None:
     """Or an event that L2 knows nothing of would be waited for for ever."""
     shard = entered()

@@ -263,6 +263,26 @@ async def test_who_has_stopped_waiting_is_in_no_cycle(desk: Desk) -> None:
     assert await within(began_by_others) == "a"
 
 
+async def test_who_has_stopped_waiting_in_one_of_two_tasks_waits_still(desk: Desk) -> None:
+    gate = asyncio.Event()
+
+    async def a() -> Any:
+        left, waits = (asyncio.create_task(desk.load("b", b)) for _ in range(2))
+        await until(lambda: "b" in desk.flights and list(desk.flights["b"][0].waiters.values()) == [2])
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        gate.set()
+        return await waits
+
+    async def b() -> Any:
+        await gate.wait()
+        return await desk.load("a", a)
+
+    with pytest.raises(ConfigError, match=cycle("a", "b", "a")):
+        await within(desk.load("a", a))
+
+
 async def test_nothing_is_left_behind(desk: Desk) -> None:
     seen = []
 
