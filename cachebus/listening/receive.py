@@ -32,11 +32,12 @@ class Receiver:
             self.node.counters.messages_unknown += 1
 
     def _on_event(self, shard: int, message: bytes) -> None:
-        if self.node.shards[shard].has_heard(*events.position_of(message)):
+        view = self.node.shards[shard]
+        if view.has_heard(*events.position_of(message)):
             self.node.counters.events_repeated += 1  # as all of this node's own, when the bus brings them
             return
         try:
-            event = events.decode(message)
+            event, had_gap = events.decode(message), view.has_gap
             heard = self.node.hear(shard, event)
         except events.CorruptEvent:
             # It took the place of an event that the counter in L2 knows of: the probe finds the gap.
@@ -45,6 +46,8 @@ class Receiver:
             return
         if heard is Heard.NEXT:
             self._observe_lag(shard, event)
+            if had_gap and not view.has_gap:
+                self.attention.nudge(shard)  # who waits for what was missing goes on
         elif heard is Heard.AHEAD:
             self.attention.nudge(shard)
         elif heard is Heard.FOREIGN:

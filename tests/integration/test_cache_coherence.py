@@ -146,6 +146,42 @@ async def test_who_reads_in_the_log_that_somebody_waits_for_the_nodes_probes_aga
             await waiting
 
 
+async def test_so_does_who_was_asked_to_while_something_was_missing_that_has_come_since() -> None:
+    """The event that asks overtakes another one, while a probe is under way."""
+    async with Fleet(2, clock=FakeClock(), staleness_bound_s=600.0, probe_interval_s=300.0, gap_grace_s=60.0) as fleet:
+        a, b = fleet.caches
+        attention, l2 = cast("Any", parts(b).listening.attention), fleet.world.shards[0]
+        await until(lambda: attention._wanted[0]._waiters)
+        store, answered, go_on = parts(b).store, asyncio.Event(), asyncio.Event()
+        probe = store.probe
+
+        async def probe_slowly(*args: Any, **more: Any) -> Any:
+            reply = await probe(*args, **more)
+            answered.set()
+            await go_on.wait()
+            return reply
+
+        store.probe = probe_slowly  # type: ignore[method-assign]
+        attention.nudge(0)
+        await answered.wait()
+        ears, late = fleet.world.channels[0]._ears, list[bytes]()
+        own = next(at for at, ear in enumerate(ears) if ear[2] == cast("Any", parts(b).bus)._listener)
+        loop, shard, listener = ears[own]
+        ears[own] = loop, shard, lambda _, message: late.append(message)
+        await a.set("config", "y", 1, "acme")
+        await until(lambda: late)
+        ears[own] = loop, shard, listener
+        waiting = asyncio.create_task(a.invalidate("config", "x", "acme", wait="nodes"))
+        await until(lambda: parts(b).node.shards[0].has_gap)
+        go_on.set()
+        await until(lambda: attention._wanted[0]._waiters)
+        listener(0, late[0])
+        await until(lambda: l2.rows[parts(b).node.id].applied == l2.seq)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+
+
 async def test_an_epoch_that_is_heard_of_while_a_probe_is_under_way_is_not_taken_for_another_stores() -> None:
     async with Fleet(2, clock=FakeClock()) as fleet:
         a, b = fleet.caches
