@@ -14,7 +14,6 @@ class Attention:
     def __init__(self, shards: int) -> None:
         self._wanted = [asyncio.Event() for _ in range(shards)]
         self._probe_wanted = [False] * shards
-        self._prompted = [False] * shards
 
     def nudge(self, shard: int) -> None:
         """Have the shard tended soon: something is missing."""
@@ -28,11 +27,7 @@ class Attention:
     def begin_turn(self, shard: int) -> None:
         """Forget what was asked for so far: the turn that begins now does it."""
         self._wanted[shard].clear()
-        self._prompted[shard], self._probe_wanted[shard] = self._probe_wanted[shard], False
-
-    def was_prompted(self, shard: int) -> bool:
-        """Whether the turn began with a probe that somebody waits for."""
-        return self._prompted[shard]
+        self._probe_wanted[shard] = False
 
     def wants_probe(self, shard: int) -> bool:
         """Whether a probe has been asked for since the turn began."""

@@ -37,14 +37,11 @@ class CatchUp:
 
     async def heal(self, shard: int) -> None:
         """Give a gap the time that a reordered message needs, then read the log; `L2Unavailable`."""
-        if not self._node.shards[shard].has_gap:
-            return
-        if self._grace_s:
+        view = self._node.shards[shard]
+        if view.has_gap and self._grace_s:
             await self._be_patient(shard)
-        if self._node.shards[shard].has_gap:
+        if view.has_gap:
             await self.read_log(shard)
-        elif self._attention.was_prompted(shard):
-            self._attention.prompt(shard)  # the probe that somebody waits for told of a position from before the gap
 
     async def _be_patient(self, shard: int) -> None:
         """Wait for what is missing; who is asked to probe at once goes on as soon as it has come."""
