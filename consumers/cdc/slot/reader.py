@@ -297,10 +297,11 @@ class SlotReader:
         already beyond it, another worker was there."""
         slot, lsn = literal(self._names.slot), lsn_text(target)
         self._advanced = target
-        others = f"(SELECT FROM pg_replication_slots WHERE slot_name = {slot} AND confirmed_flush_lsn > lsn)"
+        others = "coalesce(slot_at.at > lsn, false)"
         return (
-            f"COMMIT; BEGIN; UPDATE {SLOTS} SET lsn = greatest(lsn, '{lsn}'), whole = whole AND NOT EXISTS {others}, "
-            f"losses = losses + (EXISTS {others})::int WHERE slot = {slot}; COMMIT; "
+            f"COMMIT; BEGIN; UPDATE {SLOTS} SET lsn = greatest(lsn, '{lsn}'), whole = whole AND NOT {others}, "
+            f"losses = losses + {others}::int FROM (SELECT max(confirmed_flush_lsn) AS at FROM pg_replication_slots "
+            f"WHERE slot_name = {slot}) AS slot_at WHERE slot = {slot}; COMMIT; "
             f"SELECT pg_replication_slot_advance({slot}, '{lsn}') FROM {SLOTS} WHERE slot = {slot} AND lsn >= '{lsn}'"
         )
 
