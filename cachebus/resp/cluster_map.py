@@ -25,6 +25,9 @@ ASKED_AT_ONCE: Final = 2
 AGREE_S: Final = 0.5
 """So long a node's whole slot map waits for a second node that says the same."""
 
+FOREIGN_S: Final = 30.0
+"""So long none of our Cluster's nodes may have answered until nodes of another one are believed: it was set up anew."""
+
 Range = tuple[int, int, str, int]
 """The first slot and the last, and host (nothing, or "?": the one that was asked) and port of their primary; port 0
 where its place is not known."""
@@ -42,6 +45,10 @@ class ClusterMap(AskedRoute):
         self._seeds = list(seeds)
         self._slots = [slot_of(tag) for tag in tags]
         self._turn = 0
+        self._ids: frozenset[str] = frozenset()
+        """The ids of our Cluster's nodes, as they said them last: addresses change, and others come to stand there."""
+        self._ours_s = float("-inf")
+        """When one of them answered last."""
 
     async def _found(self) -> tuple[list[Address | None], bool]:
         """For each shard what two nodes say; where no two agree on all, what most say. A single one may be cut off from
@@ -54,13 +61,14 @@ class ClusterMap(AskedRoute):
         asking = {asyncio.create_task(self._map_of(node)) for node in waiting[:ASKED_AT_ONCE]}
         del waiting[:ASKED_AT_ONCE]
         said: list[list[HostPort | None]] = []
+        ids = set[str]()
         troubles: dict[str, None] = {}
         until_s = float("inf")
         try:
             while asking and not _agreed(said) and self._clock() < until_s:
                 left_s = max(0.0, min(until_s - self._clock(), NEXT_NODE_S if waiting else ASK_S))
                 done, asking = await asyncio.wait(asking, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
-                _heard_of(done, said, troubles)
+                self._hear(done, said, ids, troubles)
                 if said and None not in said[-1]:
                     until_s = min(until_s, self._clock() + AGREE_S)
                 if waiting and not (done and asking):
@@ -69,33 +77,56 @@ class ClusterMap(AskedRoute):
             await ended(*asking)
         if not said:
             raise L2Unavailable(f"no node of the Cluster says where its slots are: {'; '.join(troubles)}")
+        self._ids = frozenset(ids) or self._ids
         return self._addresses(_most(said)), False
 
     async def admit(self, link: Link, address: Address) -> None:
         """See `Route.admit`. One that is in no Cluster, or in another one, answers all that it is asked: nothing else
         would ever tell that its shards are served elsewhere."""
         try:
-            nodes = await link.call("CLUSTER", "SLOTS", reads=_nodes)
+            ids = await link.call("CLUSTER", "SLOTS", reads=_ids)
         except L2Unavailable as error:
-            raise L2Unavailable(f"{address} is no node of a Cluster: {error}") from None
-        ours = {(place.host, place.port) for place in self.known if place is not None and place != address}
-        theirs = nodes - {(address.host, address.port)}
-        if ours and theirs and ours.isdisjoint(theirs) and not any(host in ("", "?") for host, _ in theirs):
-            raise L2Unavailable(f"{address} is a node of another Cluster")
+            raise L2Unavailable(f"{address} does not say that it is a node of the Cluster: {error}") from None
+        if self._ids and self._ids.isdisjoint(ids):
+            raise L2Unavailable(f"{address} is {'a node of another Cluster' if ids else 'a node that knows no other'}")
+
+    def _hear(
+        self,
+        answers: set[asyncio.Task[tuple[list[HostPort | None], frozenset[str]]]],
+        said: list[list[HostPort | None]],
+        ids: set[str],
+        troubles: dict[str, None],
+    ) -> None:
+        """Take in what nodes have said. Those of another Cluster are passed over, however many they are."""
+        for answer in answers:
+            try:
+                places, theirs = answer.result()
+            except L2Unavailable as error:
+                troubles[str(error)] = None
+                continue
+            now_s = self._clock()
+            if not self._ids or not self._ids.isdisjoint(theirs):
+                self._ours_s = now_s
+            elif theirs and now_s - self._ours_s < FOREIGN_S:
+                troubles["a node of another Cluster answers"] = None
+                continue
+            said.append(places)
+            ids |= theirs
 
     def _addresses(self, places: list[HostPort | None]) -> list[Address | None]:
         at = {place: replace(self._seeds[0], host=place[0], port=place[1]) for place in set(places) if place}
         return [None if place is None else at[place] for place in places]
 
-    async def _map_of(self, node: Address) -> list[HostPort | None]:
-        ranges = sorted(await self._asked(node, ("CLUSTER", "SLOTS"), _ranges))
+    async def _map_of(self, node: Address) -> tuple[list[HostPort | None], frozenset[str]]:
+        """By shard what a node says, and the ids of all nodes that it names."""
+        ranges, ids = await self._asked(node, ("CLUSTER", "SLOTS"), _map)
         firsts = [first for first, *_ in ranges]
         places: list[HostPort | None] = []
         for slot in self._slots:
             at = bisect_right(firsts, slot) - 1
             _, last, host, port = ranges[at] if at >= 0 else (0, -1, "", 0)
             places.append((node.host if host in ("", "?") else host, port) if port and slot <= last else None)
-        return places
+        return places, ids
 
     def beside(self, shard: int, host: str, port: int) -> Address:
         """See `Route.beside`."""
@@ -104,16 +135,6 @@ class ClusterMap(AskedRoute):
 
     def __str__(self) -> str:
         return f"the Cluster of {', '.join(map(str, self._seeds))}"
-
-
-def _heard_of(
-    answers: set[asyncio.Task[list[HostPort | None]]], said: list[list[HostPort | None]], troubles: dict[str, None]
-) -> None:
-    for answer in answers:
-        try:
-            said.append(answer.result())
-        except L2Unavailable as error:
-            troubles[str(error)] = None
 
 
 def _agreed(said: list[list[HostPort | None]]) -> bool:
@@ -145,13 +166,27 @@ def _ranges(reply: Any) -> list[Range]:
         if not isinstance(first, int) or not isinstance(last, int):
             raise Misshapen("slots are numbers")
         # A primary whose place the node does not know takes nothing from what it says of the others.
-        found.append((first, last, (primary[0] or b"").decode(), primary[1] and port_of(primary[1])))
+        found.append((first, last, _host_of(primary), primary[1] and port_of(primary[1])))
     return found
 
 
-def _nodes(reply: Any) -> set[HostPort]:
-    """All that CLUSTER SLOTS names, replicas too."""
-    return {((node[0] or b"").decode(), int(node[1])) for _, _, *nodes in reply for node in nodes}
+def _host_of(node: Any) -> str:
+    """The host of a node; "" for that of the node that was asked. Where names are preferred, and it has none, its
+    address stands beside it."""
+    host = (node[0] or b"").decode()
+    if host != "?" or len(node) < 4:
+        return host
+    told = dict(zip(node[3][::2], node[3][1::2], strict=True))
+    return told[b"ip"].decode() if told.get(b"ip") else ""
+
+
+def _ids(reply: Any) -> frozenset[str]:
+    """The ids of all nodes that CLUSTER SLOTS names, replicas too."""
+    return frozenset(node[2].decode() for _, _, *nodes in reply for node in nodes)
+
+
+def _map(reply: Any) -> tuple[list[Range], frozenset[str]]:
+    return sorted(_ranges(reply)), _ids(reply)
 
 
 def slot_of(name: str) -> int:

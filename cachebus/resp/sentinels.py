@@ -88,7 +88,8 @@ class Sentinels(AskedRoute):
         latest = dict.fromkeys(named, -1)
         for (place, _), count in zip(told, failovers, strict=True):
             latest[place] = max(latest[place], count)
-        return self._address(max(named, key=lambda place: (latest[place], len(named[place])))), False
+        # In a tie of all that it is one for every node, and the same at every look: else they were on two primaries.
+        return self._address(max(named, key=lambda place: (latest[place], len(named[place]), place))), False
 
     def _address(self, place: HostPort) -> Address:
         host, port = place

@@ -12,6 +12,7 @@ from cachebus import Cache, CacheBusError, L2Unavailable
 from cachebus.keys.key import Keyspace
 from cachebus.l2.names import ShardNames
 from cachebus.resp import slot_of
+from cachebus.resp.cluster_map import SLOTS
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_cluster import ClusterGroup
 from cachebus.tools.servers.redis_group import ask
@@ -69,6 +70,51 @@ async def test_a_node_that_has_lost_its_memory_takes_away_no_other_ones_tenants(
                 await until(back)
                 with pytest.raises(L2Unavailable):
                     await b.set("config", "x", 1, town.tenants[0])
+
+
+@pytest.mark.parametrize("shards", [1, SHARDS])
+async def test_a_node_of_another_cluster_is_not_taken_for_the_primary_that_was_there(shards: int) -> None:
+    """That one has all slots, and does all that it is asked."""
+    async with ClusterGroup(any_binary(), primaries=3, replicas=1) as group:
+        names = ShardNames("cachebus", 0)
+        first = await group.primary_of(names.log)
+        roles = [(server, await ask(server, "ROLE")) for server in group.servers]
+        replica = next(server for server, role in roles if role[0] == b"slave" and role[2] == first.port)
+        tenant = next(t for t in (f"t{i}" for i in range(1000)) if not Keyspace(shards).key("config", "x", t).shard)
+        async with nodes(group.url, 1, shards=shards) as (a,):
+            await a.set("config", "x", "old", tenant)
+            with instead(first, *CLUSTERED) as stranger:
+                await ask(stranger, "CLUSTER", "ADDSLOTS", *range(SLOTS))
+                await until(lambda: is_lost(group.servers[2] if first is not group.servers[2] else group.servers[1]))
+                await ask(replica, "CLUSTER", "FAILOVER", "TAKEOVER")  # with its address known to nobody it has no vote
+
+                async def served() -> bool:
+                    with suppress(CacheBusError):
+                        async with Cache(quick(group.url, shards=shards)) as b:
+                            await all_is_well(a, b, tenant)
+                            await all_is_well(b, a, tenant)
+                        return True
+                    return False
+
+                await until(served, within_s=30.0)
+
+
+async def test_a_cluster_whose_nodes_are_named_otherwise_by_now_is_the_same(town: Town) -> None:
+    async with nodes(town.url, 2, shards=SHARDS) as (a, b):
+        for server in town.servers:
+            await ask(server, "CONFIG", "SET", "cluster-announce-hostname", "localhost")
+            await ask(server, "CONFIG", "SET", "cluster-preferred-endpoint-type", "hostname")
+        await ask(town.servers[0], "CLIENT", "KILL", "TYPE", "normal")
+        await ask(town.servers[0], "CLIENT", "KILL", "TYPE", "pubsub")
+
+        async def served() -> bool:
+            with suppress(CacheBusError):
+                for tenant in town.tenants:
+                    await all_is_well(a, b, tenant)
+                return True
+            return False
+
+        await until(served)
 
 
 async def test_a_slot_whose_target_has_lost_its_memory_fails_and_holds_up_nothing(town: Town) -> None:
