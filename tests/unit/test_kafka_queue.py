@@ -13,6 +13,7 @@ from cachebus.bus.kafka.client import kafka_access
 from cachebus.bus.kafka.connection import Address, addresses_of
 from cachebus.bus.kafka.queue import BATCH_BYTES, Posted, Queue
 from cachebus.bus.kafka.reach import Reach
+from cachebus.bus.kafka.sender import _portion
 from cachebus.errors import BusUnavailable
 from cachebus.settings import Settings
 from tests.support.caches import until
@@ -114,3 +115,24 @@ async def test_whoever_waits_is_told_of_what_is_gained_and_of_what_is_lost_for_a
 
 def test_addresses_are_those_of_the_settings() -> None:
     assert addresses_of("kafka-1:9092,[::1]:9093") == [Address("kafka-1", 9092), Address("::1", 9093)]
+
+
+def test_a_request_takes_no_more_than_its_portion_and_one_message_at_least() -> None:
+    queues = [queue_of(*[b"x" * 1000] * 50) for _ in range(10)]
+    batches = _portion(list(queues), 20_000)
+    assert 15_000 < sum(len(batch.data) for batch in batches) < 25_000
+    (alone,) = _portion([queue_of(b"x" * 1000, b"y")], 10)
+    assert values(alone.data) == [b"x" * 1000]
+
+
+async def test_what_nobody_waits_for_any_more_makes_room() -> None:
+    queue = queue_of(b"0", b"1")
+    answers = [asyncio.get_running_loop().create_future() for _ in range(3)]
+    for answer in answers:
+        queue.add(Posted(b"key", b"message", [], 9.0, answer))
+    answers[1].cancel()
+    size_bytes = queue.size_bytes
+    (gone,) = queue.left()
+    assert gone.answer is answers[1]
+    assert queue.size_bytes == size_bytes - gone.size_bytes
+    assert [post.answer for post in queue.waiting] == [None, None, answers[0], answers[2]]

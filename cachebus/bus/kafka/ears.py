@@ -31,6 +31,8 @@ FETCH_WAIT_S: Final = 0.25
 """How long a broker that has nothing new holds its answer. So often we hear that it is alive."""
 PATIENCE_S: Final = 0.01
 """So long the next fetch waits for partitions that still read what came of the last one."""
+READING_WAIT_S: Final = 0.01
+"""The same while some partition is still read: that one is to be fetched again as soon as it has been."""
 MOST_AT_ONCE: Final = 500
 MOST_BEHIND: Final = 10_000
 """So many messages a partition that is back may be ahead of where it was lost. Where it is further, or has fewer than
@@ -55,6 +57,8 @@ class KafkaEars:
         self._hearing: dict[Address, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._reading: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Lock()
+        """However many partitions have a flood, one of them reads in each tick of the loop, `MOST_AT_ONCE` messages."""
         self.opened = 0
         """How many connections there have been."""
 
@@ -154,8 +158,9 @@ class KafkaEars:
 
         random.shuffle(ears)  # of one message that is larger than all others may be, only the first is sure to come
         asked = {ear.number: ear.position for ear in ears}
+        wait_s = READING_WAIT_S if any(ear.reading for ear in self._of(connection.address)) else FETCH_WAIT_S
         request = FetchRequest(
-            int(FETCH_WAIT_S * 1000),
+            int(wait_s * 1000),
             1,
             portion.most_bytes,
             0,
@@ -218,6 +223,8 @@ class KafkaEars:
         """Take the messages, until the partition lies elsewhere."""
         try:
             turn = 0
+            if len(self._reading) > 1:
+                await self._breathe()
             for raw in batches_in(data):
                 next_offset, messages = opened(raw)
                 weight = MOST_AT_ONCE if codec_of(raw) else 1
@@ -225,7 +232,7 @@ class KafkaEars:
                     turn += weight
                     if turn >= MOST_AT_ONCE:
                         turn = 0
-                        await asyncio.sleep(0)  # in a flood nothing else here waits
+                        await self._breathe()
                         if ear.leader != leader:
                             return
                     message, weight = self._next(ear, messages), 1
@@ -243,6 +250,11 @@ class KafkaEars:
             logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
         finally:
             ear.reading = None
+
+    async def _breathe(self) -> None:
+        """In a flood nothing else here waits."""
+        async with self._turns:
+            await asyncio.sleep(0)
 
     def _next(self, ear: Ear, messages: Iterator[Any]) -> Any:
         """None at the end. A message that can't be read, and those of its batch behind it, are passed over, and

@@ -66,11 +66,11 @@ class Queue:
         self.waiting.append(post)
         self.size_bytes += post.size_bytes
 
-    def load(self) -> Batch:
-        """The first of what waits, as much as a batch holds; a message that is larger goes by itself."""
+    def load(self, most_bytes: int = BATCH_BYTES) -> Batch:
+        """The first of what waits, at most so much, and as a batch holds; a message that is larger goes by itself."""
         from aiokafka.producer.message_accumulator import BatchBuilder
 
-        builder: Any = BatchBuilder(BATCH_BYTES, 0)
+        builder: Any = BatchBuilder(min(most_bytes, BATCH_BYTES), 0)
         posts: list[Posted] = []
         while self.waiting and len(posts) < self.most:
             post = self.waiting[0]
@@ -89,6 +89,14 @@ class Queue:
         """It was sent, or is given up."""
         self.busy = False
         self.size_bytes -= sum(post.size_bytes for post in batch.posts)
+
+    def left(self) -> list[Posted]:
+        """Drop those whose callers have gone, and give them."""
+        gone = [post for post in self.waiting if post.answer is not None and post.answer.done()]
+        if gone:
+            self.waiting = deque(post for post in self.waiting if post.answer is None or not post.answer.done())
+            self.size_bytes -= sum(post.size_bytes for post in gone)
+        return gone
 
     def expire(self, now_s: float) -> list[Posted]:
         """Drop what has waited for too long, until `now_s`, and give it."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
@@ -44,6 +45,13 @@ TOO_LARGE: Final = {10, 18}
 LATE: Final = {7, 20}
 """Errors that a broker answers with after it has waited: for followers, in vain."""
 FIRST_LOOK_S: Final = 0.001
+REQUEST_BYTES: Final = 16 * 1024 * 1024
+"""The most that is sent at once to one leader."""
+LEAST_BYTES: Final = 4 * 1024
+LESS: Final = 4
+MORE: Final = 2
+GIVEN_UP_S: Final = 1.0
+"""So long a request to a broker that leads no more is still waited for."""
 
 Way = tuple[Address, int | None]
 """A leader, and the number of the one partition of it that is sent to apart; None: of all others."""
@@ -55,6 +63,9 @@ class Lane:
     def __init__(self, way: Way) -> None:
         self.way = way
         self.connection: KafkaConnection | None = None
+        self.portion = REQUEST_BYTES
+        """How much is sent in one request: less after one that was not answered in time, as over a slow link, more
+        after each that took less than half of it."""
         self.stirred = asyncio.Event()
         self.busy = False
         self.over = False
@@ -95,6 +106,8 @@ class KafkaSender:
             self._fail(0, [post], "no broker is connected")
             return
         queue = self._queues[shard % len(self._queues)]
+        if len(queue.waiting) >= MOST_WAITING:
+            self._drop(queue, queue.left(), "nobody waits for it any more")
         if len(queue.waiting) >= MOST_WAITING:
             self._fail(queue.number, [post], queue.why or f"{MOST_WAITING} wait already")
             return
@@ -154,7 +167,9 @@ class KafkaSender:
         if lane.task is not None:
             self._ending.add(lane.task)
             lane.task.add_done_callback(self._ending.discard)
-            if not lane.busy:
+            if lane.busy:
+                asyncio.get_running_loop().call_later(GIVEN_UP_S, lane.task.cancel)
+            else:
                 lane.task.cancel()
 
     def _stir(self, queue: Queue) -> None:
@@ -196,7 +211,7 @@ class KafkaSender:
         try:
             while batches := await self._loaded(lane, connection):
                 lane.busy = True
-                await self._deliver(connection, batches)
+                await self._deliver(connection, batches, lane)
                 lane.busy = False
             if not lane.over:
                 raise ConnectionError(f"{connection.address} closed the connection")
@@ -211,24 +226,33 @@ class KafkaSender:
             queues = [queue for queue in self._of(lane) if queue.waiting and not queue.busy]
             pauses_s = [max(connection.pause_s, queue.attempts.wait_s) for queue in queues]
             if ready := [queue for queue, pause_s in zip(queues, pauses_s, strict=True) if not pause_s]:
-                return [queue.load() for queue in ready]
+                return _portion(ready, lane.portion)
             with suppress(TimeoutError):
                 async with asyncio.timeout(min(pauses_s, default=None)):
                     await lane.stirred.wait()
         return []
 
-    async def _deliver(self, connection: KafkaConnection, batches: list[Batch]) -> None:
+    async def _deliver(self, connection: KafkaConnection, batches: list[Batch], lane: Lane) -> None:
         from aiokafka.protocol.produce import ProduceRequest
 
         patience_s, hand = self._access.timeout_s, {batch.queue.number: batch for batch in batches}
         partitions = [(number, batch.data) for number, batch in hand.items()]
         # The broker gives followers half of the time, so that its answer, which says who was late, comes within ours.
         request = ProduceRequest(None, ALL_REPLICAS, int(patience_s * 500), [(self._access.topic, partitions)])
+        began_s, size_bytes = self._clock(), sum(len(batch.data) for batch in batches)
         try:
             answer = await connection.ask(request, patience_s + ANSWER_S)
+            if self._clock() - began_s < patience_s / MORE:
+                lane.portion = min(REQUEST_BYTES, MORE * lane.portion)
+            late = [queue for queue in self._queues if queue.apart]
             for _, codes in answer.topics:
                 for number, code, *_ in codes:
                     self._answered(hand.pop(number), code)
+            if late != [queue for queue in self._queues if queue.apart]:
+                self._set_out()
+        except TimeoutError:
+            lane.portion = max(LEAST_BYTES, min(lane.portion, size_bytes) // LESS)
+            raise
         finally:
             for batch in hand.values():
                 batch.queue.unload(batch)
@@ -257,9 +281,7 @@ class KafkaSender:
                 self._settle(batch.posts)
                 self._told.pop(queue.number, None)
                 queue.why = ""
-        if queue.apart != (apart := code in LATE):
-            queue.apart = apart
-            self._set_out()
+        queue.apart = code in LATE
         self._stir(queue)
 
     def _drop(self, queue: Queue, posts: list[Posted], why: object) -> None:
@@ -305,3 +327,16 @@ class KafkaSender:
             self._drop(queue, queue.expire(math.inf), queue.why or "it was closed")
             queue.reach.lost("it was closed")
         self._queues = []
+
+
+def _portion(queues: list[Queue], most_bytes: int) -> list[Batch]:
+    """Batches of these, together no more than so much but for the first message. The next request begins with another
+    queue."""
+    batches = list[Batch]()
+    random.shuffle(queues)
+    for queue in queues:
+        if most_bytes <= 0:
+            break
+        batches.append(queue.load(most_bytes))
+        most_bytes -= len(batches[-1].data)
+    return batches
