@@ -9,6 +9,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from cachebus.errors import L2Unavailable
 from cachebus.keys.key import bucket_of
 from cachebus.resp import Connection, parse_address
 from cachebus.tools.doctor import access, examine, namespace, timing
-from cachebus.tools.doctor.examine import examined
+from cachebus.tools.doctor.examine import examined, out_of_reach
 from cachebus.tools.doctor.finding import Finding, Level
-from cachebus.tools.doctor.primaries import Primary, deployment_of
+from cachebus.tools.doctor.primaries import Deployment, Primary, deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_group import ask
 from cachebus.tools.servers.redis_sentinels import SentinelGroup
@@ -669,6 +670,23 @@ async def test_a_cluster_is_looked_at_primary_by_primary(shared_servers: SharedS
         Settings(url=group.servers[0].url), Primary(parse_address(group.servers[0].url)), rounds=3
     )
     assert {finding.check: finding for finding in found}["cluster"].level is Level.PROBLEM, "named as if it were alone"
+
+
+async def test_a_primary_that_does_not_let_this_user_in_is_not_taken_for_one_that_is_away(
+    shared_servers: SharedServers,
+) -> None:
+    """A failover would help nobody."""
+    group = await shared_servers.cluster()
+    first = (await deployment_of(Settings(url=group.url))).primaries[0]
+    deployment = Deployment("", [first])
+    with pytest.raises(L2Unavailable) as raised:
+        await examined(
+            Settings(url=group.url), replace(first, address=replace(first.address, username="x", password="y"))
+        )
+    _, (finding,) = out_of_reach(first, raised.value, deployment)
+    assert finding.level is Level.PROBLEM
+    assert "does not let this user in" in finding.means
+    assert "FAILOVER" not in finding.otherwise
 
 
 async def test_behind_sentinels_the_primary_is_looked_at() -> None:

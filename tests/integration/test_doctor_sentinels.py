@@ -94,7 +94,7 @@ async def test_too_few_sentinels_to_fail_over(group: SentinelGroup) -> None:
     await until(lost, within_s=30.0)
     found = await told(group)
     (silent,), (failover,) = found["sentinels"], found["failover"]
-    assert silent.level is ADVICE
+    assert silent.level is PROBLEM, "a failover takes more than half"
     assert "2 of 3 Sentinels do not answer" in silent.says
     assert all(f"127.0.0.1:{sentinel.port}" in silent.says for sentinel in group.sentinels[1:])
     assert failover.level is PROBLEM
@@ -105,6 +105,33 @@ async def test_too_few_sentinels_to_fail_over(group: SentinelGroup) -> None:
     await watch(group, "down-after-milliseconds", DOWN_MS)
     await until(lambda: agreed(group), within_s=30.0)
     assert await told(group) == {}
+
+
+async def test_sentinels_that_watch_the_service_no_more(group: SentinelGroup) -> None:
+    """One of three is of no account; two of three are no failover. They lack no right."""
+    await until(lambda: agreed(group))
+    for sentinel, level in zip(group.sentinels[1:], (ADVICE, PROBLEM), strict=True):
+        await ask(sentinel, "SENTINEL", "REMOVE", SERVICE)
+        found = await told(group)
+        assert not [each for each in found.get("failover", []) if each.level is UNKNOWN]
+        (forgotten,) = [each for each in found["failover"] if "not watch" in each.says]
+        assert forgotten.level is level
+    await typed(group.sentinels[1:], forgotten)
+    await watch(group, "down-after-milliseconds", DOWN_MS)
+    await until(lambda: agreed(group), within_s=30.0)
+    assert await told(group) == {}
+
+
+async def test_two_sentinels_that_name_two_primaries_lead_all_nodes_to_one_of_them() -> None:
+    async with SentinelGroup(any_binary(), sentinels=1) as one, SentinelGroup(any_binary(), sentinels=1) as other:
+        hosts = ",".join(f"127.0.0.1:{group.sentinels[0].port}" for group in (one, other))
+        settings = Settings(url=f"redis+sentinel://{hosts}/{SERVICE}/0")
+        found = [await deployment_of(settings) for _ in range(10)]
+        assert len({each.primaries[0].address for each in found}) == 1
+        assert any(
+            each.level is PROBLEM and "1 of 2 Sentinels names another primary" in each.says
+            for each in found[0].findings
+        )
 
 
 async def test_a_quorum_beyond_all_and_replicas_that_may_not_be_promoted(group: SentinelGroup) -> None:

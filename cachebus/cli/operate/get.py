@@ -124,8 +124,7 @@ async def _answer(asker: Asker, *question: str) -> Any:
 
 async def _seen(asker: Asker, settings: Settings, key: Key) -> Seen:
     names = ShardNames(settings.namespace, key.shard)
-    seconds, micros = await _answer(asker, "TIME")
-    seen = Seen(key, int(seconds) * 1000 + int(micros) // 1000)
+    seen = Seen(key, await asker.now_us() // 1000)
     data = await _answer(asker, "GET", names.record(key))
     if data is None:
         return replace(seen, why="nothing lies in L2 under this key")

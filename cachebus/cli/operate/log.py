@@ -22,7 +22,7 @@ from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import message_of
 from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import Asker
-from cachebus.tools.doctor.primaries import primaries_of
+from cachebus.tools.doctor.primaries import whereabouts
 from cachebus.wire.event import published_us
 
 DataType = Annotated[
@@ -85,7 +85,9 @@ async def _logged(
     some = range(settings.shards) if wanted.tenant is None else [shard_of(wanted.tenant, settings.shards)]
     found: list[tuple[int, str]] = []
     troubles: list[str] = []
-    for primary in await primaries_of(settings):
+    primaries, lost = await whereabouts(settings)
+    troubles += (why for shard, why in lost.items() if shard in some)
+    for primary in primaries:
         shards = [shard for shard in some if primary.has(shard)]
         if not shards:
             continue
@@ -95,20 +97,18 @@ async def _logged(
             troubles.append(str(error))
             continue
         async with asker:
-            since_us = 0 if age_s is None else await _now_us(asker) - int(age_s * 1_000_000)
-            for shard in shards:
-                kept: deque[tuple[int, str]] = deque(maxlen=limit)
-                async for message in _messages(asker, settings, shard):
-                    at_us = published_us(message)
-                    if at_us >= since_us and (line := line_of(shard, message, wanted, as_json=as_json)):
-                        kept.append((at_us, line))
-                found += kept
+            try:
+                since_us = 0 if age_s is None else await asker.now_us() - int(age_s * 1_000_000)
+                for shard in shards:
+                    kept: deque[tuple[int, str]] = deque(maxlen=limit)
+                    async for message in _messages(asker, settings, shard):
+                        at_us = published_us(message)
+                        if at_us >= since_us and (line := line_of(shard, message, wanted, as_json=as_json)):
+                            kept.append((at_us, line))
+                    found += kept
+            except L2Unavailable as error:
+                troubles.append(f"{primary.address}: {error}")
     return [line for _, line in sorted(found)[-limit:]], troubles
-
-
-async def _now_us(asker: Asker) -> int:
-    (seconds, micros), _ = await asker.ask("TIME")
-    return int(seconds) * 1_000_000 + int(micros)
 
 
 async def _messages(asker: Asker, settings: Settings, shard: int) -> AsyncIterator[bytes]:

@@ -22,7 +22,7 @@ from cachebus.observe import Counters
 from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, ShardFacts
 from cachebus.tools.doctor.namespace import nodes_of, shards_of
-from cachebus.tools.doctor.primaries import primaries_of, route_to
+from cachebus.tools.doctor.primaries import route_to, whereabouts
 
 AsJson = Annotated[bool, typer.Option("--json", help="A JSON object a line.")]
 Count = Annotated[int, typer.Option("--count", min=0, help="End after so many events; 0: not by itself.")]
@@ -33,8 +33,9 @@ async def shards_looked_at(settings: Settings) -> tuple[list[ShardFacts], L2Unav
     """The shards of the namespace, with the lines of their nodes, and what kept those out of sight that are not among
     them; `L2Unavailable` where that is all."""
     shards: list[ShardFacts] = []
-    troubles: list[L2Unavailable] = []
-    for primary in await primaries_of(settings):
+    primaries, lost = await whereabouts((await layout_of(settings)).over(settings))
+    troubles = [L2Unavailable(why) for why in lost.values()]
+    for primary in primaries:
         try:
             async with await Asker.open(primary.address, settings.connect_timeout_s) as asker:
                 found = await shards_of(asker, settings, primary.shards)

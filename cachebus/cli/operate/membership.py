@@ -36,7 +36,8 @@ def listing(context: typer.Context, url: Url = None, namespace: Namespace = None
     """Who is alive in a namespace, how far each has applied events, and when it was last heard.
 
     A node that says nothing for the staleness bound has no lease: it has ended, hangs, or cannot reach the server.
-    Exit status: 0, 2 if the server could not be reached, or one of several: the nodes of the others are listed first.
+    Exit status: 0, 2 if there is no such namespace, or the server could not be reached, or one of several: the nodes of
+    the others are listed first.
     """
     context.obj = url, namespace
     if context.invoked_subcommand is None:

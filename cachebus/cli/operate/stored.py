@@ -12,7 +12,7 @@ from cachebus.keys.key import Key, encoded, shard_of, tag_scope
 from cachebus.policy import closest
 from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import Asker
-from cachebus.tools.doctor.primaries import primaries_of
+from cachebus.tools.doctor.primaries import whereabouts
 from cachebus.wire.record import CorruptRecord, parse
 
 AT_ONCE: Final = 1_000
@@ -103,7 +103,8 @@ async def _records(
     """The records of the namespace at each primary, some at a time, with who may ask for more of them."""
     first, second = (("*" if part is None else encoded(part).translate(_GLOB)) for part in (tenant, data_type))
     pattern = f"{{{settings.namespace.translate(_GLOB)}:*}}:r:{first}:{second}:*"
-    for primary in await primaries_of(settings):
+    primaries, lost = await whereabouts(settings)
+    for primary in primaries:
         if tenant is not None and not primary.has(shard_of(tenant, settings.shards)):
             continue
         async with await Asker.open(primary.address, settings.connect_timeout_s) as asker:
@@ -116,6 +117,9 @@ async def _records(
                 yield asker, [one for one in map(_parsed, names) if one is not None]
                 if cursor == b"0":
                     break
+    for shard, why in lost.items():
+        if tenant is None or shard == shard_of(tenant, settings.shards):
+            raise L2Unavailable(why)
 
 
 def _parsed(raw: bytes) -> Stored | None:

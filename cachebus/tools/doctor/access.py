@@ -99,6 +99,7 @@ def rules(settings: Settings, commands: Iterable[str], *, keys: bool = True, cha
     A server refuses a pattern for a user who has all keys or channels already. So only what is lacking is named.
     """
     found = [f"+{command.lower()}" for command in commands]
+    found += ["+select"] if places_of(settings).template.db else []
     found += [f"~{{{settings.namespace}:*}}:*"] if keys else []
     found += [f"&{{{settings.namespace}:*}}:events:*"] if channels and settings.bus == "redis" else []
     return " ".join(found)

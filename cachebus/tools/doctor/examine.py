@@ -22,7 +22,7 @@ from cachebus.tools.doctor.cluster import shards_named
 from cachebus.tools.doctor.facts import Asker, Facts, Server, Timing, server_of
 from cachebus.tools.doctor.finding import G1, Finding, Level, unknown
 from cachebus.tools.doctor.primaries import Deployment, Primary
-from cachebus.tools.doctor.refusals import meaning_of
+from cachebus.tools.doctor.refusals import NO_ENTRY, meaning_of
 
 T = TypeVar("T")
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
@@ -84,7 +84,7 @@ async def examined(
 
     try:
         server = await server_of(asker, primary.address)
-        if server.info.get("redis_mode") == "sentinel":
+        if "sentinel" in (server.info.get("redis_mode"), server.info.get("server_mode")):
             return server, [_a_sentinel(primary)]
         to_ask = replicas.to_ask(server, primary.watched, named_by_server=ask_replicas)
         facts = Facts(
@@ -139,6 +139,18 @@ NO_ANSWER: Final = (
 
 def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment) -> tuple[Server, list[Finding]]:
     """The result for a server that can't be reached."""
+    if any(word in str(error) for word in NO_ENTRY):
+        return _unseen(primary, error), [
+            Finding(
+                "reach",
+                Level.PROBLEM,
+                str(error),
+                "It is there, and does not let this user in: nothing of it could be looked at. Nodes with this login "
+                "have no L2 there.",
+                otherwise="name user and password as the nodes have them; or make the user there, as `cachebus doctor "
+                "--acl NAME` says: users do not replicate, and each server of a Cluster has its own",
+            )
+        ]
     whose, all_ = primary.shards or (), sum(len(each.shards or ()) for each in deployment.primaries)
     finding = Finding(
         "reach",
@@ -155,7 +167,11 @@ def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment)
         if primary.watched.service
         else "look at its own log, and at INFO and CLIENT LIST from its own machine",
     )
-    return Server(primary.address, {}, str(error), {}, str(error), primary.address.username or "default"), [finding]
+    return _unseen(primary, error), [finding]
+
+
+def _unseen(primary: Primary, error: L2Unavailable) -> Server:
+    return Server(primary.address, {}, str(error), {}, str(error), primary.address.username or "default")
 
 
 def _topology(server: Server, primary: Primary) -> Iterator[Finding]:

@@ -218,6 +218,14 @@ class Asker:
                 raise
             return None, str(error)
 
+    async def now_us(self) -> int:
+        """The server's clock, in microseconds; `L2Unavailable` where it is not told."""
+        told, refused = await self.ask("TIME")
+        if refused:
+            raise L2Unavailable(f"the server does not tell its clock: {refused}")
+        seconds, micros = told
+        return int(seconds) * 1_000_000 + int(micros)
+
     def close(self) -> None:
         """Give the connection back."""
         self.connection.close()

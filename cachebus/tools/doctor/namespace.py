@@ -137,7 +137,7 @@ def layout(facts: Facts) -> Iterator[Finding]:
             f"{len(due)} of {len(facts.shards)} shards will begin a new epoch with the next operation",
             "The server was restarted or failed over, or marks were lost: every node drops its memory once. No command "
             "mends it, and none is needed: any node or producer does it by its next operation.",
-            otherwise="cachebus invalidate --namespace NAME TYPE ID does it too",
+            otherwise=f"cachebus invalidate --namespace {facts.settings.namespace} --all-tenants TYPE does it in all",
         )
 
 

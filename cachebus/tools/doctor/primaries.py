@@ -46,7 +46,14 @@ class Deployment:
 
 async def primaries_of(settings: Settings) -> list[Primary]:
     """The primaries alone, without asking Sentinels or the Cluster about replicas; `ConfigError`, `L2Unavailable`."""
-    return _primaries(await _route_of(settings))
+    return (await whereabouts(settings))[0]
+
+
+async def whereabouts(settings: Settings) -> tuple[list[Primary], dict[int, str]]:
+    """The primaries alone, and the shards that no server has, with a sentence for each; raises as `primaries_of`."""
+    route = await _route_of(settings)
+    lost = {shard: f"no server has the slot of shard {shard}" for shard, at in enumerate(route.known) if at is None}
+    return _primaries(route), lost
 
 
 async def deployment_of(settings: Settings) -> Deployment:

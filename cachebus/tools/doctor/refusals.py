@@ -15,13 +15,17 @@ MEANINGS: Final[Mapping[str, str]] = {
     "CLUSTERDOWN": "not every slot of the Cluster has a server; see the checks named scripts and slots",
     "MISCONF": "it can't write its file; see the check named saving",
     "LOADING": "it reads its file, and answers when it has",
-    "BUSY": "a script holds it",
+    "BUSY": "a script holds it: SCRIPT KILL ends one that has written nothing, SHUTDOWN NOSAVE any, with all data",
     "MOVED": "another server has the slot by now; run it again",
     "TRYAGAIN": "the slot is being moved; run it again",
     "not found": "it does not know the command: it was renamed or taken away, or this is no server for data",
     "unknown command": "it does not know the command: it was renamed or taken away, or this is no server for data",
 }
 """Meanings by a part of the text: before Redis 7.0, a script's error hides the code of the error in it."""
+
+
+NO_ENTRY: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "without any password configured")
+"""In refusals of a server that is there, and does not let this user in."""
 
 
 def meaning_of(refused: str) -> str:

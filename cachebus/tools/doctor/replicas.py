@@ -22,6 +22,7 @@ from cachebus.tools.doctor.counting import (
 )
 from cachebus.tools.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size
 from cachebus.tools.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.refusals import NO_ENTRY
 from cachebus.tools.doctor.replication import LAG, WRITES, to_wait_for, within
 
 LIKE_THE_PRIMARY: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
@@ -35,7 +36,6 @@ LIKE_THE_PRIMARY: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     links.trimming,
 )
 """Checks that are the same for a replica as for the primary."""
-_NO_ENTRY: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "without any password configured")
 
 
 def to_ask(server: Server, watched: Watched, *, named_by_server: bool) -> list[Address]:
@@ -121,7 +121,7 @@ def _of(replica: Replica, facts: Facts) -> Iterator[Finding]:
 
 
 def _out_of_reach(replica: Replica, watched: Watched) -> Finding:
-    if any(word in replica.refused for word in _NO_ENTRY):
+    if any(word in replica.refused for word in NO_ENTRY):
         return Finding(
             "replicas",
             Level.PROBLEM,

@@ -12,6 +12,8 @@ from cachebus.resp import SENTINEL, Address, Places
 from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, KnownReplica, Watched, texts, whole
 from cachebus.tools.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
 
+_NO_SUCH: Final = "No such master"
+"""In what a Sentinel says of a service that it does not watch."""
 _AWAY: Final = frozenset(("disconnected", "o_down", "s_down"))
 _DOWN: Final = frozenset(("o_down", "s_down"))
 
@@ -115,14 +117,18 @@ def failing_over(views: Sequence[SentinelView], watched: Watched, primary: Addre
     if silent:
         yield Finding(
             "sentinels",
-            Level.ADVICE,
+            Level.PROBLEM if 2 * len(silent) >= len(views) else Level.ADVICE,
             f"{len(silent)} of {len(views)} Sentinels {_verb(silent, 'does', 'do')} not answer: "
             f"{', '.join(str(view.sentinel) for view in silent)}",
-            f"The first: {silent[0].silent}.",
+            f"The first: {silent[0].silent}. A failover takes more than half of them.",
             otherwise="bring them back, or let the URL name those that are there",
         )
     lacking = next((view for view in views if view.quorum), None)
-    refused = next((view.refused or view.quorum_refused for view in views if view.refused or view.quorum_refused), "")
+    forgot = [view for view in views if _NO_SUCH in view.refused]
+    if forgot:
+        yield _forgotten(views, forgot, watched.service, primary)
+    refusals = (view.refused or view.quorum_refused for view in views if view not in forgot)
+    refused = next(filter(None, refusals), "")
     if lacking is not None:
         yield _no_quorum(views, lacking, watched.service)
     if refused:
@@ -152,8 +158,26 @@ def failing_over(views: Sequence[SentinelView], watched: Watched, primary: Addre
         option = f"SENTINEL SET {watched.service} down-after-milliseconds {FAILOVER_MS}"
         said = f"down-after-milliseconds is {watched.failover_s * 1000:.0f}"
         yield too_soon(said, (option,), (), "every Sentinel")
-    if not (silent or lacking or refused or down):
+    if not (silent or lacking or refused or down or forgot):
         yield ok("sentinels", f"{len(views)} Sentinels would agree on a failover")
+
+
+def _forgotten(
+    views: Sequence[SentinelView], forgot: Sequence[SentinelView], service: str, primary: Address
+) -> Finding:
+    quorum = max((whole(view.primary.get("quorum")) or 0 for view in views), default=0) or len(views) // 2 + 1
+    few = 2 * (len(views) - len(forgot)) <= len(views)
+    return Finding(
+        "failover",
+        Level.PROBLEM if few else Level.ADVICE,
+        f"{len(forgot)} of {len(views)} Sentinels {_verb(forgot, 'does', 'do')} not watch {service!r}: "
+        f"{', '.join(str(view.sentinel) for view in forgot)}",
+        "A failover takes more than half of them: none is possible, and nothing takes the primary's place when it dies."
+        if few
+        else "They count for no failover.",
+        mend=(f"SENTINEL MONITOR {service} {primary.host} {primary.port} {quorum}",),
+        at="each of them, with the settings (SENTINEL SET) that the others have",
+    )
 
 
 def _known(views: Sequence[SentinelView]) -> int:
@@ -216,12 +240,16 @@ def _held_for_dead(views: Sequence[SentinelView], down: Sequence[SentinelView], 
 def _disagreeing(views: Sequence[SentinelView], primary: Address) -> Iterator[Finding]:
     others = [view for view in views if view.primary and not view.names(primary)]
     if others:
+        tie = 2 * sum(view.names(primary) for view in views) <= len(views)
         named = ", ".join(f"{v.sentinel} names {v.primary.get('ip')}:{v.primary.get('port')}" for v in others)
         yield Finding(
             "sentinels",
-            Level.ADVICE,
+            Level.PROBLEM if tie else Level.ADVICE,
             f"{len(others)} of {len(views)} Sentinels {_verb(others, 'names', 'name')} another primary: {named}",
-            "The nodes go by what most say. One that is left behind counts for no failover.",
+            "Here no more than half name any: which one is right they do not tell, and the nodes go by the latest "
+            "failover, or by the address. What is written to the other one no node sees."
+            if tie
+            else "The nodes go by what most say. One that is left behind counts for no failover.",
             otherwise="if that lasts: SENTINEL REMOVE there, and SENTINEL MONITOR anew",
         )
     times_s = sorted({view.down_after_s for view in views if view.down_after_s is not None})
