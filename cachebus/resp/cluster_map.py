@@ -181,8 +181,8 @@ def _host_of(node: Any) -> str:
 
 
 def _ids(reply: Any) -> frozenset[str]:
-    """The ids of all nodes that CLUSTER SLOTS names, replicas too."""
-    return frozenset(node[2].decode() for _, _, *nodes in reply for node in nodes)
+    """The ids of all nodes that CLUSTER SLOTS names, replicas too. What only looks like a Cluster may tell none."""
+    return frozenset(node[2].decode() for _, _, *nodes in reply for node in nodes if len(node) > 2)
 
 
 def _map(reply: Any) -> tuple[list[Range], frozenset[str]]:

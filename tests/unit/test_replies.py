@@ -35,6 +35,7 @@ from cachebus.l2.replies import (
     written,
 )
 from cachebus.resp import Misshapen, place_in
+from cachebus.resp.cluster_map import _map
 from cachebus.resp.replies import mapped, read_by
 
 u63 = st.integers(0, 2**63 - 1)
@@ -69,6 +70,25 @@ def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, ab
 def test_a_host_that_is_not_told_is_the_servers_own(told: str, place: tuple[str, int]) -> None:
     """Redis says "?" where names are preferred and none is announced."""
     assert place_in(L2Unavailable(told)) == place
+
+
+@pytest.mark.parametrize(
+    ("node", "place", "ids"),
+    [
+        ([b"10.0.0.1", 7000, b"id"], ("10.0.0.1", 7000), {"id"}),
+        ([b"a.test", 7000, b"id", [b"ip", b"10.0.0.1"]], ("a.test", 7000), {"id"}),
+        ([b"?", 7000, b"id", [b"ip", b"10.0.0.1"]], ("10.0.0.1", 7000), {"id"}),
+        ([b"?", 7000, b"id", []], ("", 7000), {"id"}),
+        ([None, 7000, b"id", []], ("", 7000), {"id"}),
+        ([b"", 0, b"id"], ("", 0), {"id"}),
+        ([b"10.0.0.1", 7000], ("10.0.0.1", 7000), set()),
+    ],
+    ids=["address", "name", "name that is none", "nothing but that", "as asked", "nobody knows where", "no id"],
+)
+def test_where_a_node_of_a_cluster_is_and_who(node: list[Any], place: tuple[str, int], ids: set[str]) -> None:
+    ranges, found = _map([[0, 16383, node]])
+    assert ranges == [(0, 16383, *place)]
+    assert found == ids
 
 
 def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest_allowed() -> None:
