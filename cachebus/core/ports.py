@@ -83,7 +83,7 @@ class ProbeReply(NamedTuple):
     server_us: int
     invalidated: Invalidated | None = None
     nodes_name: bytes = b""
-    """The name of the present set of nodes' rows; another one whenever lines may have been lost."""
+    """The name of the present set of nodes' rows; another one whenever rows may have been lost."""
     bound_ms: int = 0
     """The largest staleness bound that any node of the fleet has had."""
     guard_ms: int = 0

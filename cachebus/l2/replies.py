@@ -1,7 +1,7 @@
 """What the scripts reply, and what nodes say of themselves, from bytes and back.
 
 A reply of another shape than its script's raises, be it this or that: the connection takes all of it for nonsense. A
-line, a mark or an entry of the log, which others may have written, is passed over where it is none of ours.
+row, a mark or an entry of the log, which others may have written, is passed over where it is none of ours.
 """
 
 from __future__ import annotations

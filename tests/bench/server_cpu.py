@@ -113,7 +113,7 @@ def _beside(operation: Operation) -> list[tuple[str, str]]:
 
 
 class _Fleet:
-    """A namespace as it is in use: some nodes' lines, marks, a log at its length, and a node that hears all events."""
+    """A namespace as it is in use: some nodes' rows, marks, a log at its length, and a node that hears all events."""
 
     def __init__(self, store: Store, plain: Connection, log_entries: int) -> None:
         self._store, self._plain, self._log_entries = store, plain, log_entries

@@ -83,7 +83,7 @@ class Trouble:
         self.shard.invalidated.lose_counts()
 
     async def lost_nodes(self) -> None:
-        """The nodes' lines are evicted."""
+        """The nodes' rows are evicted."""
         lose_nodes(self.shard)
 
     async def lost_log(self) -> None:

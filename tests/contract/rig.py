@@ -39,7 +39,7 @@ async def until(met: Callable[[], Awaitable[object]]) -> object:
 
 
 def aged(line: bytes, by_s: int) -> bytes:
-    """A node's line as it lies in L2, written so much earlier."""
+    """A node's row as it lies in L2, written so much earlier."""
     at = line.index(b"\xa5at_us\xcf") + 7
     at_us = int.from_bytes(line[at : at + 8], "big") - by_s * 1_000_000
     return line[:at] + at_us.to_bytes(8, "big") + line[at + 8 :]
@@ -109,7 +109,7 @@ class StoreRig(ABC):
 
     @abstractmethod
     async def silence(self, node: str) -> None:
-        """Make the node's line in shard 0 look two minutes old."""
+        """Make the node's row in shard 0 look two minutes old."""
 
     @abstractmethod
     async def another_server(self) -> None:

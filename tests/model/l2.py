@@ -132,7 +132,7 @@ class L2:
     """Plays one request to a frozen L2, and knows its outcome from then on."""
 
     def __init__(self, max_invalidated_scopes: int, *, rows: bool = False) -> None:
-        """`lines`: whether the nodes' lines matter."""
+        """`lines`: whether the nodes' rows matter."""
         self._lines = rows
         self.states: Interned[Vault] = Interned()
         self._sent: list[bytes] = []

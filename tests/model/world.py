@@ -266,7 +266,7 @@ class World:
         return after._replace(watched=known)
 
     def _looked_around(self, state: State) -> State:
-        """The writer that waits has looked at the nodes' lines, and may have heard enough."""
+        """The writer that waits has looked at the nodes' rows, and may have heard enough."""
         after, reply = self._ask(state, ("nodes", self._waiter(state)))
         assert state.waiting is not None
         assert state.watched is not None

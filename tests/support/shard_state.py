@@ -49,5 +49,5 @@ def lose_meta(shard: MemoryShard) -> None:
 
 
 def lose_nodes(shard: MemoryShard) -> None:
-    """Play an eviction of the nodes' lines."""
+    """Play an eviction of the nodes' rows."""
     shard.rows, shard.nodes_name = {}, b""

@@ -183,7 +183,7 @@ def read_event(data: bytes) -> dict[str, Any]:
 
 
 def rest_of_line(bound_ms: int, guard_ms: int) -> bytes:
-    """The part of a node's line that the node itself packs."""
+    """The part of a node's row that the node itself packs."""
     pairs = {"bound_ms": bound_ms, "guard_ms": guard_ms, "more": {}}
     return b"".join(pack(name) + pack(value) for name, value in pairs.items())
 

@@ -1,4 +1,4 @@
-"""Whatever bytes arrive: a record, an event or a node's line of this format, or what says that it is none."""
+"""Whatever bytes arrive: a record, an event or a node's row of this format, or what says that it is none."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_the_event() -> None:
 
 
 def test_the_nodes_line() -> None:
-    told, data = from_document(block("json line")), hexdump("line")
+    told, data = from_document(block("json row")), hexdump("row")
     assert unpack(data) == told
     ours = node_row(data)
     assert (ours.applied, ours.epoch.decode(), ours.at_us) == (told["applied"], told["epoch"], told["at_us"])

@@ -46,12 +46,12 @@ def listing(context: typer.Context, url: Url = None, namespace: Namespace = None
 
 @nodes.command(short_help="Say that a node is gone, so that nobody waits for it.")
 def forget(context: typer.Context, name: Name, url: Url = None, namespace: Namespace = None) -> None:
-    """Take a node's line away, so that calls with `wait="nodes"` do not wait for it any more.
+    """Take a node's row away, so that calls with `wait="nodes"` do not wait for it any more.
 
     For one that was killed, or is cut off for good: else they wait for it until it has been silent for a minute. Nobody
     here knows that it is gone, so for the staleness bound from now they all wait that long. One that lives comes back.
 
-    Exit status: 0, 1 if no shard has such a node, 2 if the server could not be reached, or one of several: its line at
+    Exit status: 0, 1 if no shard has such a node, 2 if the server could not be reached, or one of several: its row at
     the others is taken away first.
     """
     given_url, given_namespace = context.obj

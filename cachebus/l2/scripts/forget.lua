@@ -1,5 +1,5 @@
 -- after: prologue usual
--- Take a node's line away. Where it may live, the set of lines has another name from then on, so that whoever waits for
+-- Take a node's row away. Where it may live, the set of rows has another name from then on, so that whoever waits for
 -- the nodes waits for its lease to end.
 local NODE = ARGV[5] -- its id
 local MAY_LIVE = ARGV[6] -- '1' where it may

@@ -1,4 +1,4 @@
--- after: prologue usual line tenure records guards leases
+-- after: prologue usual row tenure records guards leases
 -- A valid record, or the right to fill. Absence never grants a fill: only this lease does, and under a guard there is
 -- none.
 local RECORD, LEASE = KEYS[3], KEYS[4]

@@ -1,4 +1,4 @@
--- after: prologue usual line tenure
+-- after: prologue usual row tenure
 -- Where the shard stands, with all that a node needs to begin: what `probe` replies but for its last two, then for each
 -- bucket that has any its name and its marks, then for each that has one its name and its low watermark, then `alone`.
 local BOUND_MS, GUARD_MS, ALONE = ARGV[7], ARGV[8], ARGV[9] -- as `probe`'s

@@ -1,18 +1,18 @@
--- after: prologue usual line tenure
+-- after: prologue usual row tenure
 -- Where the shard stands. Meta keeps the greatest of what callers have heard of.
 local BOUND_MS = ARGV[7] -- the largest staleness bound that the caller has heard of
 local GUARD_MS = ARGV[8] -- the longest guard
-local SILENT_US = ARGV[9] -- the lines of nodes that have been silent for so long go; '0' none
+local SILENT_US = ARGV[9] -- the rows of nodes that have been silent for so long go; '0' none
 local ALONE = ARGV[10] -- '1' where it has heard of a node, itself too, that keeps what it loads without L2
 bound_ms, guard_ms = raised('bound_ms', bound_ms, BOUND_MS), raised('guard_ms', guard_ms, GUARD_MS)
 alone = raised('alone', alone, ALONE)
 local silent = tonumber(SILENT_US)
 if silent > 0 then
-  local lines = redis.call('HGETALL', NODES)
-  for i = 1, #lines, 2 do
-    local at = string.find(lines[i + 1], '\165at_us\207', 1, true)
-    if lines[i] ~= NAME and (not at or struct.unpack('>I8', lines[i + 1], at + 7) < now_us - silent) then
-      redis.call('HDEL', NODES, lines[i])
+  local rows = redis.call('HGETALL', NODES)
+  for i = 1, #rows, 2 do
+    local at = string.find(rows[i + 1], '\165at_us\207', 1, true)
+    if rows[i] ~= NAME and (not at or struct.unpack('>I8', rows[i + 1], at + 7) < now_us - silent) then
+      redis.call('HDEL', NODES, rows[i])
       -- By the wall clock, which may have been set: whoever it was may live, so the set has another name.
       redis.call('HSET', NODES, NAME, epoch .. int(now_us) .. '-')
     end

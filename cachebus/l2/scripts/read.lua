@@ -1,4 +1,4 @@
--- after: prologue usual line tenure records
+-- after: prologue usual row tenure records
 -- Records validated here, for a node whose own marks may be old. KEYS from 3 on are the records; ARGV from 7 on, for each,
 -- the number of its scopes and their names.
 local found, at = {epoch, seq}, 7
