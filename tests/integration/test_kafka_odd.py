@@ -20,16 +20,17 @@ from aiokafka.record._crc32c import crc as crc32c
 from cachebus import BusUnavailable, ConfigError, Settings
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka import sender
+from cachebus.bus.kafka import brokers, sender
 from cachebus.bus.kafka.brokers import Brokers
 from cachebus.bus.kafka.bus import KafkaBus
 from cachebus.bus.kafka.client import kafka_access
-from cachebus.bus.kafka.connection import Address, KafkaConnection
+from cachebus.bus.kafka.connection import Address, KafkaConnection, addresses_of
 from cachebus.bus.kafka.ear import Ear
 from cachebus.bus.kafka.ears import KafkaEars
 from cachebus.bus.kafka.envelope import Envelope
 from cachebus.bus.kafka.inflating import MOST_BYTES
 from cachebus.bus.kafka.reach import Reach
+from cachebus.bus.kafka.topic import ensure, look
 from cachebus.observe import Counters
 from cachebus.resp import names
 from cachebus.tools.servers.kafka import KafkaServer
@@ -164,6 +165,27 @@ async def test_closing_ends_what_is_read_still(setup: Settings, monkeypatch: pyt
         (reading,) = [ear.reading for ear in ears_of(bus)]
     assert reading is not None
     assert reading.cancelled()
+
+
+async def test_a_broker_of_another_kafka_is_passed_over_while_ours_hangs(
+    setup: Settings, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An address that was given to it by now. Nothing is made there, and no event goes there."""
+    other = KafkaServer()
+    with await asyncio.to_thread(other.start):
+        access = kafka_access(setup)
+        found = Brokers(access)
+        layout = await ensure(access, found)
+        found.know([*layout.brokers, *addresses_of(other.address)])
+        await asyncio.to_thread(kafka.pause)
+        try:
+            with pytest.raises(BusUnavailable, match="another Kafka cluster"):
+                await look(access, found)
+            monkeypatch.setattr(brokers, "FOREIGN_S", 0.0)
+            assert (await look(access, found)).brokers != layout.brokers, "it was set up anew"
+        finally:
+            await asyncio.to_thread(kafka.resume)
+            await found.forget()
 
 
 async def test_a_brokers_name_that_nobody_answers_for_takes_none_of_the_applications_threads(

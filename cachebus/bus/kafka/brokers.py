@@ -8,10 +8,13 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any, Final
 
+from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.client import KafkaAccess
 from cachebus.bus.kafka.connection import Address, KafkaConnection, addresses_of, unavailable
 from cachebus.resp import ended, heard
 
+FOREIGN_S: Final = 30.0
+"""So long no broker of our cluster may have answered until those of another one are believed: it was set up anew."""
 NEXT_AFTER_S: Final = 0.1
 """So long a broker is waited for before another is asked besides."""
 
@@ -24,6 +27,18 @@ class Brokers:
         self._given = addresses_of(access.servers)
         self._known = deque(self._given)
         self._kept: KafkaConnection | None = None
+        self._cluster: str | None = None
+        self._ours_s = float("-inf")
+
+    def are_of(self, cluster: str | None) -> bool:
+        """Whether a broker that says this of its cluster is one of ours: another one may stand at a former address."""
+        now_s = monotonic()
+        if cluster is not None and cluster != self._cluster:
+            if self._cluster is not None and now_s - self._ours_s < FOREIGN_S:
+                return False
+            self._cluster = cluster
+        self._ours_s = now_s
+        return True
 
     def know(self, addresses: Iterable[Address]) -> None:
         """These are the brokers now, besides those of the settings."""

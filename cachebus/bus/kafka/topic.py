@@ -55,7 +55,7 @@ async def ensure(access: KafkaAccess, brokers: Brokers) -> Layout:
             if not layout.leaders:
                 return await _made(access, brokers, layout)
             _check_partitions(access, len(layout.leaders))
-            await _check_configuration(access, brokers)
+            await check_topic(access, brokers)
             return layout
     except TimeoutError:
         why = f"the topic {access.topic} could not be looked at in {access.connect_timeout_s:g} s"
@@ -68,6 +68,9 @@ async def look(access: KafkaAccess, brokers: Brokers) -> Layout:
     from aiokafka.protocol.metadata import MetadataRequest
 
     answer = await brokers.ask(MetadataRequest([access.topic], allow_auto_topic_creation=False))
+    if not brokers.are_of(getattr(answer, "cluster_id", None)):
+        await brokers.forget()
+        raise unavailable(access, "a broker of another Kafka cluster answers, and is passed over")
     try:
         there = {number: Address(host, port) for number, host, port, _ in answer.brokers}
         ((code, _, _, partitions),) = answer.topics
@@ -143,7 +146,8 @@ def _check_partitions(access: KafkaAccess, partitions: int) -> None:
         )
 
 
-async def _check_configuration(access: KafkaAccess, brokers: Brokers) -> None:
+async def check_topic(access: KafkaAccess, brokers: Brokers) -> None:
+    """`ConfigError` where the topic can't carry messages, a warning where it hardly can."""
     from aiokafka.protocol.admin import DescribeConfigsRequest
 
     answer = await brokers.ask(DescribeConfigsRequest([(A_TOPIC, access.topic, None)]))
