@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
@@ -11,7 +11,7 @@ from cachebus.errors import L2Unavailable
 from cachebus.tools.doctor import timing
 from cachebus.tools.doctor.examine import examined
 from cachebus.tools.doctor.finding import Finding, Level
-from cachebus.tools.doctor.primaries import Deployment, deployment_of
+from cachebus.tools.doctor.primaries import Deployment, Primary, deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_group import ask
 from cachebus.tools.servers.redis_sentinels import SERVICE, SentinelGroup
@@ -120,6 +120,22 @@ async def test_sentinels_that_watch_the_service_no_more(group: SentinelGroup) ->
     await watch(group, "down-after-milliseconds", DOWN_MS)
     await until(lambda: agreed(group), within_s=30.0)
     assert await told(group) == {}
+
+
+async def test_a_primary_that_they_watch_and_that_the_url_names_by_itself(group: SentinelGroup) -> None:
+    """Whoever is there after a failover is at a replica."""
+    for url, count in ((group.data[0].url, 1), (group.url, 0)):
+        settings = Settings(url=url)
+        (primary,) = (await deployment_of(settings)).primaries
+
+        async def seen_there(settings: Settings = settings, primary: Primary = primary) -> list[Finding]:
+            _, found = await examined(settings, primary, rounds=3)
+            return [each for each in found if "the URL names it by itself" in each.says]
+
+        async def told(count: int = count, seen_there: Callable[[], Awaitable[list[Finding]]] = seen_there) -> bool:
+            return len(await seen_there()) == count  # they meet there every two seconds
+
+        await until(told)
 
 
 async def test_two_sentinels_that_name_two_primaries_lead_all_nodes_to_one_of_them() -> None:

@@ -98,13 +98,14 @@ async def examined(
             primary.watched,
             await seen("replicas", replicas.looked_at(to_ask, settings), []),
         )
+        watched = await seen("sentinels", _watched_unawares(asker, primary), [])
         looking = access.looked_at(asker, server, settings, probe_writes=probe_writes)
         may = await seen("permissions", looking, None)
     finally:
         asker.close()
     findings = [finding for check in CHECKS for finding in _put(check, facts)]
     rights = [] if may is None else access.permissions(may, server, settings)
-    return server, [*findings, *rights, *failed, *_topology(server, primary)]
+    return server, [*findings, *rights, *watched, *failed, *_topology(server, primary)]
 
 
 def _put(check: Callable[[Facts], Iterable[Finding]], facts: Facts) -> list[Finding]:
@@ -129,6 +130,26 @@ def _a_sentinel(primary: Primary) -> Finding:
         otherwise=f"let the URL name the service that it watches over: redis+sentinel://{primary.address}/SERVICE/0 "
         "(SENTINEL MASTERS there says which)",
     )
+
+
+async def _watched_unawares(asker: Asker, primary: Primary) -> list[Finding]:
+    """The finding about Sentinels that watch a server which the URL names by itself: they meet on a channel there."""
+    if primary.watched.kind or primary.shards is not None:
+        return []
+    told, refused = await asker.ask("PUBSUB", "NUMSUB", "__sentinel__:hello")
+    if refused or not told or not told[1]:
+        return []
+    return [
+        Finding(
+            "sentinels",
+            Level.ADVICE,
+            f"{told[1]} Sentinels watch this server, and the URL names it by itself",
+            "After a failover nodes stay here, where a replica is by then: L2 counts as lost until the URL is another "
+            "one. Nothing stale is served.",
+            otherwise="let the URL name the service: redis+sentinel://SENTINEL:26379,SENTINEL:26379/SERVICE/0 "
+            "(SENTINEL MASTERS at a Sentinel says which)",
+        )
+    ]
 
 
 NO_ANSWER: Final = (

@@ -10,7 +10,7 @@ from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.resp import CLUSTER, SENTINEL, Address, Route
 from cachebus.settings import Settings
-from cachebus.tools.doctor import cluster, moves, sentinels
+from cachebus.tools.doctor import cluster, kafka, moves, sentinels
 from cachebus.tools.doctor.facts import UNWATCHED, Watched
 from cachebus.tools.doctor.finding import Finding
 
@@ -62,7 +62,7 @@ async def deployment_of(settings: Settings) -> Deployment:
     places = places_of(settings)
     primaries = _primaries(route)
     addresses = [primary.address for primary in primaries]
-    findings: list[Finding] = []
+    findings = await kafka.findings_of(settings)
     if places.kind == CLUSTER:
         watched = await cluster.watched_in(addresses)
         findings += [*cluster.served(settings, route.known), *cluster.failing_over(watched.values())]
@@ -74,7 +74,7 @@ async def deployment_of(settings: Settings) -> Deployment:
         watched = {addresses[0]: sentinels.watched_by(views, places.service, addresses[0])}
         findings += sentinels.failing_over(views, watched[addresses[0]], addresses[0])
     else:
-        return Deployment(str(route), primaries)
+        return Deployment(str(route), primaries, findings)
     primaries = [replace(primary, watched=watched[primary.address]) for primary in primaries]
     return Deployment(str(route), primaries, findings)
 
