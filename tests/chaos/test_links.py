@@ -246,6 +246,8 @@ async def test_what_is_closed_goes_nowhere(town: Town) -> None:
 async def test_a_server_to_which_a_command_went_aside_is_not_let_go_of(town: Town) -> None:
     """It has no slots as yet; meanwhile another primary's connection breaks."""
     with EmbeddedServer(any_binary(), conf=["cluster-enabled yes"]) as new:
+        await town._meet(town.servers[0], new)
+        await until(lambda: ask(new, "CLUSTER", "SLOTS"))
         async with DirectProducer.open(quick(town.url, shards=SHARDS)) as producer:
             for tenant in town.tenants:
                 await producer.invalidate("config", "x", tenant)
