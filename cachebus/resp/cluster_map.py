@@ -26,7 +26,7 @@ AGREE_S: Final = 0.5
 """So long a node's whole slot map waits for a second node that says the same."""
 
 FOREIGN_S: Final = 30.0
-"""So long none of our Cluster's nodes may have answered until nodes of another one are believed: it was set up anew."""
+"""So long nodes of another Cluster alone must have answered until they are believed: ours was set up anew."""
 
 Range = tuple[int, int, str, int]
 """The first slot and the last, and host (nothing, or "?": the one that was asked) and port of their primary; port 0
@@ -47,8 +47,8 @@ class ClusterMap(AskedRoute):
         self._turn = 0
         self._ids: frozenset[str] = frozenset()
         """The ids of our Cluster's nodes, as they said them last: addresses change, and others come to stand there."""
-        self._ours_s = float("-inf")
-        """When one of them answered last."""
+        self._foreign_since_s: float | None = None
+        """Since when others alone have answered."""
 
     async def _found(self) -> tuple[list[Address | None], bool]:
         """For each shard what two nodes say; where no two agree on all, what most say. A single one may be cut off from
@@ -106,10 +106,13 @@ class ClusterMap(AskedRoute):
                 continue
             now_s = self._clock()
             if not self._ids or not self._ids.isdisjoint(theirs):
-                self._ours_s = now_s
-            elif theirs and now_s - self._ours_s < FOREIGN_S:
-                troubles["a node of another Cluster answers"] = None
-                continue
+                self._foreign_since_s = None
+            elif theirs:
+                if self._foreign_since_s is None:
+                    self._foreign_since_s = now_s
+                if now_s - self._foreign_since_s < FOREIGN_S:
+                    troubles["a node of another Cluster answers"] = None
+                    continue
             said.append(places)
             ids |= theirs
 

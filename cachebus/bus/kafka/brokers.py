@@ -14,7 +14,7 @@ from cachebus.bus.kafka.connection import Address, KafkaConnection, addresses_of
 from cachebus.resp import ended, heard
 
 FOREIGN_S: Final = 30.0
-"""So long no broker of our cluster may have answered until those of another one are believed: it was set up anew."""
+"""So long brokers of another cluster alone must have answered until they are believed: ours was set up anew."""
 NEXT_AFTER_S: Final = 0.1
 """So long a broker is waited for before another is asked besides."""
 
@@ -28,16 +28,18 @@ class Brokers:
         self._known = deque(self._given)
         self._kept: KafkaConnection | None = None
         self._cluster: str | None = None
-        self._ours_s = float("-inf")
+        self._foreign_since_s: float | None = None
+        """Since when others alone have answered."""
 
     def are_of(self, cluster: str | None) -> bool:
         """Whether a broker that says this of its cluster is one of ours: another one may stand at a former address."""
-        now_s = monotonic()
-        if cluster is not None and cluster != self._cluster:
-            if self._cluster is not None and now_s - self._ours_s < FOREIGN_S:
+        if cluster is not None and self._cluster not in (None, cluster):
+            now_s = monotonic()
+            if self._foreign_since_s is None:
+                self._foreign_since_s = now_s
+            if now_s - self._foreign_since_s < FOREIGN_S:
                 return False
-            self._cluster = cluster
-        self._ours_s = now_s
+        self._cluster, self._foreign_since_s = cluster or self._cluster, None
         return True
 
     def know(self, addresses: Iterable[Address]) -> None:
