@@ -101,6 +101,14 @@ class SentinelGroup(Group):
         except L2Unavailable:
             return 0
 
+    async def is_calm(self) -> bool:
+        """Whether no Sentinel holds the primary for dead, or is about to have another one promoted."""
+        try:
+            told = [await ask(each, "SENTINEL", "MASTER", SERVICE) for each in self.sentinels]
+        except L2Unavailable:
+            return False
+        return all(dict(zip(flat[::2], flat[1::2], strict=True))[b"flags"] == b"master" for flat in told)
+
     async def set_right(self) -> None:
         """What an operator does where a replica is held for the primary, or replicas follow each other: Sentinels may
         take minutes to see it. Whom they name is declared to be it, as another's data may be older; else one that is

@@ -26,13 +26,15 @@ async def _frozen(testbed: Testbed, occurrence: Occurrence) -> frozenset[int] | 
     that was promoted, and is met by nodes that nobody can tell of that one."""
     dice, group = occurrence.dice(), group_of(testbed)
     names = group.some_shard(dice)
-    primary = await group.primary(names)
+    await group.be_patient(FROZEN_MS)
+    # Else a failover that is under way already may promote another one sooner.
+    primary = await group.primary(names) if await group.calm() else None
     if primary is None:
+        await group.be_patient()
         return NONE
     place, network = group.place(primary), group.network_of(primary)
     clients = [road.to(place) for road in _roads(testbed).values()]
     tellers = list(_tellers(testbed, group, primary))
-    await group.be_patient(FROZEN_MS)
     try:
         primary.pause()
         frozen_s = monotonic()

@@ -244,6 +244,17 @@ class GroupUnderTest:
         """Have a primary be held for dead only after so long; None: as at the start."""
         await (self._group.be_patient() if down_ms is None else self._group.be_patient(down_ms))
 
+    async def calm(self) -> bool:
+        """Wait until no failover is under way among Sentinels, as one that the machine has caused; False where that
+        takes too long."""
+        group = self._group
+        until_s = monotonic() + PROMOTED_S
+        while isinstance(group, SentinelGroup) and not await group.is_calm():
+            if monotonic() > until_s:
+                return False
+            await asyncio.sleep(LOOK_S)
+        return True
+
     async def repair(self) -> None:
         """Repair it: every process runs, and every shard has a primary with replicas."""
         for server in self._group.servers:
