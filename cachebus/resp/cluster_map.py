@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, Final
 
 from cachebus.base.clock import Clock
+from cachebus.base.strangers import Strangers
 from cachebus.errors import L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.asked_route import ASK_S, AskedRoute, HostPort, port_of
@@ -25,11 +26,8 @@ ASKED_AT_ONCE: Final = 2
 AGREE_S: Final = 0.5
 """So long a node's whole slot map waits for a second node that says the same."""
 
-FOREIGN_S: Final = 30.0
-"""So long nodes of another Cluster alone must have answered until they are believed: ours was set up anew."""
-
 Range = tuple[int, int, str, int]
-"""The first slot and the last, and host (nothing, or "?": the one that was asked) and port of their primary; port 0
+"""The first slot and the last, and host ("": the one that was asked) and port of their primary; port 0
 where its place is not known."""
 
 
@@ -47,8 +45,7 @@ class ClusterMap(AskedRoute):
         self._turn = 0
         self._ids: frozenset[str] = frozenset()
         """The ids of our Cluster's nodes, as they said them last: addresses change, and others come to stand there."""
-        self._foreign_since_s: float | None = None
-        """Since when others alone have answered."""
+        self._strangers = Strangers(clock)
 
     async def _found(self) -> tuple[list[Address | None], bool]:
         """For each shard what two nodes say; where no two agree on all, what most say. A single one may be cut off from
@@ -104,15 +101,11 @@ class ClusterMap(AskedRoute):
             except L2Unavailable as error:
                 troubles[str(error)] = None
                 continue
-            now_s = self._clock()
             if not self._ids or not self._ids.isdisjoint(theirs):
-                self._foreign_since_s = None
-            elif theirs:
-                if self._foreign_since_s is None:
-                    self._foreign_since_s = now_s
-                if now_s - self._foreign_since_s < FOREIGN_S:
-                    troubles["a node of another Cluster answers"] = None
-                    continue
+                self._strangers.ours_answered()
+            elif theirs and not self._strangers.are_believed():
+                troubles["a node of another Cluster answers"] = None
+                continue
             said.append(places)
             ids |= theirs
 
@@ -128,7 +121,7 @@ class ClusterMap(AskedRoute):
         for slot in self._slots:
             at = bisect_right(firsts, slot) - 1
             _, last, host, port = ranges[at] if at >= 0 else (0, -1, "", 0)
-            places.append((node.host if host in ("", "?") else host, port) if port and slot <= last else None)
+            places.append((host or node.host, port) if port and slot <= last else None)
         return places, ids
 
     def beside(self, shard: int, host: str, port: int) -> Address:
@@ -177,10 +170,10 @@ def _host_of(node: Any) -> str:
     """The host of a node; "" for that of the node that was asked. Where names are preferred, and it has none, its
     address stands beside it."""
     host = (node[0] or b"").decode()
-    if host != "?" or len(node) < 4:
+    if host != "?":
         return host
-    told = dict(zip(node[3][::2], node[3][1::2], strict=True))
-    return told[b"ip"].decode() if told.get(b"ip") else ""
+    told = dict(zip(node[3][::2], node[3][1::2], strict=True)) if len(node) > 3 else {}
+    return (told.get(b"ip") or b"").decode()
 
 
 def _ids(reply: Any) -> frozenset[str]:

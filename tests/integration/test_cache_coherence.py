@@ -146,22 +146,28 @@ async def test_who_reads_in_the_log_that_somebody_waits_for_the_nodes_probes_aga
             await waiting
 
 
+def probes_held_back(cache: Cache) -> tuple[asyncio.Event, asyncio.Event]:
+    """Its probes are answered, and hear of it late: the first event is set by the answer, the second lets it come."""
+    store, answered, go_on = parts(cache).store, asyncio.Event(), asyncio.Event()
+    probe = store.probe
+
+    async def probe_slowly(*args: Any, **more: Any) -> Any:
+        reply = await probe(*args, **more)
+        answered.set()
+        await go_on.wait()
+        return reply
+
+    store.probe = probe_slowly  # type: ignore[method-assign]
+    return answered, go_on
+
+
 async def test_so_does_who_was_asked_to_while_something_was_missing_that_has_come_since() -> None:
     """The event that asks overtakes another one, while a probe is under way."""
     async with Fleet(2, clock=FakeClock(), staleness_bound_s=600.0, probe_interval_s=300.0, gap_grace_s=60.0) as fleet:
         a, b = fleet.caches
         attention, l2 = cast("Any", parts(b).listening.attention), fleet.world.shards[0]
         await until(lambda: attention._wanted[0]._waiters)
-        store, answered, go_on = parts(b).store, asyncio.Event(), asyncio.Event()
-        probe = store.probe
-
-        async def probe_slowly(*args: Any, **more: Any) -> Any:
-            reply = await probe(*args, **more)
-            answered.set()
-            await go_on.wait()
-            return reply
-
-        store.probe = probe_slowly  # type: ignore[method-assign]
+        answered, go_on = probes_held_back(b)
         attention.nudge(0)
         await answered.wait()
         ears, late = fleet.world.channels[0]._ears, list[bytes]()
@@ -185,16 +191,7 @@ async def test_so_does_who_was_asked_to_while_something_was_missing_that_has_com
 async def test_an_epoch_that_is_heard_of_while_a_probe_is_under_way_is_not_taken_for_another_stores() -> None:
     async with Fleet(2, clock=FakeClock()) as fleet:
         a, b = fleet.caches
-        store, answered, go_on = parts(b).store, asyncio.Event(), asyncio.Event()
-        probe = store.probe
-
-        async def probe_slowly(*args: Any, **more: Any) -> Any:
-            reply = await probe(*args, **more)
-            answered.set()
-            await go_on.wait()
-            return reply
-
-        store.probe = probe_slowly  # type: ignore[method-assign]
+        answered, go_on = probes_held_back(b)
         probing = asyncio.create_task(b.probe())
         await answered.wait()
         fleet.world.shards[0].server += "'"

@@ -19,8 +19,9 @@ from aiokafka.record._crc32c import crc as crc32c
 
 from cachebus import BusUnavailable, ConfigError, Settings
 from cachebus.assembly.backends import kafka_bus
+from cachebus.base import strangers
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka import brokers, sender
+from cachebus.bus.kafka import sender
 from cachebus.bus.kafka.brokers import Brokers
 from cachebus.bus.kafka.bus import KafkaBus
 from cachebus.bus.kafka.client import kafka_access
@@ -181,7 +182,7 @@ async def test_a_broker_of_another_kafka_is_passed_over_while_ours_hangs(
         try:
             with pytest.raises(BusUnavailable, match="another Kafka cluster"):
                 await look(access, found)
-            monkeypatch.setattr(brokers, "FOREIGN_S", 0.0)
+            monkeypatch.setattr(strangers, "BELIEVED_S", 0.0)
             assert (await look(access, found)).brokers != layout.brokers, "it was set up anew"
         finally:
             await asyncio.to_thread(kafka.resume)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import patch
 
@@ -213,14 +214,21 @@ async def test_what_another_has_loaded_without_l2_stays_for_d(gives: str | None)
         assert source.calls == 2
 
 
-async def test_nor_does_a_load_that_l2_was_told_of_take_it_away() -> None:
-    """It ends by itself, within D of its load."""
+@contextlib.asynccontextmanager
+async def loaded_without_l2() -> AsyncIterator[tuple[Any, Any, Source]]:
+    """A node that has loaded "v1" while L2 was away, which is back; and its source."""
     async with aging(1, safe=AGED) as world:
         (a,) = world.nodes
         source = Source(x="v1")
         world.fleet.away = True
         assert await read(a, source, "safe") == "v1"
         world.fleet.away = False
+        yield world, a, source
+
+
+async def test_nor_does_a_load_that_l2_was_told_of_take_it_away() -> None:
+    """It ends by itself, within D of its load."""
+    async with loaded_without_l2() as (world, a, source):
         del source.values["x"]
         assert await read(a, source, "safe", use_memory=False) is None
         assert await read(a, source, "safe") == "v1"
@@ -231,12 +239,7 @@ async def test_nor_does_a_load_that_l2_was_told_of_take_it_away() -> None:
 
 async def test_what_was_loaded_without_l2_stands_in_for_nothing() -> None:
     """A guard may have stood that nobody here knew of. Nor does it under a lease that came later."""
-    async with aging(1, safe=AGED) as world:
-        (a,) = world.nodes
-        source = Source(x="v1")
-        world.fleet.away = True
-        assert await read(a, source, "safe") == "v1"
-        world.fleet.away = False
+    async with loaded_without_l2() as (world, a, source):
         await world.pass_s(D_S)
         world.fleet.away = True
         source.error = ConnectionError("down")

@@ -9,12 +9,11 @@ from functools import partial
 from typing import Any, Final
 
 from cachebus.base.clock import monotonic
+from cachebus.base.strangers import Strangers
 from cachebus.bus.kafka.client import KafkaAccess
 from cachebus.bus.kafka.connection import Address, KafkaConnection, addresses_of, unavailable
 from cachebus.resp import ended, heard
 
-FOREIGN_S: Final = 30.0
-"""So long brokers of another cluster alone must have answered until they are believed: ours was set up anew."""
 NEXT_AFTER_S: Final = 0.1
 """So long a broker is waited for before another is asked besides."""
 
@@ -28,18 +27,15 @@ class Brokers:
         self._known = deque(self._given)
         self._kept: KafkaConnection | None = None
         self._cluster: str | None = None
-        self._foreign_since_s: float | None = None
-        """Since when others alone have answered."""
+        self._strangers = Strangers(monotonic)
 
     def are_of(self, cluster: str | None) -> bool:
         """Whether a broker that says this of its cluster is one of ours: another one may stand at a former address."""
-        if cluster is not None and self._cluster not in (None, cluster):
-            now_s = monotonic()
-            if self._foreign_since_s is None:
-                self._foreign_since_s = now_s
-            if now_s - self._foreign_since_s < FOREIGN_S:
-                return False
-        self._cluster, self._foreign_since_s = cluster or self._cluster, None
+        is_strange = cluster is not None and self._cluster not in (None, cluster)
+        if is_strange and not self._strangers.are_believed():
+            return False
+        self._strangers.ours_answered()
+        self._cluster = cluster or self._cluster
         return True
 
     def know(self, addresses: Iterable[Address]) -> None:

@@ -33,7 +33,7 @@ async def shards_looked_at(settings: Settings) -> tuple[list[ShardFacts], L2Unav
     """The shards of the namespace, with the lines of their nodes, and what kept those out of sight that are not among
     them; `L2Unavailable` where that is all."""
     shards: list[ShardFacts] = []
-    primaries, lost = await whereabouts((await layout_of(settings)).over(settings))
+    primaries, lost = await whereabouts(settings)
     troubles = [L2Unavailable(why) for why in lost.values()]
     for primary in primaries:
         try:
@@ -54,7 +54,7 @@ async def shards_looked_at(settings: Settings) -> tuple[list[ShardFacts], L2Unav
 
 async def list_nodes(settings: Settings, as_json: bool) -> None:
     """Write a line for each node of each shard; `L2Unavailable` in the end, if some primary can't be looked at."""
-    shards, trouble = await shards_looked_at(settings)
+    shards, trouble = await shards_looked_at((await layout_of(settings)).over(settings))
     for shard in shards:
         for node in nodes_of(shard):
             alive = node.alive

@@ -63,11 +63,11 @@ def forget(context: typer.Context, name: Name, url: Url = None, namespace: Names
 
 async def _forgotten(settings: Settings, name: str) -> tuple[int, int]:
     """How many shards had the node, and how many there are. Where it is not, nothing is written; `L2Unavailable`."""
+    settings = (await layout_of(settings)).over(settings)
     shards, trouble = await shards_looked_at(settings)
     having = [shard.index for shard in shards if name in shard.nodes]
     gone = 0
     if having:
-        settings = (await layout_of(settings)).over(settings)
         store = redis_store(settings, await route_to(settings), monotonic)
         try:
             for shard in having:

@@ -73,12 +73,16 @@ class SentinelGroup(Group):
 
     async def _sentinels_know_all(self) -> bool:
         for sentinel in self.sentinels:
-            flat = await ask(sentinel, "SENTINEL", "MASTER", SERVICE)
-            facts = dict(zip(flat[::2], flat[1::2], strict=True))
+            facts = await self._told_by(sentinel)
             counts = int(facts[b"num-slaves"]), int(facts[b"num-other-sentinels"])
             if counts != (len(self.data) - 1, len(self.sentinels) - 1):
                 return False
         return True
+
+    async def _told_by(self, sentinel: EmbeddedServer) -> dict[bytes, bytes]:
+        """What one of them says of the primary."""
+        flat = await ask(sentinel, "SENTINEL", "MASTER", SERVICE)
+        return dict(zip(flat[::2], flat[1::2], strict=True))
 
     async def primary(self, *, but: EmbeddedServer | None = None) -> EmbeddedServer:
         """The one that the Sentinels name now, and that says the same of itself; `L2Unavailable` in between. `but`: one
@@ -104,10 +108,10 @@ class SentinelGroup(Group):
     async def is_calm(self) -> bool:
         """Whether no Sentinel holds the primary for dead, or is about to have another one promoted."""
         try:
-            told = [await ask(each, "SENTINEL", "MASTER", SERVICE) for each in self.sentinels]
+            told = [await self._told_by(each) for each in self.sentinels]
         except L2Unavailable:
             return False
-        return all(dict(zip(flat[::2], flat[1::2], strict=True))[b"flags"] == b"master" for flat in told)
+        return all(facts[b"flags"] == b"master" for facts in told)
 
     async def set_right(self) -> None:
         """What an operator does where a replica is held for the primary, or replicas follow each other: Sentinels may
