@@ -1,10 +1,12 @@
-# Everything runs in an environment of its own, $(VENV), made by the first target that needs it.
+# Everything runs in an environment of its own, $(VENV), made by the first target that needs it. Whoever only wants the
+# wheel needs none of what the tests do: it has $(WHEEL_VENV).
 # PYTHON=python3.13 names the Python to make it with; VENV=.venv-313 lets several stand side by side.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
 
 VENV ?= .venv
+WHEEL_VENV ?= .venv-wheel
 PYTHON ?=
 BIN := $(VENV)/bin
 EXTRAS := cli,embedded,metrics,numpy,kafka,outbox,worker,postgres-server,kafka-server,test,docs,dev
@@ -59,16 +61,20 @@ bench: $(VENV)/.benchmarks ## measure, side by side with other libraries; ARGS= 
 campaign: $(VENV)/.installed ## ten million reads under all faults, on every kind of server: half an hour, goes on where it stopped; ARGS=
 	@$(BIN)/python -m tests.campaign $(ARGS)
 
-build wheel: $(VENV)/.installed ## the wheel, in dist/
-	$(BIN)/python -m build --wheel --no-isolation --outdir dist
+build wheel: $(WHEEL_VENV)/.builds ## the wheel, in dist/: it takes a small environment of its own
+	$(WHEEL_VENV)/bin/python -m build --wheel --no-isolation --outdir dist
 
 clean: ## remove the environment and all that was built
-	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis
+	rm -rf $(VENV) $(WHEEL_VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .grimp_cache .hypothesis
 	find cachebus producers consumers tests docs examples -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt $(VENV)/.made
 	@echo "installing into $(VENV)" >&2
 	@$(INSTALL) --editable '.[$(EXTRAS)]'
+	@touch $@
+
+$(WHEEL_VENV)/.builds: pyproject.toml constraints.txt $(WHEEL_VENV)/.made
+	@$(WHEEL_VENV)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt build hatchling
 	@touch $@
 
 $(VENV)/.benchmarks: $(VENV)/.installed
@@ -119,8 +125,8 @@ pick() {
 endef
 export PICK_PYTHON
 
-$(VENV)/.made:
+$(VENV)/.made $(WHEEL_VENV)/.made:
 	@eval "$$PICK_PYTHON"; python=$$(pick) || exit 1; \
-	  echo "making $(VENV) with $$($$python --version) ($$python)" >&2; \
-	  "$$python" -m venv --clear $(VENV)
+	  echo "making $(@D) with $$($$python --version) ($$python)" >&2; \
+	  "$$python" -m venv --clear $(@D)
 	@touch $@

@@ -31,10 +31,11 @@ from cachebus.helpers import (
     serialize_for_cache,
     track_cache_metrics,
 )
+from cachebus.listening.explanation import Explanation
 from cachebus.manager import CacheManager, configure, current_cache, declare, lifespan, write_guard
 from cachebus.observe import Health, Stats
 from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD, Policy
-from cachebus.reading.fetch import MISSING
+from cachebus.reading.judge import MISSING
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from cachebus.writing.guard import WriteGuard
@@ -57,6 +58,7 @@ __all__ = [
     "ConfigError",
     "Context",
     "ContextMatch",
+    "Explanation",
     "Health",
     "InvalidKey",
     "InvalidationFailed",

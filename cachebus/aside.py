@@ -16,7 +16,7 @@ from cachebus.assembly.factory import Parts
 from cachebus.base.choices import Origin
 from cachebus.base.ids import Id
 from cachebus.base.log import logger
-from cachebus.base.parameters import Source
+from cachebus.base.parameters import SourceFunction
 from cachebus.calls import checked_ttl
 from cachebus.context import Context
 from cachebus.errors import ConfigError
@@ -81,8 +81,8 @@ class Call(NamedTuple):
     data_type: str
     resource_id: Id
     tenant_id: Id | None
-    fetch: Source | None
-    generate: Source | None
+    fetch: SourceFunction | None
+    generate: SourceFunction | None
     serializer: Callable[[Any], Any] | None
     deserializer: Callable[[Any], Any] | None
     ctx: Context | None
@@ -108,7 +108,10 @@ class Aside:
         around = call.ctx if call.ctx is not None else context.current()
         ttl_s = checked_ttl(call.ttl)
         tenant = self._key.family.tenant or None if call.tenant_id is None else call.tenant_id
-        given: tuple[tuple[Origin, Source | None], ...] = ("database", call.fetch), ("generation", call.generate)
+        given: tuple[tuple[Origin, SourceFunction | None], ...] = (
+            ("database", call.fetch),
+            ("generation", call.generate),
+        )
         sources = [
             (name, bind(function, call.resource_id, tenant, around)) for name, function in given if function is not None
         ]
@@ -192,7 +195,7 @@ class Aside:
     def _metrics(self, found: Found, error: BaseException | None, took_ms: float) -> Metrics:
         metrics = TEMPLATE.copy()
         loaded = found.loaded
-        hit = found.level is not None and not found.stale
+        hit = found.level is not None and not found.is_fallback
         metrics["data_type"], metrics["resource_id"] = self._call.data_type, self._call.resource_id
         metrics["cache_hit"], metrics["level"] = hit, found.level if hit else None
         metrics["serialization_error"] = found.serialization_error
@@ -204,7 +207,7 @@ class Aside:
         metrics["cache_check_time_ms"] = took_ms
         if error is not None:
             metrics["source"] = "error"
-        elif found.stale:
+        elif found.is_fallback:
             metrics["source"] = "stale"
         elif found.value is None:
             metrics["source"] = "not_found"

@@ -5,19 +5,22 @@ would make each hit 7 to 13 % slower (measured), so it is one text between its m
 
 from __future__ import annotations
 
+from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar, overload
 
 from cachebus import context
 from cachebus.base.ids import Id
-from cachebus.base.parameters import Source
-from cachebus.calls import checked_ttl, read_many
+from cachebus.base.parameters import SourceFunction
+from cachebus.calls import checked_ttl, position_after, read_many
+from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.keys.naming import tag_scopes
-from cachebus.reading.fetch import MISSING, NOT_FOUND
+from cachebus.listening.explanation import Explanation
+from cachebus.reading.judge import MISSING, NOT_FOUND
 from cachebus.reading.request import Request
 from cachebus.reading.source import bind, load_of
-from cachebus.receipt import Receipt, position_of
+from cachebus.receipt import Receipt
 from cachebus.writes import Writes
 
 T = TypeVar("T")
@@ -87,18 +90,18 @@ class Cache(Writes):
         # hit: end
         entry = self._entries.get(name)
         if entry is not None and use_memory and after is None:
-            now = self._clock()
+            now, home = self._clock(), self._loop
             # hit: serve
             group = entry.group
-            if now < entry.fast_until and now < group.valid_until:
-                group.hits += 1
+            if now < entry.fast_until_s and now < group.valid_until_s and running_loop() is home:
+                group.hits += 1.0
                 if entry.freq < 3:
                     entry.freq += 1
                 # hit: end
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-        position = None if after is None else position_of(after, key.shard)
+        position = position_after(parts, after, key)
         if search_hierarchy:
             value = (await parts.reader.search(key, position, use_memory)).value
         else:
@@ -126,7 +129,7 @@ class Cache(Writes):
         def key_of(one: Id) -> Key:
             return parts.naming.key(data_type, one, tenant_id, agent_id, conversation_id, collection_id)
 
-        return await read_many(parts.reader, resource_ids, key_of, after)
+        return await read_many(parts, resource_ids, key_of, after)
 
     @overload
     async def get_or_load(
@@ -164,7 +167,7 @@ class Cache(Writes):
         self,
         data_type: str,
         resource_id: Id,
-        loader: Source,
+        loader: SourceFunction,
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -187,7 +190,6 @@ class Cache(Writes):
         kept for the staleness bound. Raises what the loader raises after its type's retries; `LoadTimeout` when it
         takes too long; `ConfigError` for a loader that needs other arguments, gives an iterator, or waits for itself.
         """
-        # As in `get`.
         # hit: name
         name = ""
         if (
@@ -212,11 +214,11 @@ class Cache(Writes):
         # hit: end
         entry = self._entries.get(name)
         if entry is not None and use_memory and after is None:
-            now = self._clock()
+            now, home = self._clock(), self._loop
             # hit: serve
             group = entry.group
-            if now < entry.fast_until and now < group.valid_until:
-                group.hits += 1
+            if now < entry.fast_until_s and now < group.valid_until_s and running_loop() is home:
+                group.hits += 1.0
                 if entry.freq < 3:
                     entry.freq += 1
                 # hit: end
@@ -226,6 +228,29 @@ class Cache(Writes):
         rules = parts.policies.rules(key.family.data_type)
         tenant = key.family.tenant or None if tenant_id is None else tenant_id
         load = load_of(bind(loader, resource_id, tenant, context.current()), rules)
-        ttl_s, position = checked_ttl(ttl), position_of(after, key.shard)
+        ttl_s, position = checked_ttl(ttl), position_after(parts, after, key)
         request = Request(key, load, rules, position, search_hierarchy, ttl_s, tag_scopes(key, tags, rules), use_memory)
         return (await parts.loads.get_or_load(request)).value
+
+    async def explain(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+    ) -> Explanation:
+        """Find out why a read gives what it gives: what L2 has, what has replaced it last, which node holds it, and
+        until when at most each may serve it. For people who wonder, not for programs that decide: it asks every node.
+
+        Changes nothing, and counts as no read. It takes up to a second where a node does not answer. Under which other
+        names the id lies, where it lies under none of these, only the command says: it looks through all of L2's keys.
+
+        Returns an `Explanation`, with a verdict in a sentence. Raises `L2Unavailable`, also where the cache is off.
+        """
+        parts = self._live()
+        if not self.settings.enabled:
+            raise L2Unavailable("the cache is off (enabled=False): each read asks the source, and nothing is kept")
+        ids = tenant_id, agent_id, conversation_id, collection_id
+        return await parts.explainer.explain(parts.naming.key(data_type, resource_id, *ids))

@@ -11,12 +11,12 @@ from cachebus.assembly.factory import Parts
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
 from cachebus.cascade import Target
+from cachebus.core.ports import Position
 from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts, tag_scopes
 from cachebus.keys.plan import Plan
 from cachebus.policy import check_ttl
-from cachebus.reading.fetch import MISSING, NOT_FOUND
-from cachebus.reading.read import Reader
+from cachebus.reading.judge import MISSING, NOT_FOUND
 from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.every_shard import invalidate_in_every_shard
@@ -44,17 +44,22 @@ def checked_amount(value: object) -> int:
     return amount
 
 
+def position_after(parts: Parts, after: Receipt | str | None, key: Key) -> Position | None:
+    """The position that a read of this key must have seen; `ValueError`, see `position_of`."""
+    return None if after is None else position_of(after, key.shard, enabled=parts.settings.enabled)
+
+
 async def read_many(
-    reader: Reader, ids: Iterable[Id], key_of: Callable[[Id], Key], after: Receipt | str | None
+    parts: Parts, ids: Iterable[Id], key_of: Callable[[Id], Key], after: Receipt | str | None
 ) -> dict[Id, Any]:
     """The values by these ids, absent ones left out, asked for `MANY` at a time."""
     found: dict[Id, Any] = {}
-    left = iter(ids)
-    while some := list(islice(left, MANY)):
+    remaining = iter(ids)
+    while some := list(islice(remaining, MANY)):
         # Each is looked at before they are told apart: True would else pass for the 1 beside it.
         keys = {one: key_of(one) for one in some}
         asked = list(keys.values())
-        values = await reader.get_many(asked, position_of(after, asked[0].shard))
+        values = await parts.reader.get_many(asked, position_after(parts, after, asked[0]))
         there = zip(keys, values, strict=True)
         found.update((one, value) for one, value in there if value is not MISSING and value is not NOT_FOUND)
         if len(some) == MANY:
@@ -62,29 +67,18 @@ async def read_many(
     return found
 
 
-class Storing(NamedTuple):
-    """What `set` or `add` stores, as its caller gave it."""
-
-    key: Key
-    value: Any
-    ttl: float | None
-    tags: Sequence[str]
-    if_absent: bool = False
-    wait: Wait | None = None
-
-
-async def store(parts: Parts, storing: Storing) -> Receipt:
-    """Store a value, and replace what cascades from it where they say so."""
-    key, family = storing.key, storing.key.family
-    ttl_s, rules = checked_ttl(storing.ttl), parts.policies.rules(family.data_type)
+def set_request(parts: Parts, key: Key, value: object, ttl: float | None, tags: Sequence[str]) -> SetRequest:
+    """A value to be stored, which replaces what cascades from it where they say so."""
+    family = key.family
+    ttl_s, rules = checked_ttl(ttl), parts.policies.rules(family.data_type)
     own = Target(family.data_type, key.resource_id, *key.contexts)
     plan = parts.planner.targets([own], family.tenant or None, on_set=True)
-    tags, wait = tag_scopes(key, storing.tags, rules), bool(storing.wait)
-    return await parts.writer.set(SetRequest(key, storing.value, rules, plan, ttl_s, tags, storing.if_absent, wait))
+    return SetRequest(key, value, rules, plan, ttl_s, tag_scopes(key, tags, rules))
 
 
-async def invalidate_plans(parts: Parts, plans: Sequence[Plan], wait: Wait | None) -> Receipt:
+async def invalidate_plans(parts: Parts, plans: Sequence[Plan], wait: Wait | None, reason: str | None) -> Receipt:
     """Replace what these plans address, one of each shard."""
+    plans = [plan.because(reason) for plan in plans]
     return await invalidate_in_every_shard(plans, lambda plan: parts.writer.invalidate(plan, wait=bool(wait)))
 
 
@@ -99,6 +93,7 @@ class Guarding(NamedTuple):
     timeout_s: float | None
     db_timeout_s: float | None
     wait: Wait | None
+    reason: str | None
 
 
 def guard(parts: Parts, guarding: Guarding) -> WriteGuard:
@@ -111,7 +106,9 @@ def guard(parts: Parts, guarding: Guarding) -> WriteGuard:
     if isinstance(tags, str) or isinstance(scopes, str | Mapping):
         raise ValueError("tags and scopes must be sequences")
     tenant = parts.naming.tenant_of(targets[0][0] if targets else None, guarding.tenant_id)
-    plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=guarding.contexts == "all")
+    plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=guarding.contexts == "all").because(
+        guarding.reason
+    )
     largest_bound_s = parts.node.largest[plan.shard].bound_ms / 1000
     time_s = guard_time_s(settings, guarding.timeout_s, guarding.db_timeout_s, largest_bound_s)
-    return WriteGuard(parts.writing.guards, plan, time_s, wait=bool(guarding.wait))
+    return WriteGuard(parts.writing.guards, plan, time_s, parts.home, wait=bool(guarding.wait))

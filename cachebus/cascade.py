@@ -77,6 +77,7 @@ class CascadeTable:
 
     def __init__(self, cascades: Iterable[Cascade] = (), fan_out_max: int = FAN_OUT_MAX) -> None:
         self._by_type: dict[str, list[Cascade]] = {}
+        self._sizes: dict[str, int] = {}
         self._fan_out_max = fan_out_max
         for cascade in cascades:
             self.register(cascade)
@@ -108,13 +109,21 @@ class CascadeTable:
                     f"the cascade of {data_type!r} addresses {size(data_type, ()) - 1} targets, "
                     f"at most {self._fan_out_max} (found when {changed!r} was registered)"
                 )
+        self._sizes = sizes
 
     def entails(self, data_type: str) -> bool:
         """Whether anything else is replaced when a resource of this type is."""
         return data_type in self._by_type
 
-    def expand(self, targets: Sequence[Target], tenant_id: object, *, on_set: bool = False) -> list[Target]:
-        """The targets and all that they entail, each once, in order, with ids in text. Whole scopes entail nothing."""
+    def size(self, data_type: str) -> int:
+        """How many targets a resource of this type and all that it entails are at most."""
+        return self._sizes.get(data_type, 1)
+
+    def expand(
+        self, targets: Sequence[Target], tenant_id: object, *, on_set: bool = False, refused: list[str] | None = None
+    ) -> list[Target]:
+        """The targets and all that they entail, each once, in order, with ids in text. Whole scopes entail nothing.
+        `refused`: takes why something that is entailed has no name, which is left out then; else that raises."""
         found = dict.fromkeys(target.in_text() for target in targets)
         todo = list(found) if self._by_type else []
         tenant = None if tenant_id is None else text_of("tenant_id", tenant_id)
@@ -126,7 +135,13 @@ class CascadeTable:
                 if on_set and not cascade.on_set:
                     continue
                 for data_type, template in cascade.to:
-                    entailed = _fill_in(cascade, data_type, template, target, tenant)
+                    try:
+                        entailed = _fill_in(cascade, data_type, template, target, tenant)
+                    except InvalidKey as error:
+                        if refused is None:
+                            raise
+                        refused.append(str(error))
+                        continue
                     if entailed not in found:
                         found[entailed] = None
                         todo.append(entailed)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, NamedTuple, ParamSpec, TypeVar, cast
 
 from cachebus.base.ids import Id, check_part, text_of
+from cachebus.base.parameters import signature_of
 from cachebus.errors import ConfigError, InvalidKey, TenantRequired
 
 P = ParamSpec("P")
@@ -191,7 +192,7 @@ class _Shape:
 
     def __init__(self, function: Callable[..., Any], wanted: Wanted, validate: bool) -> None:
         self._name = function.__qualname__
-        self._signature = inspect.signature(function)
+        self._signature = signature_of(function)
         self._wanted = wanted
         self._validate = validate
         parameters = self._signature.parameters.values()

@@ -33,6 +33,9 @@ class TenantRequired(InvalidKey):
 class NotSerializable(CacheBusError, TypeError):
     """The value holds something that the codec cannot carry without loss. The message names the type."""
 
+    in_log = ""
+    """What the log says in the message's place, where that names keys of dicts: they are data."""
+
 
 class ValueTooLarge(CacheBusError, ValueError):
     """The encoded value is larger than the policy's `max_value_bytes`."""

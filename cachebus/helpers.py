@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from asyncio import _get_running_loop as running_loop
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Never, Unpack, overload
 
@@ -10,10 +11,11 @@ from cachebus.aside import TEMPLATE, Aside, Call, Metrics, Options
 from cachebus.base.choices import Wait
 from cachebus.base.hashing import generate_resource_id_hash  # noqa: F401 (services import it from here)
 from cachebus.base.ids import Id, check_part
-from cachebus.base.parameters import Source
+from cachebus.base.parameters import SourceFunction
 from cachebus.cache import Cache
 from cachebus.context import Context
-from cachebus.decorator import CachedFunction, ClassFunction, Decorator, StaticFunction, declaration_of
+from cachebus.declaration import CachedOptions, declaration_of
+from cachebus.decorator import CachedFunction, ClassFunction, Decorator, StaticFunction
 from cachebus.errors import L2Unavailable
 from cachebus.keys.plan import coordinated, target
 from cachebus.manager import CacheManager, current_cache
@@ -79,8 +81,8 @@ async def get_with_cache_aside(
     data_type: str,
     resource_id: Id,
     tenant_id: Id | None = None,
-    fetch_from_db_func: Source | None = None,
-    generate_func: Source | None = None,
+    fetch_from_db_func: SourceFunction | None = None,
+    generate_func: SourceFunction | None = None,
     *,
     serializer: Callable[[Any], Any] | None = None,
     deserializer: Callable[[Any], Any] | None = None,
@@ -90,8 +92,8 @@ async def get_with_cache_aside(
     data_type: str,
     resource_id: Id,
     tenant_id: Id | None = None,
-    fetch_from_db_func: Source | None = None,
-    generate_func: Source | None = None,
+    fetch_from_db_func: SourceFunction | None = None,
+    generate_func: SourceFunction | None = None,
     # By name from here on. Not made keyword-only: those have their defaults looked up one by one, at every hit.
     agent_id: Id | None = None,
     conversation_id: Id | None = None,
@@ -129,7 +131,7 @@ async def get_with_cache_aside(
     used.
     """
     cache = CacheManager._cache or current_cache()
-    clock = cache._clock
+    clock, home = cache._clock, cache._loop
     now = clock()
     # hit: name
     name = ""
@@ -157,8 +159,8 @@ async def get_with_cache_aside(
     if entry is not None and deserializer is None:
         # hit: serve
         group = entry.group
-        if now < entry.fast_until and now < group.valid_until:
-            group.hits += 1
+        if now < entry.fast_until_s and now < group.valid_until_s and running_loop() is home:
+            group.hits += 1.0
             if entry.freq < 3:
                 entry.freq += 1
             # hit: end
@@ -202,13 +204,14 @@ async def invalidate_coordinated(
     collection_id: Id | None = None,
     *,
     wait: Wait | None = None,
+    reason: str | None = None,
 ) -> Counts:
     """Invalidate a resource and what depends on it, in one atomic step. Declared cascades are followed.
 
     - `related_invalidations`: mappings of `data_type`, `resource_id` ("*": the whole scope) and context ids, which are
       inherited from the call where they are not given
     - the context ids: where a target has none at all, its id is meant in every context
-    - `wait`: as in `Cache.invalidate`
+    - `wait`, `reason`: as in `Cache.invalidate`
 
     Returns how many targets were addressed, by data type; its `receipt` is the invalidation's. Raises
     `InvalidationFailed`, `InvalidKey`, `TenantRequired`.
@@ -217,7 +220,7 @@ async def invalidate_coordinated(
     around = (agent_id, conversation_id, collection_id)
     primary = target(primary_data_type, primary_resource_id, around)
     targets = coordinated(primary, related_invalidations or (), around)
-    receipt = await cache.invalidate_targets(targets, tenant_id, all_contexts=True, wait=wait)
+    receipt = await cache.invalidate_targets(targets, tenant_id, contexts="all", wait=wait, reason=reason)
     return Counts(receipt)
 
 
@@ -230,17 +233,18 @@ async def invalidate_resource_cache(
     collection_id: Id | None = None,
     *,
     wait: Wait | None = None,
+    reason: str | None = None,
 ) -> bool:
     """Invalidate one resource: in the context given, or in every one where none is.
 
-    - `wait`: as in `Cache.invalidate`
+    - `wait`, `reason`: as in `Cache.invalidate`
 
-    Returns True; False while it is pending (see `Settings.pending_max`). Raises `InvalidationFailed`, `InvalidKey`,
-    `TenantRequired`.
+    Returns True; False while it is pending (see `Settings.pending_max`), or where the cache is disabled. Raises
+    `InvalidationFailed`, `InvalidKey`, `TenantRequired`.
     """
     one = target(data_type, resource_id, (agent_id, conversation_id, collection_id))
-    receipt = await current_cache().invalidate_targets([one], tenant_id, all_contexts=True, wait=wait)
-    return receipt.status != "pending"
+    receipt = await current_cache().invalidate_targets([one], tenant_id, contexts="all", wait=wait, reason=reason)
+    return receipt.status == "applied"
 
 
 # -- counters --------------------------------------------------------------------------------------------
@@ -347,21 +351,25 @@ def cached(
     """Cache an async function's results: `@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}")`.
 
     - the ids: templates over the function's arguments, escaped where they have several (see `Template`). One that is an
-      argument alone, and that is None, is not given. `resource_id=None`: the function's name, and a hash of all
-      arguments that are in no other template
+      argument alone, and that is None, is not given. `resource_id=None`: the function's name, with that of the class
+      that a method is called on, and a hash of all arguments that are in no other template
     - `ttl`: seconds that a result lives; None is the type's
     - `tags`: of every result, beside those of the type; templates as well
-    - `ignore`: arguments by which results do not differ. Each other one must be in a template, but for `self` and `cls`
+    - `ignore`: arguments by which results do not differ. Each other one must be in a template, but for `self`. What a
+      partial or a bound method has settled is an argument too, and so is the class of a class method
     - `cache`: None is the process-wide cache that is open when the function is called
 
-    A result comes as the function's annotation says: it is the data type's model where the policy has none.
+    A result comes as the function's annotation says: it is the data type's model where the policy has none. What it
+    names may be defined later, until a cache is opened, or the function is called.
 
     Returns the decorator. What it makes is called as the function is, and has `.key`, `.get`, `.invalidate` and
     `.refresh`; see `CachedFunction`. Methods are taken, too; on class and static methods `@cached` stands on top.
 
     Raises `ConfigError` for a template of what is no argument, or that is none; for an argument that is in no template;
-    for a sync function, for a generator, async or not; where the annotation and the policy's model differ; and, when it
-    is called, for a result that is an iterator.
+    without `resource_id`, for a function that takes more from the one that makes it, and for another one's name;
+    for a sync function, for a generator, async or not; where the annotation says what no value can be decoded into, or
+    something else than the policy's model; where the cache is opened or the function called, and the annotation can't
+    be read; and, when it is called, for a result that is an iterator.
     """
     templates = {
         "resource_id": resource_id,
@@ -371,9 +379,11 @@ def cached(
         "collection_id": collection_id,
     }
 
+    options = CachedOptions(data_type, templates, tags, ttl, ignore, cache)
+
     def decorate(function: Any) -> Any:
         plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
-        declared = declaration_of(plain, data_type, templates, tags, ttl, ignore, cache)
+        declared = declaration_of(plain, options, is_of_class=isinstance(function, classmethod))
         if isinstance(function, staticmethod):
             return StaticFunction(declared, plain)
         return ClassFunction(declared, plain) if isinstance(function, classmethod) else CachedFunction(declared, plain)

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn, Unpack, cast, overload
+from typing import Any, ClassVar, Protocol, Unpack, cast, overload
+from weakref import WeakKeyDictionary, WeakSet
 
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.clock import Clock, monotonic
+from cachebus.base.definition import Definition
 from cachebus.base.ids import Id
+from cachebus.base.weak import now_in
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.errors import ConfigError
 from cachebus.policy import TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD
-from cachebus.settings import Settings, SettingsOptions
+from cachebus.settings import Settings, SettingsOptions, with_options
+from cachebus.values.results import Asked, one_model
 from cachebus.writing.guard import WriteGuard
 
 _REMEDY = (
     "no cache is open in this process: call `configure(settings)` at import time, and run inside "
     "`async with lifespan():` (or `async with lifespan(settings):` alone)"
 )
+_OPEN_ALREADY = "the process-wide cache is open already"
 _VERBS = {
     "get": "get",
     "get_many": "get_many",
@@ -38,14 +44,15 @@ _VERBS = {
 
 
 class _Closed:
-    """In place of a cache while none is open: it has the same verbs, and each raises."""
+    """In place of a cache while none is open: it has the same verbs. Whoever keeps one calls what is open by then, and
+    it raises where nothing is."""
 
     def __getattr__(self, name: str) -> Any:
         verb = getattr(Cache, name)
         signature = inspect.signature(verb)
 
-        async def closed(*_args: object, **_kwargs: object) -> NoReturn:
-            raise ConfigError(_REMEDY)
+        async def closed(*args: Any, **kwargs: Any) -> Any:
+            return await getattr(current_cache(), name)(*args, **kwargs)
 
         closed.__name__, closed.__doc__ = name, verb.__doc__
         closed.__dict__["__signature__"] = signature.replace(parameters=list(signature.parameters.values())[1:])
@@ -58,6 +65,13 @@ Application = Callable[..., Awaitable[None]]
 """What speaks ASGI: FastAPI's and Starlette's applications are called so."""
 
 
+class Unsettled(Protocol):
+    """A function of `@cached` of which nobody knows yet as what its results are to come."""
+
+    def settle(self) -> None:
+        """Find it out, and tell; `ConfigError`."""
+
+
 @dataclass(frozen=True)
 class Override:
     """What tests put in place of settings."""
@@ -67,9 +81,8 @@ class Override:
 
     def over(self, settings: Settings) -> Settings:
         """These settings, with the fields that are overridden; policies by their types. `ConfigError`."""
-        given: dict[str, Any] = {name: getattr(settings, name) for name in settings.model_fields_set}
         policies = {**settings.policies, **self.options.get("policies", {})}
-        return Settings(**{**given, **self.options, "policies": policies})
+        return settings.model_copy(update={**self.options, "policies": policies})
 
 
 def write_guard(
@@ -82,6 +95,7 @@ def write_guard(
     timeout_s: float | None = None,
     db_timeout_s: float | None = None,
     wait: Wait | None = None,
+    reason: str | None = None,
 ) -> WriteGuard:
     """Guard a database's write in the process-wide cache; parameters, result and errors are `Cache.write_guard`'s."""
     return current_cache().write_guard(
@@ -93,6 +107,7 @@ def write_guard(
         timeout_s=timeout_s,
         db_timeout_s=db_timeout_s,
         wait=wait,
+        reason=reason,
     )
 
 
@@ -101,7 +116,8 @@ class CacheManager:
 
     Each verb is the open cache's own bound method, so that a hit costs no more than there: parameters, results and
     errors are those of `Cache`, where `set_if_not_exists` is called `add`. The `ttl_*` are lifetimes in seconds. While
-    no cache is open each verb raises `ConfigError`, which says what to do.
+    no cache is open each verb raises `ConfigError`, which says what to do. A verb that was looked up then, as at import
+    time, calls whichever cache is open when it is called; one that was looked up since is that cache's.
     """
 
     ttl_short: ClassVar[float] = TTL_SHORT
@@ -126,22 +142,54 @@ class CacheManager:
     _configured: ClassVar[Settings | None] = None
     _override: ClassVar[Override | None] = None
     _cascades: ClassVar[list[Cascade]] = []
-    _models: ClassVar[dict[str, tuple[Any, str]]] = {}
+    _models: ClassVar[dict[str, Asked]] = {}
     """By data type: what the functions of `@cached` return, and the first of them."""
+    _names: ClassVar[WeakKeyDictionary[Any, dict[tuple[str, str], Definition]]] = WeakKeyDictionary()
+    """Of functions of `@cached` whose results are cached by their name, with their data type. By the cache that they
+    were given, or by this class."""
+    _unsettled: ClassVar[WeakSet[Unsettled]] = WeakSet()
+    """Asked at each opening. Weakly, since functions that are made by others come and go."""
     _cache: ClassVar[Cache | None] = None
+    _opener: ClassVar[str] = ""
+    """Who has opened it, and what helps who would, too; "" where a caller did, who knows."""
 
     @classmethod
-    def decode_into(cls, data_type: str, model: Any, asker: str) -> None:
+    def _settle_later(cls, unsettled: Unsettled) -> None:
+        """Ask it whenever a cache is opened here."""
+        cls._unsettled.add(unsettled)
+
+    @classmethod
+    def _claim(cls, data_type: str, one: Definition, cache: Cache | None) -> None:
+        """Have a name of results be this function's, or this class's, in the cache, None for the process-wide one;
+        `ConfigError` where it is another one's, there or in a cache that has its values in the same place."""
+        holder = CacheManager if cache is None else cache
+        for each, names in list(cls._names.items()):
+            known = names.get((data_type, one.name), one)
+            is_shared = each is holder or _is_one_place(cls._settings_of(each), cls._settings_of(holder))
+            if is_shared and not known.is_of(one):
+                raise ConfigError(
+                    f"{one} and {known} would share results, cached by {one.name!r} under one data type, "
+                    f"{data_type!r}: give one of them a resource_id, another name, or another type"
+                )
+        cls._names.setdefault(holder, {}).setdefault((data_type, one.name), one)
+
+    @classmethod
+    def _claim_anew(cls) -> None:
+        """Claim all again, now that it is known where the process-wide cache has its values; `ConfigError`."""
+        for (data_type, _), one in list(cls._names.get(CacheManager, {}).items()):
+            cls._claim(data_type, one, None)
+
+    @classmethod
+    def _settings_of(cls, holder: Any) -> Settings | None:
+        return holder.settings if isinstance(holder, Cache) else cls._configured
+
+    @classmethod
+    def decode_into(cls, data_type: str, model: Any, asker: Definition) -> None:
         """As `Cache.decode_into`, for every cache that is opened here."""
-        known, first = cls._models.get(data_type, (model, asker))
-        if known != model and first != asker:  # the same function with another one: its module was loaded anew
-            raise ConfigError(
-                f"{asker} returns {model!r}, and {first} {known!r}, of one data type, {data_type!r}: a type's values "
-                "are decoded into one model"
-            )
-        cls._models[data_type] = model, first
+        asked = one_model(cls._models.get(data_type), data_type, model, asker)
         if cls._cache is not None:
             cls._cache.decode_into(data_type, model, asker)
+        cls._models[data_type] = asked
 
     @classmethod
     def _configure(cls, settings: Settings | None) -> None:
@@ -159,6 +207,14 @@ class CacheManager:
     def _uninstall(cls, cache: Cache) -> None:
         if cls._cache is cache:  # it was opened
             cls._install(None)
+            cls._opener = ""
+
+
+def _is_one_place(one: Settings | None, other: Settings | None) -> bool:
+    """Whether caches of these settings share their values; False where it isn't known yet."""
+    if one is None or other is None or one.url.get_secret_value() == "memory://":
+        return False
+    return one.url == other.url and one.namespace == other.namespace
 
 
 def configure(settings: Settings | str | None = None) -> Settings:
@@ -196,12 +252,12 @@ def override_settings(*, clock: Clock | None = None, **options: Unpack[SettingsO
     """
     manager = CacheManager
     if manager._cache is not None:
-        raise ConfigError("the process-wide cache is open already: override its settings before it is opened")
+        raise ConfigError(f"{_OPEN_ALREADY}{manager._opener}: override its settings before it is opened")
     configured, outer = manager._configured, manager._override
-    cascades, models = list(manager._cascades), dict(manager._models)
+    cascades, models, unsettled = list(manager._cascades), dict(manager._models), WeakSet(manager._unsettled)
+    names = WeakKeyDictionary({holder: dict(each) for holder, each in manager._names.items()})
     if outer is not None:
-        policies = {**outer.options.get("policies", {}), **options.get("policies", {})}
-        options = {**outer.options, **options, "policies": policies}
+        options = with_options(outer.options, options)
         clock = outer.clock if clock is None else clock
     manager._override = Override(options, clock)
     try:
@@ -211,6 +267,7 @@ def override_settings(*, clock: Clock | None = None, **options: Unpack[SettingsO
         manager._cascades[:] = cascades
         manager._models.clear()
         manager._models.update(models)
+        manager._unsettled, manager._names = unsettled, names
 
 
 def declare(*cascades: Cascade) -> None:
@@ -225,25 +282,31 @@ def declare(*cascades: Cascade) -> None:
 def lifespan(settings: Settings | str | None = None) -> AbstractAsyncContextManager[Cache]: ...
 @overload
 def lifespan(settings: Application) -> AbstractAsyncContextManager[dict[str, Cache]]: ...
+@overload
 def lifespan(
-    settings: Settings | str | Application | None = None,
+    settings: Settings | str | None, application: Application
+) -> AbstractAsyncContextManager[dict[str, Cache]]: ...
+def lifespan(
+    settings: Settings | str | Application | None = None, application: Application | None = None
 ) -> AbstractAsyncContextManager[Cache] | AbstractAsyncContextManager[dict[str, Cache]]:
     """Open the process-wide cache for as long as the block runs.
 
     - `settings`: settings, or a URL; None is what `configure` was told, else the environment. Or an application of
       FastAPI or Starlette, so that `FastAPI(lifespan=lifespan)` works: the cache is then what `configure` was told
+    - `application`: the same behind settings, for `FastAPI(lifespan=partial(lifespan, settings))`
 
     Gives the cache; to an application `{"cache": cache}`, as it keeps state: `request.state.cache`. Raises
     `ConfigError` where one is open already, and what entering `Cache.open(...)` does.
     """
     if callable(settings):
-        return _opened_for_application()
-    return _opened(None if settings is None else Settings.of(settings))
+        return _opened_for_application(None)
+    own = None if settings is None else Settings.of(settings)
+    return _opened(own) if application is None else _opened_for_application(own)
 
 
 @asynccontextmanager
-async def _opened_for_application() -> AsyncIterator[dict[str, Cache]]:
-    async with _opened(None) as cache:
+async def _opened_for_application(own: Settings | None) -> AsyncIterator[dict[str, Cache]]:
+    async with _opened(own) as cache:
         yield {"cache": cache}
 
 
@@ -252,10 +315,12 @@ async def _opened(own: Settings | None) -> AsyncIterator[Cache]:
     configured_here = CacheManager._configured is None
     wanted = configure(own) if own is not None or configured_here else CacheManager._configured
     if CacheManager._cache is not None:
-        raise ConfigError("the process-wide cache is open already")
+        raise ConfigError(f"{_OPEN_ALREADY}{CacheManager._opener}; `current_cache()` is the open one")
     cache = _made(Settings.of(wanted))
     try:
         cache.register(*CacheManager._cascades)
+        CacheManager._claim_anew()
+        _settle()
         for data_type, (model, asker) in CacheManager._models.items():
             cache.decode_into(data_type, model, asker)
         async with cache:
@@ -265,6 +330,20 @@ async def _opened(own: Settings | None) -> AsyncIterator[Cache]:
         CacheManager._uninstall(cache)  # not before it is closed: loads that are under way may use it until then
         if configured_here:
             CacheManager._configure(None)
+
+
+def _settle() -> None:
+    """Ask all functions of which nobody knows yet as what their results come; `ConfigError`."""
+    with suppress(ConfigError):
+        _ask_unsettled()
+        return
+    gc.collect()  # a class that is gone holds itself until then, and its functions
+    _ask_unsettled()
+
+
+def _ask_unsettled() -> None:
+    for unsettled in now_in(CacheManager._unsettled):
+        unsettled.settle()
 
 
 def _made(settings: Settings) -> Cache:

@@ -19,7 +19,7 @@ from cachebus.base.ids import check_part
 from cachebus.base.templates import Template
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.observe import TYPES_MAX
-from cachebus.values import check_model
+from cachebus.values import Form, check_model
 
 TTL_SHORT = 300.0
 """5 minutes, in seconds."""
@@ -226,18 +226,15 @@ class Rules:
     """A policy as the data path reads it: plain attributes, the TTL resolved, tags as templates; `ConfigError`."""
 
     __slots__ = (
-        "codec",
-        "compress_over_bytes",
         "copy",
         "data_type",
         "fail_safe_s",
         "fail_safe_throttle_s",
+        "form",
         "l1",
         "l1_ttl_s",
         "load_soft_timeout_s",
         "load_timeout_s",
-        "lossy",
-        "max_value_bytes",
         "model",
         "negative_ttl_s",
         "retries",
@@ -268,10 +265,8 @@ class Rules:
         self.retry_on = policy.retry_on
         self.retry_backoff_s = policy.retry_backoff_s
         self.model = policy.model
-        self.lossy = policy.lossy
-        self.codec = policy.codec
-        self.compress_over_bytes = policy.compress_over_bytes
-        self.max_value_bytes = policy.max_value_bytes
+        self.form = Form(policy.codec, policy.compress_over_bytes, policy.max_value_bytes, policy.model, policy.lossy)
+        """How its values are stored."""
         self.copy = policy.copy_values
         self.tags = tuple(Template(tag) for tag in policy.tags)
         if self.soft_ttl_s is not None and self.soft_ttl_s >= self.ttl_s:

@@ -8,17 +8,24 @@ import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Self, TypedDict, Unpack
 
-from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, PlainValidator, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
+from cachebus.base.agreement import PREFIX, check_credentials, check_kafka
 from cachebus.base.choices import OnOutage, SaslMechanism, Transport
 from cachebus.base.ids import check_part
 from cachebus.base.log import Logs
+from cachebus.base.providers import (
+    AsyncCredentialProvider,
+    CredentialProvider,
+    TokenProvider,
+    credentials_of,
+    tokens_of,
+)
 from cachebus.base.urls import CLUSTER_SCHEMES, SCHEMES, as_redis, brokers, safe
 from cachebus.errors import ConfigError
 from cachebus.policy import Policy, PolicyOptions, closest, unknown
 
-PREFIX = "CACHEBUS_"
 CLUSTER_SHARDS = 64
 SHARDS_MAX = 1024
 RESEND_MAX_BYTES = 8 * 1024 * 1024
@@ -26,8 +33,10 @@ _TOPIC = re.compile(r"[A-Za-z0-9_.\-]{1,249}").fullmatch
 _NAMESPACE = re.compile(r"[A-Za-z0-9_.\-]{1,64}").fullmatch
 
 Seconds = Annotated[float, Field(allow_inf_nan=False)]
-Patience = Annotated[float, Field(allow_inf_nan=False, ge=0.01, le=3600)]
+PatienceSeconds = Annotated[float, Field(allow_inf_nan=False, ge=0.01, le=3600)]
 """Less than a network takes would fail every call; more is none."""
+Credentials = Annotated[CredentialProvider | AsyncCredentialProvider | str | None, PlainValidator(credentials_of)]
+Tokens = Annotated[TokenProvider | str | None, PlainValidator(tokens_of)]
 
 
 class SettingsOptions(TypedDict, total=False):
@@ -36,6 +45,9 @@ class SettingsOptions(TypedDict, total=False):
     url: str | SecretStr
     username: str | SecretStr | None
     password: str | SecretStr | None
+    credential_provider: CredentialProvider | AsyncCredentialProvider | str | None
+    sentinel_credential_provider: CredentialProvider | AsyncCredentialProvider | str | None
+    reauth_interval_s: float | None
     ssl_ca_certs: str | None
     ssl_check_hostname: bool
     namespace: str
@@ -59,6 +71,7 @@ class SettingsOptions(TypedDict, total=False):
     kafka_sasl_mechanism: SaslMechanism | None
     kafka_username: str | SecretStr | None
     kafka_password: str | SecretStr | None
+    kafka_sasl_oauth_token_provider: TokenProvider | str | None
     shards: int
     staleness_bound_s: float
     probe_interval_s: float
@@ -99,6 +112,19 @@ class Settings(BaseSettings):
     )
     username: SecretStr | None = Field(None, description="overrides the URL's")
     password: SecretStr | None = Field(None, description="overrides the URL's")
+    credential_provider: Credentials = Field(
+        None,
+        repr=False,
+        description="asked for user and password at each login, in place of theirs: an object like redis-py's "
+        "CredentialProvider, or module:name of one",
+    )
+    sentinel_credential_provider: Credentials = Field(None, repr=False, description="the same for Sentinels")
+    reauth_interval_s: Seconds | None = Field(
+        None,
+        ge=0.1,
+        le=86_400,
+        description="how often connections that stay open log in anew with what a provider gives",
+    )
     ssl_ca_certs: str | None = Field(None, description="a file of certificate authorities, for rediss://")
     ssl_check_hostname: bool = Field(True, description="whether the server's certificate must name its host")
     namespace: str = Field("cachebus", description="prefix of all keys in L2; caches that share it share everything")
@@ -109,7 +135,10 @@ class Settings(BaseSettings):
     default_tenant: str | None = Field(
         None, description="whose data it is where neither the call nor a Context names a tenant: for services without"
     )
-    enabled: bool = Field(True, description="0 turns everything into loading from the source")
+    enabled: bool = Field(
+        True,
+        description="0 turns everything into loading from the source, and tells no other node of this one's writes",
+    )
     use_memory_cache: bool = Field(True, description="0 turns L1 off")
     bus: Transport = Field("redis", description="what carries events; the same on all nodes")
     kafka_bootstrap_servers: str | None = Field(None, description="host:port of some brokers, separated by commas")
@@ -130,16 +159,22 @@ class Settings(BaseSettings):
     kafka_sasl_mechanism: SaslMechanism | None = Field(None, description="how this client proves who it is")
     kafka_username: SecretStr | None = Field(None, description="for SASL")
     kafka_password: SecretStr | None = Field(None, description="for SASL")
+    kafka_sasl_oauth_token_provider: Tokens = Field(
+        None,
+        repr=False,
+        description="asked for the token of OAUTHBEARER: an object like aiokafka's AbstractTokenProvider, or "
+        "module:name of one",
+    )
     shards: int = Field(
         1, ge=1, description="slices of the key space, 64 on a Cluster; all nodes of a namespace must agree"
     )
     staleness_bound_s: Seconds = Field(2.0, gt=0.01, le=3600, description="D: no read is staler than this")
     probe_interval_s: Seconds = Field(0.5, ge=0.001, description="how often the lease is renewed")
     gap_grace_s: Seconds = Field(0.05, ge=0, description="how long a missing event may be late before the log is read")
-    l2_timeout_s: Patience = Field(
+    l2_timeout_s: PatienceSeconds = Field(
         1.0, description="L2 is given up when an answer is due and no byte moves for so long"
     )
-    connect_timeout_s: Patience = Field(5.0, description="start-up waits this long for L2 and bus")
+    connect_timeout_s: PatienceSeconds = Field(5.0, description="start-up waits this long for L2 and bus")
     close_timeout_s: Seconds = Field(
         5.0,
         ge=0,
@@ -196,6 +231,14 @@ class Settings(BaseSettings):
         if not isinstance(settings, str):
             raise ConfigError(f"expected Settings or a URL, not {type(settings).__name__}")
         return cls(url=settings)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with these fields in place of its own, as if all had been given: `ConfigError` for what does not
+        fit."""
+        if not update:
+            return super().model_copy(deep=deep)
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**given, **update})
 
     @property
     def safe_url(self) -> str:
@@ -283,6 +326,7 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _kafka_fits(self) -> Self:
         check_kafka(self)
+        check_credentials(self)
         return self
 
     @model_validator(mode="after")
@@ -315,35 +359,17 @@ def _warn_of_misspelt_variables() -> None:
             warnings.warn(f"{variable} is no setting, did you mean {PREFIX}{meant.upper()}?", stacklevel=4)
 
 
+def with_options(options: SettingsOptions, nearer: SettingsOptions) -> SettingsOptions:
+    """Options with nearer ones in place of their own; policies by their types."""
+    both: SettingsOptions = {**options, **nearer}
+    if "policies" in both:
+        both["policies"] = {**options.get("policies", {}), **nearer.get("policies", {})}
+    return both
+
+
 def keys_of(secret: SecretStr) -> list[str]:
     """Keys that sign, separated by commas; space around them is none of theirs."""
     return [key.strip() for key in secret.get_secret_value().split(",") if key.strip()]
-
-
-def check_kafka(settings: Settings) -> None:
-    """`ValueError` for settings of Kafka that contradict each other."""
-    if settings.bus == "kafka":
-        if settings.kafka_bootstrap_servers is None:
-            raise ValueError("bus=kafka needs kafka_bootstrap_servers (CACHEBUS_KAFKA_BOOTSTRAP_SERVERS)")
-        if settings.url.get_secret_value().startswith("memory://"):
-            raise ValueError("bus=kafka (CACHEBUS_BUS) needs a Redis in url (CACHEBUS_URL): memory:// is its own bus")
-    for field in ("kafka_ssl_ca_certs", "kafka_ssl_certfile", "kafka_ssl_keyfile"):
-        if getattr(settings, field) is not None and not settings.kafka_ssl:
-            raise ValueError(f"{field} ({PREFIX}{field.upper()}) is for TLS: set kafka_ssl (CACHEBUS_KAFKA_SSL=1)")
-    if settings.kafka_ssl_keyfile is not None and settings.kafka_ssl_certfile is None:
-        raise ValueError(
-            "kafka_ssl_keyfile (CACHEBUS_KAFKA_SSL_KEYFILE) needs kafka_ssl_certfile (CACHEBUS_KAFKA_SSL_CERTFILE)"
-        )
-    for field in ("kafka_username", "kafka_password"):
-        given = getattr(settings, field) is not None
-        if given and settings.kafka_sasl_mechanism is None:
-            raise ValueError(
-                f"{field} ({PREFIX}{field.upper()}) needs kafka_sasl_mechanism (CACHEBUS_KAFKA_SASL_MECHANISM)"
-            )
-        if not given and settings.kafka_sasl_mechanism is not None:
-            raise ValueError(
-                f"kafka_sasl_mechanism (CACHEBUS_KAFKA_SASL_MECHANISM) needs {field} ({PREFIX}{field.upper()})"
-            )
 
 
 def _explained(error: ValidationError) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from cachebus.assembly.lifecycle import Life
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, check_part
-from cachebus.calls import Guarding, Storing, checked_amount, checked_ttl, guard, invalidate_plans, store
+from cachebus.calls import Guarding, checked_amount, checked_ttl, guard, invalidate_plans, set_request
 from cachebus.cascade import Target
 from cachebus.keys.naming import check_contexts
 from cachebus.receipt import Receipt
@@ -40,7 +40,7 @@ class Writes(Life):
         check_wait(wait)
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        return await store(parts, Storing(key, value, ttl, tags, wait=wait))
+        return await parts.writer.set(set_request(parts, key, value, ttl, tags)._replace(wait=bool(wait)))
 
     async def add(
         self,
@@ -57,6 +57,8 @@ class Writes(Life):
     ) -> bool:
         """Store a value only where there is none; atomic in L2.
 
+        `ttl` stands before `tenant_id` here, as existing callers of `set_if_not_exists` give them: better name both.
+
         Good for "do this once" and job marks; not a lock to build correctness on, since a failover, an eviction or an
         invalidation frees it.
 
@@ -65,7 +67,7 @@ class Writes(Life):
         """
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        receipt = await store(parts, Storing(key, value, ttl, tags, if_absent=True))
+        receipt = await parts.writer.set(set_request(parts, key, value, ttl, tags)._replace(if_absent=True))
         return receipt.stored or not self.settings.enabled
 
     async def invalidate(
@@ -79,6 +81,7 @@ class Writes(Life):
         *,
         contexts: ContextMatch = "exact",
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> Receipt:
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed.
 
@@ -87,6 +90,7 @@ class Writes(Life):
         - `wait`: "nodes" returns when every node has applied it, which takes about as long as an event, or has lost its
           lease, at most the staleness bound. The receipt names both, and no read that begins after that gives what was
           replaced
+        - `reason`: why, in 1 to 200 characters, for who looks at `cachebus log` or `tail` later: "price import 17"
 
         Returns the receipt. With `pending_max` in the settings the invalidation may wait in memory for L2: the
         receipt's `status` is then "pending", whatever `wait` says. Raises `InvalidationFailed` when it is not sure to
@@ -96,7 +100,8 @@ class Writes(Life):
         check_contexts(contexts, agent_id, conversation_id, collection_id)
         parts = self._live()
         key = parts.naming.named(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
-        return await parts.writer.invalidate(parts.planner.one(key, all_contexts=contexts == "all"), wait=bool(wait))
+        plan = parts.planner.one(key, all_contexts=contexts == "all").because(reason)
+        return await parts.writer.invalidate(plan, wait=bool(wait))
 
     delete = invalidate
     """Remove a value: `invalidate` by its other name."""
@@ -106,19 +111,21 @@ class Writes(Life):
         targets: Sequence[Target],
         tenant_id: Id | None = None,
         *,
-        all_contexts: bool = False,
+        contexts: ContextMatch = "exact",
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> Receipt:
         """Invalidate several resources of one tenant, and their cascades, in one atomic step; see `invalidate`.
 
-        - `all_contexts`: a target without a context id means its id in every context
+        - `contexts`: "exact" is each target's own key; "all": one without a context id means its id in every context
         """
         check_wait(wait)
+        check_contexts(contexts)
         parts = self._live()
         if not targets:
             raise ValueError("nothing to invalidate: no targets")
         tenant = parts.naming.tenant_of(targets[0].data_type, tenant_id)
-        plan = parts.planner.targets(targets, tenant, all_contexts=all_contexts)
+        plan = parts.planner.targets(targets, tenant, all_contexts=contexts == "all").because(reason)
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
     async def invalidate_scope(
@@ -130,6 +137,7 @@ class Writes(Life):
         collection_id: Id | None = None,
         *,
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> Receipt:
         """Invalidate all of a tenant, or of one of its data types; either narrowed by at most one context id. See
         `invalidate`."""
@@ -137,20 +145,19 @@ class Writes(Life):
         parts = self._live()
         tenant = parts.naming.tenant_of(data_type, tenant_id)
         contexts = agent_id, conversation_id, collection_id
-        return await parts.writer.invalidate(parts.planner.scope(tenant, data_type, contexts), wait=bool(wait))
+        plan = parts.planner.scope(tenant, data_type, contexts).because(reason)
+        return await parts.writer.invalidate(plan, wait=bool(wait))
 
     async def invalidate_tags(
-        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None
+        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None, reason: str | None = None
     ) -> Receipt:
         """Invalidate all values of a tenant that were stored with any of these tags; see `invalidate`."""
         check_wait(wait)
         parts = self._live()
-        if isinstance(tags, str) or not tags:
-            raise ValueError("tags must be a non-empty sequence of strings")
-        plan = parts.planner.tags(parts.naming.tenant_of(None, tenant_id), tags)
+        plan = parts.planner.tags(parts.naming.tenant_of(None, tenant_id), tags).because(reason)
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
-    async def invalidate_type(self, data_type: str, *, wait: Wait | None = None) -> Receipt:
+    async def invalidate_type(self, data_type: str, *, wait: Wait | None = None, reason: str | None = None) -> Receipt:
         """Invalidate a data type over all tenants, however many there are, in one step of each shard: atomic in each,
         not over shards.
 
@@ -159,13 +166,13 @@ class Writes(Life):
         """
         check_wait(wait)
         parts = self._live()
-        return await invalidate_plans(parts, parts.planner.type_of_all_tenants(data_type), wait)
+        return await invalidate_plans(parts, parts.planner.type_of_all_tenants(data_type), wait, reason)
 
-    async def clear(self, *, wait: Wait | None = None) -> Receipt:
+    async def clear(self, *, wait: Wait | None = None, reason: str | None = None) -> Receipt:
         """Invalidate everything in the namespace but counters; as `invalidate_type`."""
         check_wait(wait)
         parts = self._live()
-        return await invalidate_plans(parts, parts.planner.everything(), wait)
+        return await invalidate_plans(parts, parts.planner.everything(), wait, reason)
 
     def write_guard(
         self,
@@ -178,6 +185,7 @@ class Writes(Life):
         timeout_s: float | None = None,
         db_timeout_s: float | None = None,
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> WriteGuard:
         """Guard a database's write: `async with cache.write_guard([("config", "x")], "acme", db_timeout_s=5):`.
 
@@ -191,12 +199,14 @@ class Writes(Life):
         - `db_timeout_s`: how many seconds the database lets a transaction live; None is the setting's
         - `timeout_s`: seconds from the beginning of the block. It must exceed `db_timeout_s`, by as much as passes
           before the transaction begins; None is long enough for the database and the staleness bound
-        - `contexts`, `wait`: as in `invalidate`
+        - `contexts`, `wait`, `reason`: as in `invalidate`
 
         Returns the guard, to be entered. Raises `ConfigError` where the times don't fit; `InvalidationFailed` on
         entering when the guard is not sure to stand.
         """
-        return guard(self._live(), Guarding(targets, tenant_id, scopes, tags, contexts, timeout_s, db_timeout_s, wait))
+        return guard(
+            self._live(), Guarding(targets, tenant_id, scopes, tags, contexts, timeout_s, db_timeout_s, wait, reason)
+        )
 
     # -- counters -------------------------------------------------------------------------------------------------
 

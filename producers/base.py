@@ -19,8 +19,9 @@ from cachebus.producers.command import (
     InvalidateScope,
     InvalidateTags,
     related_of,
+    with_reason,
 )
-from cachebus.receipt import NOTHING_DONE, Receipt
+from cachebus.receipt import Receipt, pending_receipt
 from cachebus.settings import Settings
 from cachebus.writing.confirm import check_wait
 
@@ -34,6 +35,11 @@ class Order(NamedTuple):
     """For a producer that applies it."""
     command: Callable[[], Command]
     """Makes the command, for a producer that hands it on."""
+
+    def because(self, reason: str | None) -> Order:
+        """The same, with a reason if somebody gives one; `ValueError`."""
+        plan, command = self.plan.because(reason), self.command
+        return self if reason is None else Order(plan, lambda: with_reason(command(), reason))
 
 
 class Orders:
@@ -86,8 +92,6 @@ class Orders:
 
     def tags(self, tags: Sequence[str], tenant_id: Id | None) -> Order:
         """The order for all values with one of these tags."""
-        if isinstance(tags, str) or not tags:
-            raise ValueError("tags must be a non-empty sequence of strings")
         tenant = self._tenant_of(None, tenant_id)
         plan = self.planner.tags(tenant, tags)
         text = tuple(text_of("tag", tag) for tag in tags)
@@ -146,17 +150,19 @@ class Producer(ABC):
         *,
         contexts: ContextMatch = "exact",
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> Receipt:
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed. As `Cache.invalidate`.
 
         `contexts`: "exact" is this key alone; "all", without any context id, is the id in every context too. `wait`: as
-        of the producer. Returns the receipt. Raises `InvalidationFailed` when it is not sure to have happened: repeat
-        it then; `InvalidKey`, `TenantRequired`, and `ValueError` for `contexts` and `wait`.
+        of the producer. `reason`: why, in 1 to 200 characters, for who looks at the log later. Returns the receipt.
+        Raises `InvalidationFailed` when it is not sure to have happened: repeat it then; `InvalidKey`,
+        `TenantRequired`, and `ValueError` for `contexts`, `wait` and `reason`.
         """
         order = self._orders.invalidate(
             data_type, resource_id, tenant_id, contexts, agent_id, conversation_id, collection_id
         )
-        return await self._send(order, wait)
+        return await self._send(order.because(reason), wait)
 
     async def invalidate_scope(
         self,
@@ -167,23 +173,24 @@ class Producer(ABC):
         collection_id: Id | None = None,
         *,
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> Receipt:
         """Say that all of a tenant, or of one of its data types, is replaced, narrowed by at most one context id.
 
         No cascades are followed. Returns and raises what `invalidate` does.
         """
         order = self._orders.scope(tenant_id, data_type, agent_id, conversation_id, collection_id)
-        return await self._send(order, wait)
+        return await self._send(order.because(reason), wait)
 
     async def invalidate_tags(
-        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None
+        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None, reason: str | None = None
     ) -> Receipt:
         """Say that all values of a tenant are replaced that were stored with any of these tags.
 
         `tags`: a sequence of strings that is not empty (`ValueError`). No cascades are followed. Returns and raises
         what `invalidate` does.
         """
-        return await self._send(self._orders.tags(tags, tenant_id), wait)
+        return await self._send(self._orders.tags(tags, tenant_id).because(reason), wait)
 
     async def invalidate_coordinated(
         self,
@@ -196,6 +203,7 @@ class Producer(ABC):
         collection_id: Id | None = None,
         *,
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> Receipt:
         """Say that a resource and what is related to it are replaced, in one atomic step; cascades are followed.
 
@@ -212,7 +220,7 @@ class Producer(ABC):
             conversation_id,
             collection_id,
         )
-        return await self._send(order, wait)
+        return await self._send(order.because(reason), wait)
 
     @abstractmethod
     async def _send(self, order: Order, wait: Wait | None) -> Receipt:
@@ -224,4 +232,4 @@ def receipt_for_command(plan: Plan, wait: Wait | None) -> Receipt:
     check_wait(wait)
     if wait:
         raise ValueError(f"wait={wait!r} is for those who apply it themselves (DirectProducer, Cache): others do here")
-    return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=dict(plan.targets))
+    return pending_receipt(plan.shard, dict(plan.targets))

@@ -4,17 +4,19 @@ It is JSON with the arguments of a verb, which `op` names. Producers write it, a
 
     {"op": "invalidate", "tenant_id": "acme", "data_type": "agent_config", "resource_id": "a7"}
     {"op": "scope", "tenant_id": "acme", "data_type": "query_result", "collection_id": "c1"}
+    {"op": "all_tenants", "shard": 3, "data_type": "query_result"}
     {"op": "tags", "tenant_id": "acme", "tags": ["plan:pro"]}
     {"op": "coordinated", "tenant_id": "acme", "data_type": "document", "resource_id": 7,
      "related": [{"data_type": "embedding", "resource_id": "doc:7"}, {"data_type": "query_result"}]}
 
-The namespace is not part of it: the row or message that carries the command has it.
+`reason` may be added to each: why, in 1 to 200 characters. The namespace is not part of it: the row or message that
+carries the command has it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr, TypeAdapter, ValidationError
 
@@ -22,7 +24,8 @@ from cachebus.base.choices import ContextMatch
 from cachebus.cascade import WHOLE_SCOPE, Target
 from cachebus.errors import CacheBusError
 from cachebus.keys.naming import check_contexts
-from cachebus.keys.plan import Contexts, Plan, Planner, coordinated, target
+from cachebus.keys.plan import LONGEST_REASON, Contexts, Plan, Planner, coordinated, target
+from cachebus.policy import closest
 
 Id = StrictInt | StrictStr
 
@@ -51,6 +54,8 @@ class Related(_Model):
 
 class _Command(_Model):
     v: Literal[1] = 1
+    reason: Annotated[StrictStr, Field(min_length=1, max_length=LONGEST_REASON)] | None = None
+    """Why, for who looks at the log later."""
 
 
 class Invalidate(_Command):
@@ -77,10 +82,11 @@ class Invalidate(_Command):
         """What it addresses, cascades followed; `InvalidKey`."""
         every = self.contexts == "all"
         if self.related:
-            return planner.targets(self.targets(), self.tenant_id, all_contexts=every)
+            return planner.targets(self.targets(), self.tenant_id, all_contexts=every).because(self.reason)
         contexts = self.agent_id, self.conversation_id, self.collection_id
         check_contexts(self.contexts, *contexts)
-        return planner.resource(self.data_type, self.resource_id, self.tenant_id, contexts, all_contexts=every)
+        plan = planner.resource(self.data_type, self.resource_id, self.tenant_id, contexts, all_contexts=every)
+        return plan.because(self.reason)
 
 
 class InvalidateScope(_Command):
@@ -96,7 +102,22 @@ class InvalidateScope(_Command):
     def plan(self, planner: Planner) -> Plan:
         """What it addresses; `InvalidKey`."""
         contexts = self.agent_id, self.conversation_id, self.collection_id
-        return planner.scope(self.tenant_id, self.data_type, contexts)
+        return planner.scope(self.tenant_id, self.data_type, contexts).because(self.reason)
+
+
+class InvalidateAllTenants(_Command):
+    """All of a data type, or everything, of all tenants in one shard, as `Cache.invalidate_type` and `Cache.clear` in
+    each. Workers make them, for what changes may have touched that nobody has seen."""
+
+    op: Literal["all_tenants"] = "all_tenants"
+    shard: StrictInt
+    data_type: StrictStr | None = None
+
+    tenant_id: ClassVar[None] = None
+
+    def plan(self, planner: Planner) -> Plan:
+        """What it addresses; `InvalidKey`."""
+        return planner.all_tenants(self.data_type, self.shard).because(self.reason)
 
 
 class InvalidateTags(_Command):
@@ -108,7 +129,7 @@ class InvalidateTags(_Command):
 
     def plan(self, planner: Planner) -> Plan:
         """What it addresses; `InvalidKey`."""
-        return planner.tags(self.tenant_id, self.tags)
+        return planner.tags(self.tenant_id, self.tags).because(self.reason)
 
 
 class InvalidateCoordinated(_Command):
@@ -131,7 +152,7 @@ class InvalidateCoordinated(_Command):
 
     def plan(self, planner: Planner) -> Plan:
         """What it addresses, cascades followed; `InvalidKey`."""
-        return planner.targets(self.targets(), self.tenant_id, all_contexts=True)
+        return planner.targets(self.targets(), self.tenant_id, all_contexts=True).because(self.reason)
 
 
 class Resource(NamedTuple):
@@ -155,8 +176,10 @@ class Resource(NamedTuple):
 
 
 _NO_CONTEXTS: Contexts = (None, None, None)
-_Written = Invalidate | InvalidateScope | InvalidateTags | InvalidateCoordinated
+_Written = Invalidate | InvalidateScope | InvalidateAllTenants | InvalidateTags | InvalidateCoordinated
 Command = _Written | Resource
+OPS: Final = tuple(str(kind.model_fields["op"].default) for kind in get_args(_Written))
+"""What `op` may be."""
 _parser: TypeAdapter[_Written] = TypeAdapter(Annotated[_Written, Field(discriminator="op")])
 
 _validate: Callable[[bytes | str], Command] = _parser.validator.validate_json
@@ -178,12 +201,21 @@ def parse(data: bytes | str) -> Command:
         raise InvalidCommand("; ".join(_clause(problem) for problem in error.errors(include_url=False))) from None
 
 
+def with_reason(command: Command, reason: str) -> Command:
+    """The command, with why it was given."""
+    if isinstance(command, Resource):
+        command = command.command()
+    return command.model_copy(update={"reason": reason})
+
+
 def apart(command: Command) -> list[Invalidate | InvalidateCoordinated]:
     """What a command with related resources names, each by itself; empty for what names one thing. Of a related one all
     contexts' resources are named."""
     if not isinstance(command, Invalidate | InvalidateCoordinated) or not command.related:
         return []
     fixed: dict[str, Any] = {"op": "coordinated", "tenant_id": command.tenant_id}
+    if command.reason is not None:
+        fixed["reason"] = command.reason
     return [
         command.model_copy(update={"related": ()}),
         *(InvalidateCoordinated(**fixed, **one.given()) for one in command.related),
@@ -204,6 +236,7 @@ def _related(one: Target) -> Related:
 
 def _clause(problem: Any) -> str:
     if problem["type"] == "union_tag_invalid":  # its own message shows the value
-        return f"op: must be one of {problem['ctx']['expected_tags']}"
+        meant = closest(str(problem["ctx"]["tag"]), OPS)  # one of ours: the word that was given is not shown
+        return f"op: must be one of {problem['ctx']['expected_tags']}" + (f", did you mean {meant!r}?" if meant else "")
     where = ".".join(str(part) for part in problem["loc"][1:])  # behind the name of the kind
     return f"{where}: {problem['msg']}" if where else str(problem["msg"])

@@ -10,13 +10,14 @@ from types import TracebackType
 from typing import Self
 
 from cachebus.base.choices import Wait
+from cachebus.base.unicode import is_unicode
 from cachebus.cascade import Cascade
 from cachebus.core.membership import Confirmed
 from cachebus.errors import CacheBusError, ConfigError, InvalidationFailed, L2Unavailable
 from cachebus.keys.plan import Plan
 from cachebus.producers.base import Order, Producer
-from cachebus.producers.refusals import told
-from cachebus.producers.session import Memory, Session
+from cachebus.producers.refusals import reason_of
+from cachebus.producers.session import ProducerMemory, ProducerSession
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from cachebus.writing.confirm import check_wait
@@ -39,14 +40,19 @@ class DirectProducer(Producer):
        the caches find it by their probes, within the staleness bound.
     """
 
-    def __init__(self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> None:
-        """As `open`."""
+    def __init__(
+        self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, name: str = "producer"
+    ) -> None:
+        """As `open`. `name`: what it is called in the log, in front of the process's name."""
+        if not is_unicode(name):
+            raise ConfigError("name is not valid Unicode: it has a lone surrogate")
+        self._name = name
         self.settings = Settings.of(settings)
         if self.settings.url.get_secret_value().startswith("memory://"):
             raise ConfigError("a producer needs a shared store: memory:// is inside one process")
         super().__init__(self.settings, cascades)
-        self._memory = Memory(self.settings)
-        self._session: Session | None = None
+        self._memory = ProducerMemory(self.settings)
+        self._session: ProducerSession | None = None
 
     @classmethod
     def open(cls, settings: Settings | str | None = None, cascades: Iterable[Cascade] = ()) -> Self:
@@ -59,7 +65,7 @@ class DirectProducer(Producer):
         return cls(settings, cascades)
 
     async def __aenter__(self) -> Self:
-        session = Session(self.settings, self._memory)
+        session = ProducerSession(self.settings, self._memory, self._name)
         await session.begin()
         self._session = session
         return self
@@ -87,7 +93,7 @@ class DirectProducer(Producer):
 
     @property
     def identity(self) -> str:
-        """What tells this L2 from all others; "" before it was probed. A failover changes it."""
+        """What tells this L2 from all others, a text that lies in it; "" before it was probed."""
         return self._memory.identity
 
     @property
@@ -124,8 +130,9 @@ class DirectProducer(Producer):
         return store.reaches(shard)
 
     async def probe(self) -> None:
-        """Check whether each primary takes writes, and whether its shards are still in the epochs that this producer
-        knows. Where they are not, repeat what may be lost. A worker that has nothing to send calls this now and then.
+        """Check whether each primary takes writes, and lets this user publish, and whether its shards are still in the
+        epochs that this producer knows. Where they are not, repeat what may be lost. A worker that has nothing to send
+        calls this now and then.
 
         Raises `L2Unavailable`, which names the primaries that are away or refuse.
         """
@@ -155,7 +162,7 @@ class DirectProducer(Producer):
         try:
             change = await session.invalidate(plan, probe=bool(wait))
         except L2Unavailable as error:
-            raise InvalidationFailed(f"the invalidation is not sure to have happened: {told(error)}") from error
+            raise InvalidationFailed(f"the invalidation is not sure to have happened: {reason_of(error)}") from error
         nodes = await session.wait_for_nodes(plan.shard, change) if wait else Confirmed()
         return Receipt(
             plan.shard,
@@ -166,20 +173,20 @@ class DirectProducer(Producer):
             lapsed=nodes.lapsed,
         )
 
-    async def invalidate_type(self, data_type: str, *, wait: Wait | None = None) -> Receipt:
+    async def invalidate_type(self, data_type: str, *, wait: Wait | None = None, reason: str | None = None) -> Receipt:
         """Say that a data type is replaced, whatever the tenant. As `Cache.invalidate_type`."""
-        plans = self._orders.planner.type_of_all_tenants(data_type)
+        plans = [plan.because(reason) for plan in self._orders.planner.type_of_all_tenants(data_type)]
         return await invalidate_in_every_shard(plans, lambda plan: self.send(plan, wait))
 
-    async def clear(self, *, wait: Wait | None = None) -> Receipt:
+    async def clear(self, *, wait: Wait | None = None, reason: str | None = None) -> Receipt:
         """Say that everything is replaced, of all tenants. As `Cache.clear`."""
-        plans = self._orders.planner.everything()
+        plans = [plan.because(reason) for plan in self._orders.planner.everything()]
         return await invalidate_in_every_shard(plans, lambda plan: self.send(plan, wait))
 
     async def _send(self, order: Order, wait: Wait | None) -> Receipt:
         return await self.send(order.plan, wait)
 
-    def _live(self) -> Session:
+    def _live(self) -> ProducerSession:
         if self._session is None:
             raise ConfigError("this producer is not open: use it inside `async with DirectProducer.open(...)`")
         if not self._session.home.here:

@@ -8,7 +8,7 @@ from typing import Final
 
 from cachebus.base.clock import Clock
 from cachebus.base.log import logger
-from cachebus.core.ports import Bus, Change
+from cachebus.core.ports import Bus
 from cachebus.errors import BusUnavailable, CacheBusError
 
 TRY_EVERY_S: Final = 1.0
@@ -32,11 +32,11 @@ class Publisher:
             logger.warning("producing without the bus, or part of it, which is tried again: {}", error)
         self._tried_at_s = self._clock()
 
-    async def publish(self, shard: int, change: Change, body: bytes) -> None:
-        """Publish a change that L2 has taken; returns at once."""
+    async def publish(self, shard: int, message: bytes) -> None:
+        """Publish the event of a change that L2 has taken; returns at once."""
         if not self._bus.connected:
             self._reconnect()
-        await self._bus.publish(shard, change.head + body)
+        await self._bus.publish(shard, message)
 
     def _reconnect(self) -> None:
         busy = self._connecting is not None and not self._connecting.done()
@@ -49,6 +49,8 @@ class Publisher:
             await self._bus.connect()
         except CacheBusError as error:
             logger.debug("the bus is still out of reach: {}", error)
+        except Exception:  # noqa: BLE001 (logged with its trace; the next publication tries again)
+            logger.exception("the bus could not be connected to; it is tried again")
 
     async def close(self) -> None:
         """Send what is buffered, as far as the bus takes it in time, and disconnect."""

@@ -50,7 +50,7 @@ class Refusals:
             del self._by_place[place]
 
 
-def told(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """The reason of a refusal, for people."""
     if str(error).startswith("MOVED "):
         return f"the slots lie elsewhere ({error}): the URL of a Cluster begins with redis+cluster://"
@@ -59,5 +59,5 @@ def told(error: BaseException) -> str:
 
 def named(place: object, error: BaseException) -> str:
     """The reason, with the primary that has given it."""
-    why = told(error)
+    why = reason_of(error)
     return why if place is None or str(place) in why else f"{place}: {why}"

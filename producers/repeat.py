@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from cachebus.base.backoff import Backoff
 from cachebus.base.clock import OtherClock
+from cachebus.base.kept import kept
 from cachebus.base.log import logger
 from cachebus.core.ports import Change, ProbeReply
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.keys.plan import Plan
-from cachebus.resp import ended, heard
+from cachebus.resp import ended
 from cachebus.writing.resend_buffer import ResendBuffer, born_s
 
 Ask = Callable[[int], Awaitable[tuple[ProbeReply, OtherClock]]]
@@ -28,7 +30,7 @@ class _AnotherEpoch(Exception):
     """Another epoch began during the repetition: what was repeated may be lost too."""
 
 
-class Repeating:
+class ProducerResender:
     """The repetitions of one open producer."""
 
     def __init__(self, buffer: ResendBuffer, epochs: dict[int, bytes], ask: Ask, send: Send) -> None:
@@ -49,8 +51,7 @@ class Repeating:
         self._again.add(shard)
         task = self._tasks.get(shard)
         if task is None or task.done():
-            self._tasks[shard] = asyncio.create_task(self._run(shard), name="cachebus-repeat")
-            self._tasks[shard].add_done_callback(heard)
+            self._tasks[shard] = kept(partial(self._run, shard), "cachebus-repeat")
 
     async def once(self, shard: int) -> None:
         """Repeat what the shard's present epoch lacks. After `L2Unavailable` the next try repeats the rest."""
@@ -85,6 +86,9 @@ class Repeating:
             except CacheBusError as error:  # such as ProtocolMismatch: the next call tries again
                 logger.error("what a deposed primary has acknowledged can't be repeated: {}", error)
                 return
+            except Exception:
+                self._again.add(shard)
+                raise
 
     async def close(self, timeout_s: float) -> None:
         """Give the repetitions so long to end. What is left then is lost, and logged."""

@@ -8,7 +8,8 @@ from contextlib import suppress
 from cachebus.assembly.backends import kafka_bus, redis_store, route_of
 from cachebus.base.budget import Budget
 from cachebus.base.clock import OtherClock, monotonic
-from cachebus.base.home import Home
+from cachebus.base.home import Home, name_here
+from cachebus.base.ignored import ignore_error
 from cachebus.base.log import logger
 from cachebus.core.membership import Confirmed, MembershipView
 from cachebus.core.ports import Caller, Change, ProbeReply
@@ -17,21 +18,25 @@ from cachebus.keys.key import Keyspace
 from cachebus.keys.plan import Plan
 from cachebus.observe import Counters
 from cachebus.producers.publisher import Publisher
-from cachebus.producers.refusals import Refusals, named, told
-from cachebus.producers.repeat import Repeating
-from cachebus.resp import ended, heard
+from cachebus.producers.refusals import Refusals, named, reason_of
+from cachebus.producers.repeat import ProducerResender
+from cachebus.resp import ended
 from cachebus.settings import Settings
+from cachebus.wire.event import WAKE
 from cachebus.writing.confirm import Confirmer
 from cachebus.writing.resend_buffer import ResendBuffer
+from cachebus.writing.tell import Teller
 
 _NOBODY = Caller("", 0, b"")
 """A producer is no node: it applies nothing, and nobody waits for it."""
 _NOBODYS_ROW = "-"
+_HINT_OF_NOTHING = WAKE
+"""The hint of a fill lease of no key: whoever hears it does nothing."""
 _TIDY_S = 10.0
 """How often what is too old to be repeated is dropped while nobody calls."""
 
 
-class Memory:
+class ProducerMemory:
     """What a producer knows as long as it exists, whether it is open or closed."""
 
     def __init__(self, settings: Settings) -> None:
@@ -39,27 +44,33 @@ class Memory:
         self.resend_buffer = ResendBuffer(
             monotonic, Keyspace(settings.shards), settings.resend_max_bytes, self.counters
         )
-        self.views = [MembershipView() for _ in range(settings.shards)]
+        self.memberships = [MembershipView() for _ in range(settings.shards)]
         self.epochs: dict[int, bytes] = {}
-        """By shard, the epoch in which all is sent that was sent for it: see `Repeating`."""
+        """By shard, the epoch in which all is sent that was sent for it: see `ProducerResender`."""
         self.identity = ""
-        """The epoch of shard 0 as it was seen last, which no other store has; "" before that."""
+        """See `Store.identity`; "" before it was asked."""
 
 
-class Session:
+class ProducerSession:
     """An open producer. It is begun and ended in the process and event loop that made it."""
 
-    def __init__(self, settings: Settings, memory: Memory) -> None:
+    def __init__(self, settings: Settings, memory: ProducerMemory, name: str) -> None:
         self._settings = settings
         self._memory = memory
         self.home = Home()
+        self._who = f"{name} {name_here(settings.node_name)}"
         self.store = redis_store(settings, route_of(settings, monotonic), monotonic)
         self._publisher: Publisher | None = None
         if settings.bus == "kafka":
             self._publisher = Publisher(kafka_bus(settings, monotonic, None, memory.counters), monotonic)
-        self.repeating = Repeating(memory.resend_buffer, memory.epochs, self._reach_and_ask, self._invalidate)
+        self._teller = Teller(memory.resend_buffer, self._publisher)
+        self.repeating = ProducerResender(memory.resend_buffer, memory.epochs, self._reach_and_ask, self._invalidate)
         self._confirmer = Confirmer(
-            self.store, monotonic, settings.staleness_bound_s, memory.views, keep_without_l2=settings.keep_without_l2
+            self.store,
+            monotonic,
+            settings.staleness_bound_s,
+            memory.memberships,
+            keep_without_l2=settings.keep_without_l2,
         )
         self._reaching: list[asyncio.Task[None]] = []
         """Tasks that connect to the primaries that `begin` did not wait for."""
@@ -131,12 +142,14 @@ class Session:
             reply, _ = await budget.spent_on(self._ask(shard))
             # A primary that is read-only, or lacks replicas, still answers reads: only a write tells.
             await budget.spent_on(self.store.forget(shard, _NOBODY, _NOBODYS_ROW, lives=False))
+            if self._publisher is None:  # scripts publish: where this user may not, L2 takes no invalidation
+                await budget.spent_on(self.store.publish(shard, _HINT_OF_NOTHING))
+            if shard == 0:
+                self._memory.identity = await budget.spent_on(self.store.identity())
         except L2Unavailable as error:
             self.refusals.refused({place, self.store.lies_at(shard)}, error, looked=True)
             raise L2Unavailable(named(place, error)) from error
         self.refusals.took(self.store.lies_at(shard), looked=True)
-        if shard == 0:
-            self._memory.identity = reply.epoch.decode()
         if reply.epoch != self._memory.epochs.get(shard, reply.epoch):
             await self.repeating.once(shard)
 
@@ -144,22 +157,20 @@ class Session:
         return Budget(monotonic, self._settings.l2_timeout_s)
 
     async def _invalidate(self, plan: Plan, *, probe: bool = False) -> Change:
-        """Apply a plan in L2, then publish it, unless the script has published it."""
+        """Apply a plan in L2, and tell of it."""
         called_s = monotonic()
-        body = plan.body("", probe=probe)
+        body = plan.body(self._who, probe=probe)
         change = await self.store.invalidate(plan.shard, _NOBODY, plan.keys, plan.scopes, body)
-        if self._publisher is not None:
-            await self._publisher.publish(plan.shard, change, body)
-        self._memory.resend_buffer.note(plan, change.epoch, called_s)
         if self.timer is None and not self._over:
             self._tidy_later()
+        await self._teller.tell(plan, change, body, called_s)
         return change
 
     async def _ask(self, shard: int) -> tuple[ProbeReply, OtherClock]:
         """Probe a shard; returns the reply, and the clock of its server. `L2Unavailable`."""
         clock, sent_at_s = OtherClock(), monotonic()
         reply = await self.store.probe(shard, _NOBODY, with_invalidated=False)
-        clock.heard(reply.server_us / 1e6, sent_at_s, monotonic())
+        clock.learn(reply.server_us / 1e6, sent_at_s, monotonic())
         return reply, clock
 
     async def _reach_and_ask(self, shard: int) -> tuple[ProbeReply, OtherClock]:
@@ -174,7 +185,7 @@ class Session:
         shards = range(self._settings.shards)
         reaching = {asyncio.create_task(self.store.reach(shard), name="cachebus-reach"): shard for shard in shards}
         for task in reaching:
-            task.add_done_callback(heard)
+            task.add_done_callback(ignore_error)
         try:
             await self._first_answer(reaching)
         except BaseException:
@@ -194,7 +205,7 @@ class Session:
                             reached.result()
                             await self._ask(reaching[reached])
                         except L2Unavailable as error:
-                            trouble = L2Unavailable(told(error))
+                            trouble = L2Unavailable(reason_of(error))
                         else:
                             return
         raise trouble
@@ -210,8 +221,9 @@ class Session:
         self.timer = asyncio.get_running_loop().call_later(_TIDY_S, self._tidy)
 
     def _tidy(self) -> None:
-        """Drop what is too old to be repeated: a producer has no heartbeat that would."""
+        """Drop what is too old to be repeated, and say what was not told: a producer has no heartbeat that would."""
         self._memory.resend_buffer.forget_old()
+        logger.tell_withheld()
         self.timer = None
         if self._memory.resend_buffer and not self._over:
             self._tidy_later()

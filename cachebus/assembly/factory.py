@@ -6,49 +6,52 @@ which parts know each other.
 
 from __future__ import annotations
 
-import os
-import socket
 from dataclasses import dataclass
 
 from cachebus.assembly.backends import backends
 from cachebus.assembly.world import World, world_of
 from cachebus.base.clock import Clock, monotonic
-from cachebus.base.home import Home
+from cachebus.base.home import Home, name_here
 from cachebus.base.log import logger
 from cachebus.cascade import CascadeTable
 from cachebus.core.node import Node
 from cachebus.core.ports import Bus, Store
+from cachebus.core.setup import NodeSetup
 from cachebus.keys.key import Keyspace
 from cachebus.keys.naming import Naming
 from cachebus.keys.plan import Planner
 from cachebus.l1 import L1
+from cachebus.listening.answering import Answering
 from cachebus.listening.attach import Attachment
 from cachebus.listening.attention import Attention
 from cachebus.listening.catch_up import CatchUp
+from cachebus.listening.explain import KeyExplainer
 from cachebus.listening.fleet import FleetWatch
 from cachebus.listening.heartbeat import Heartbeat, Loops
+from cachebus.listening.inquiries import Inquiries
 from cachebus.listening.outages import Notices, Outages
+from cachebus.listening.peers import Peers
 from cachebus.listening.probe import Prober
 from cachebus.listening.receive import Receiver
 from cachebus.listening.tend import Ears, Tending
 from cachebus.listening.tidy import Tidying
-from cachebus.listening.topics import OtherTopics
 from cachebus.observe import Counters
 from cachebus.policy import PolicyTable
+from cachebus.reading.cooldown import Cooldowns
 from cachebus.reading.fetch import Fetcher
 from cachebus.reading.flight import Flights
 from cachebus.reading.get_or_load import Loads
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.read import Reader
-from cachebus.reading.resting import Rests
 from cachebus.reading.waiting import Waiters
 from cachebus.settings import Settings
 from cachebus.writing.confirm import Confirmer
 from cachebus.writing.delivery import Delivery
 from cachebus.writing.guard import Guards
 from cachebus.writing.pending import Pending
-from cachebus.writing.repeat import Repeating
+from cachebus.writing.repeat import EpochResender
 from cachebus.writing.resend_buffer import ResendBuffer
+from cachebus.writing.tell import Teller
 from cachebus.writing.write import Writer
 
 
@@ -60,7 +63,7 @@ class Writing:
     pending: Pending
     writer: Writer
     guards: Guards
-    repeating: Repeating
+    repeating: EpochResender
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +77,7 @@ class Listening:
     tending: Tending
     outages: Outages
     fleet: FleetWatch
-    topics: OtherTopics
+    peers: Peers
     attachment: Attachment
     heartbeat: Heartbeat
 
@@ -95,6 +98,7 @@ class Parts:
     reader: Reader
     loads: Loads
     writer: Writer
+    explainer: KeyExplainer
     writing: Writing
     listening: Listening
     world: World | None
@@ -113,14 +117,15 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     policies, cascades = PolicyTable(settings.policies), CascadeTable()
     keyspace = Keyspace(settings.shards)
     node, waiters, attention = _node(settings, clock), Waiters(), Attention(settings.shards)
+    inquiries = Inquiries(clock)
 
     store, bus_of = backends(settings, clock, world, node.counters, attention.nudge)
-    receiver = Receiver(node, waiters, attention)
+    receiver = Receiver(node, waiters, attention, inquiries)
     bus = bus_of(receiver.on_message)
 
     fetcher = Fetcher(node, store, policies, attention.nudge, l2_timeout_s=settings.l2_timeout_s)
     reader, loads = _reads(settings, fetcher, waiters, hints=bus.store_publishes)
-    writing = _writing(settings, keyspace, fetcher, bus, attention)
+    writing = _writing(settings, keyspace, fetcher, bus)
     return Parts(
         settings=settings,
         home=home,
@@ -134,6 +139,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         reader=reader,
         loads=loads,
         writer=writing.writer,
+        explainer=KeyExplainer(store, bus, inquiries, clock, node),
         writing=writing,
         listening=_listening(settings, store, bus, receiver, writing),
         world=world,
@@ -143,60 +149,60 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
 def _reads(settings: Settings, fetcher: Fetcher, waiters: Waiters, *, hints: bool) -> tuple[Reader, Loads]:
     enabled, clock = settings.enabled, fetcher.clock
     reader = Reader(fetcher, outage_is_miss=settings.on_outage == "miss", enabled=enabled)
-    flights, rests = Flights(clock), Rests(clock)
-    parts = LoadParts(fetcher, reader, waiters, flights, rests, settings.lease_ms, enabled=enabled, hints=hints)
+    flights, cooldowns = Flights(clock), Cooldowns(clock)
+    parts = LoadParts(fetcher, reader, waiters, flights, cooldowns, settings.lease_ms, enabled=enabled, hints=hints)
     return reader, Loads(parts)
 
 
 def _node(settings: Settings, clock: Clock) -> Node:
     l1 = L1(settings.l1_max_entries if settings.use_memory_cache else 0, settings.l1_max_bytes)
-    node = Node(
-        name=settings.node_name or f"{socket.gethostname()}-{os.getpid()}",
-        shards=settings.shards,
-        bound_s=settings.staleness_bound_s,
-        l1=l1,
-        clock=clock,
-        counters=Counters(),
+    setup = NodeSetup(
+        name_here(settings.node_name),
+        settings.shards,
+        settings.staleness_bound_s,
         guard_max_s=settings.guard_max_s,
         keep_without_l2=settings.keep_without_l2,
         max_invalidated_scopes=2 * settings.max_invalidated_scopes,
-        topic=settings.kafka_topic if settings.bus == "kafka" else None,
     )
+    node = Node(setup, l1, clock, Counters())
     for data_type in settings.policies:
         node.groups.declare(data_type)
     return node
 
 
-def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus, attention: Attention) -> Writing:
+def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus) -> Writing:
     node, store = fetcher.node, fetcher.store
     resend_buffer = ResendBuffer(node.clock, keyspace, settings.resend_max_bytes, node.counters)
-    delivery = Delivery(node, store, bus, resend_buffer, attention.nudge)
+    teller = Teller(resend_buffer, None if bus.store_publishes else bus)
+    delivery = Delivery(fetcher, teller)
     pending = Pending(node, store, delivery.invalidate, settings.pending_max, settings.l2_timeout_s)
-    confirmer = Confirmer(store, node.clock, node.bound_s, node.views, keep_without_l2=node.keep_without_l2)
+    confirmer = Confirmer(store, node.clock, node.bound_s, node.memberships, keep_without_l2=node.keep_without_l2)
     writer = Writer(fetcher, delivery, pending, confirmer, enabled=settings.enabled)
     return Writing(
         resend_buffer=resend_buffer,
         pending=pending,
         writer=writer,
         guards=Guards(node, writer, enabled=settings.enabled),
-        repeating=Repeating(node, delivery, resend_buffer),
+        repeating=EpochResender(node, delivery, resend_buffer),
     )
 
 
 def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, writing: Writing) -> Listening:
     node, attention = receiver.node, receiver.attention
-    notices, outages = Notices(), Outages(store)
+    notices, outages = Notices(node.clock), Outages(store, node.clock, settings.shards)
     fleet = FleetWatch(node, notices)
     catch_up = CatchUp(node, store, attention, grace_s=settings.gap_grace_s)
     prober = Prober(node, store, catch_up, fleet, writing.guards.judge)
     turn_s = settings.probe_interval_s
-    tending = Tending(prober, attention, outages, writing.repeating.look, turn_s=turn_s)
+    tending = Tending(prober, attention, outages, writing.repeating.probe_answered, turn_s=turn_s)
     ears = Ears(bus, attention, outages)
     tidying = Tidying(node, writing.resend_buffer.forget_old, pause_s=turn_s)
+    answering = Answering(node, store, bus, receiver.inquiries)
     # Each in a task of its own: one of L2 and the bus that hangs must not keep the other from coming back.
-    topics = OtherTopics(node, store, notices)
-    alone = (tidying.step, topics.step) if settings.bus == "kafka" else (tidying.step,)
-    loops = Loops(settings.shards, (tending.step, ears.step, writing.repeating.step), alone)
+    peers = Peers(node, store, bus, notices, pause_s=turn_s)
+    of_kafka = (peers.introduce, peers.check) if settings.bus == "kafka" else ()
+    of_shards = tending.step, ears.step, writing.repeating.step
+    loops = Loops(settings.shards, of_shards, (tidying.step, answering.step, *of_kafka))
     return Listening(
         attention=attention,
         receiver=receiver,
@@ -205,7 +211,7 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
         tending=tending,
         outages=outages,
         fleet=fleet,
-        topics=topics,
+        peers=peers,
         attachment=Attachment(node, store, bus, prober, outages),
         heartbeat=Heartbeat(loops, notices, node.clock, interval_s=turn_s),
     )

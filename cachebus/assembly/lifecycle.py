@@ -8,10 +8,11 @@ from types import TracebackType
 from typing import Any, Self
 
 from cachebus.assembly.factory import Parts, build
-from cachebus.assembly.figures import figures, health_of, is_ready
+from cachebus.assembly.figures import OFF, figures, health_of, is_ready
 from cachebus.assembly.world import World
 from cachebus.base import home
 from cachebus.base.clock import Clock, monotonic
+from cachebus.base.definition import Definition
 from cachebus.base.log import logger
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.core.node import OnApplied
@@ -20,6 +21,7 @@ from cachebus.observe import Health, Stats
 from cachebus.policy import Policy, Rules
 from cachebus.reading.reentrance import loads_for
 from cachebus.settings import Settings
+from cachebus.values.results import Asked, one_model
 
 CANCELLED_S = 1.0
 """What loads may take to end that closing has cancelled; and what leaving may take where nothing else is left."""
@@ -40,7 +42,7 @@ async def attach(parts: Parts) -> None:
 
 
 async def stop(parts: Parts) -> None:
-    """Let loads end, hand leases back, leave the fleet, disconnect. Cancelled meanwhile, it does so at once."""
+    """Let loads end, hand fill leases back, leave the fleet, disconnect. Cancelled meanwhile, it does so at once."""
     settings, loop = parts.settings, asyncio.get_running_loop()
     began_s = loop.time()
     try:
@@ -108,9 +110,11 @@ class Life:
         """While it is closed: for loads that are under way, and for nobody else."""
         self._policies: dict[str, Policy] = {}
         self._cascades: list[Cascade] = []
-        self._models: dict[str, Any] = {}
+        self._models: dict[str, Asked] = {}
         """By data type: what values are decoded into where the policy does not say."""
         self._entries: dict[str, Any] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """Where it is open: with `_entries`, what a hit goes by."""
         self._clock = clock
 
     @classmethod
@@ -134,7 +138,9 @@ class Life:
                 self._parts = None
                 await _stop_quietly(parts)
                 raise
-        self._entries = parts.node.l1.entries
+        else:
+            logger.warning(OFF)
+        self._entries, self._loop = parts.node.l1.entries, parts.home.loop
         return self
 
     async def __aexit__(
@@ -148,8 +154,8 @@ class Life:
             logger.warning("the cache did not close cleanly: {!r}", trouble)  # what the block raised passes
 
     async def aclose(self) -> None:
-        """Let loads end and pending invalidations be delivered within `close_timeout_s`, hand back leases, leave the
-        fleet. What is still pending then is lost, counted and logged. Closing twice is harmless.
+        """Let loads end and pending invalidations be delivered within `close_timeout_s`, hand back fill leases, leave
+        the fleet. What is still pending then is lost, counted and logged. Closing twice is harmless.
 
         No load begins meanwhile but for one that is under way, which may use the cache. Loads that have not ended by
         then are cancelled; one that has not a second later is left behind. (One that blocks
@@ -170,7 +176,7 @@ class Life:
             self._landing = None
 
     def _forget(self) -> None:
-        self._parts, self._entries = None, {}
+        self._parts, self._entries, self._loop = None, {}, None
 
     def _live(self) -> Parts:
         parts = self._parts
@@ -182,7 +188,7 @@ class Life:
             raise parts.home.elsewhere("cache")
         return parts
 
-    def _looked_at(self) -> Parts:
+    def _observed_parts(self) -> Parts:
         """The parts, for who only looks, from any thread of the process that opened the cache; `ConfigError`."""
         parts = self._parts
         if parts is None:
@@ -196,13 +202,13 @@ class Life:
         is out of reach takes only its own tenants away, so it does not count, as long as another one is there;
         `stats().shards` tells of each. False in an outage of L2, in which reads are answered all the same: a probe that
         takes a process out of service should ask for `health().serving`."""
-        parts = self._looked_at()
-        return not parts.home.gone and is_ready(parts)
+        parts = self._observed_parts()
+        return not parts.home.is_stopped and is_ready(parts)
 
     def health(self) -> Health:
         """Whether reads are answered, whether the leases are live, and what is not as it should be, in words; see
         `Health`. May be called from any thread."""
-        return health_of(self._looked_at())
+        return health_of(self._observed_parts())
 
     def register(self, *cascades: Cascade, policies: Mapping[str, Policy] | None = None) -> None:
         """Declare cascades and policies; before the cache is opened or after. `ConfigError` for a cycle, or a policy
@@ -221,28 +227,31 @@ class Life:
             self._policies[data_type] = policy
 
     def _with_model(self, data_type: str, policy: Policy) -> Policy:
-        model = self._models.get(data_type)
+        model, _ = self._models.get(data_type, (None, None))
         if model is None or policy.model is not None or policy.codec != "msgpack":
             return policy
         return policy.model_copy(update={"model": model})
 
-    def decode_into(self, data_type: str, model: Any, asker: str) -> None:
+    def decode_into(self, data_type: str, model: Any, asker: Definition) -> None:
         """Have values of a data type decoded into this model where its policy names none, now and whenever another
-        policy is registered. `ConfigError` where it names another. `asker`: who wants that, for messages."""
+        policy is registered. `ConfigError` where it names another, or another asker has. `asker`: who wants that."""
+        known = self._models.get(data_type)
         policy = self._policies.get(data_type) or self.settings.policies.get(data_type) or Policy()
-        if policy.model is not None and policy.model == self._models.get(data_type):
+        if known is not None and policy.model == known[0]:
             policy = policy.model_copy(update={"model": None})
         if policy.model is not None and policy.model != model:
             raise ConfigError(
                 f"{asker} returns {model!r}, and the policy of {data_type!r} has the model {policy.model!r}"
             )
-        self._models[data_type] = model
+        self._models[data_type] = one_model(known, data_type, model, asker)
         self.register(policies={data_type: policy})
 
     async def probe(self) -> None:
         """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable` if any
-        does not answer, though the others then have."""
+        does not answer, though the others then have. Nothing where the cache is off."""
         parts = self._live()
+        if not self.settings.enabled:
+            return
         probes = (parts.listening.prober.probe(shard.index) for shard in parts.node.shards)
         for trouble in await asyncio.gather(*probes, return_exceptions=True):
             if isinstance(trouble, BaseException):
@@ -255,7 +264,7 @@ class Life:
     def stats(self) -> Stats:
         """Every counter of this cache, and how it stands now; see `Stats` for what each means. May be called from any
         thread, as a metrics server does; the figures are then not all of one moment."""
-        parts = self._looked_at()
+        parts = self._observed_parts()
         while True:
             try:
                 return figures(parts)

@@ -52,7 +52,7 @@ class Attempts:
 
     @property
     def made(self) -> bool:
-        """Whether the last attempt was a success that is not `over`."""
+        """Whether the last attempt was a success that has not `failed`."""
         return self._made_s is not None
 
     def succeeded(self) -> None:
@@ -60,7 +60,7 @@ class Attempts:
         if self._made_s is None:
             self._made_s = self._clock()
 
-    def over(self) -> None:
+    def failed(self) -> None:
         """An attempt has failed, or what it made is lost. Pauses begin anew behind what has outlived the longest."""
         if self._made_s is not None and self._clock() - self._made_s >= RECONNECT_MAX_S:
             self._pauses.reset()

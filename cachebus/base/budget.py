@@ -42,6 +42,10 @@ class Budget:
         self.spent_s = spent_s
         """What has been waited for so far."""
 
+    def renew(self) -> None:
+        """From now on it is another wait, of which nothing is spent."""
+        self.spent_s = 0.0
+
     async def spent_on(self, step: Awaitable[T]) -> T:
         """What the step gives; `Late` when the time is over before."""
         began_s = self._clock()

@@ -10,8 +10,9 @@ ContextMatch = Literal["exact", "all"]
 """Which contexts an invalidation of an id concerns: the given one exactly, or all of them."""
 OnOutage = Literal["raise", "miss"]
 """What a read does that neither level may answer."""
-Status = Literal["applied", "pending"]
-"""What has become of an invalidation when its call returns: it stands, or it waits for L2."""
+Status = Literal["applied", "pending", "disabled"]
+"""What has become of an invalidation when its call returns: it stands, it waits for L2, or it was not done at all, as
+the cache is off (`Settings.enabled`)."""
 Codec = Literal["msgpack", "f32", "raw"]
 """How values are encoded."""
 Origin = Literal["database", "generation"]
@@ -20,5 +21,5 @@ Level = Literal["l1", "l2"]
 """Which level of the cache had a value."""
 Transport = Literal["redis", "kafka"]
 """What carries events."""
-SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
+SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"]
 """How a client of Kafka proves who it is."""

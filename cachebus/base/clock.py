@@ -63,7 +63,7 @@ class OtherClock:
         """What theirs showed at a moment of ours, at the earliest; a wall clock's, so 0 before the first answer."""
         return max(0.0, at_s + self.offset_s - self.error_s(at_s))
 
-    def heard(self, theirs_s: float, asked_s: float, now_s: float) -> None:
+    def learn(self, theirs_s: float, asked_s: float, now_s: float) -> None:
         """Their clock showed `theirs_s` between `asked_s` and `now_s` of ours."""
         offset_s, error_s = theirs_s - (asked_s + now_s) / 2, (now_s - asked_s) / 2
         known_s = self.error_s(now_s)

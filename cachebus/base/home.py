@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import Callable
 
 from cachebus.errors import ConfigError
@@ -24,6 +25,11 @@ def _forked() -> None:
 
 
 in_each_child(_forked)
+
+
+def name_here(node_name: str | None) -> str:
+    """What this process is called in logs: what the settings say, else its host and process id."""
+    return node_name or f"{socket.gethostname()}-{os.getpid()}"
 
 
 class Home:
@@ -49,11 +55,20 @@ class Home:
         """Whether nothing that was opened there can be closed any more: the loop has ended."""
         return self.loop.is_closed()
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing goes on there now: the loop has ended, or was stopped and is not run."""
+        return not self.loop.is_running()
+
     def elsewhere(self, name: str) -> ConfigError:
         """What to tell a caller who uses `name` from somewhere else."""
         if forks != self.forks:  # before the loop, which is another one then as well
             return ConfigError(f"this process was forked from the one that opened the {name}: open one in each process")
-        return ConfigError(f"this {name} belongs to another event loop: open one in each loop")
+        return ConfigError(
+            f"this {name} belongs to another event loop, where all of its calls are to be made: open one in each loop, "
+            "or hand the call over by asyncio.run_coroutine_threadsafe(call, loop); for synchronous code see "
+            "docs/howto/flask.md"
+        )
 
     def close_elsewhere(self, name: str) -> ConfigError:
         """What to tell a caller who closes `name` from somewhere else."""

@@ -46,7 +46,7 @@ def check_part(name: str, part: object) -> str:
     text = text_of(name, part)
     if not text:
         raise InvalidKey(f"{name} is empty")
-    try:
+    try:  # not by `is_unicode`, which would encode it twice
         size_bytes = len(text) if text.isascii() else len(text.encode())
     except UnicodeEncodeError:
         raise InvalidKey(f"{name} is not valid Unicode: it has a lone surrogate") from None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Collection, Hashable
 from types import CodeType, FunctionType, MethodType
 from typing import Any, Final, NamedTuple
@@ -15,7 +16,10 @@ from weakref import WeakKeyDictionary
 
 from cachebus.errors import ConfigError
 
-Source = Callable[..., Any]
+if sys.version_info >= (3, 14):
+    import annotationlib
+
+SourceFunction = Callable[..., Any]
 
 PASSINGS_MAX: Final = 1024
 _NAMES: Final = ("resource_id", "tenant_id", "ctx")
@@ -30,7 +34,7 @@ class Passing(NamedTuple):
     named: tuple[tuple[str, int], ...]
 
 
-def passing_of(source: Source) -> Passing:
+def passing_of(source: SourceFunction) -> Passing:
     """What a source gets; the rules are told at `cachebus.reading.source.bind`. Raises `ConfigError`."""
     shape = _shape(source)
     if shape is not None:
@@ -53,7 +57,7 @@ def passing_of(source: Source) -> Passing:
     return remembered
 
 
-def refuse_generator(source: Source, what: str) -> None:
+def refuse_generator(source: SourceFunction, what: str) -> None:
     """`ConfigError` for a generator function, async or not; `what` it is, for the message: "the loader"."""
     for function in (source, type(source).__call__):
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
@@ -63,26 +67,37 @@ def refuse_generator(source: Source, what: str) -> None:
             )
 
 
-def check_async(function: Source) -> None:
-    """`ConfigError` for a generator, and for a plain function that is not async."""
+def check_async(function: SourceFunction) -> None:
+    """`ConfigError` for what is no function, for a generator, and for a plain function that is not async."""
+    if not callable(function):
+        raise not_async(function)
     refuse_generator(function, "@cached: the function")
     plain = type(function) is FunctionType and not hasattr(function, "__wrapped__")
     if plain and not inspect.iscoroutinefunction(function):
         raise not_async(function)
 
 
-def not_async(function: Source) -> ConfigError:
+def not_async(function: SourceFunction) -> ConfigError:
     """The error for a sync function where only an async one will do."""
     return ConfigError(
         f"@cached takes async functions, and {name_of(function)} is none: make it `async def`, and await in it"
     )
 
 
-def name_of(source: Source) -> str:
+def name_of(source: SourceFunction) -> str:
     """What a function is called, for messages."""
     while isinstance(source, functools.partial):
         source = source.func
     return str(getattr(source, "__qualname__", type(source).__qualname__))
+
+
+def signature_of(source: SourceFunction, *, follow_wrapped: bool = True) -> inspect.Signature:
+    """Its signature, also where annotations name what is not there yet, or for type checkers alone: since Python 3.14
+    they are read when they are asked for. `TypeError` for what is not called, `ValueError` where it does not say."""
+    if sys.version_info >= (3, 14):
+        as_far = annotationlib.Format.FORWARDREF
+        return inspect.signature(source, follow_wrapped=follow_wrapped, annotation_format=as_far)
+    return inspect.signature(source, follow_wrapped=follow_wrapped)
 
 
 # -- remembered ------------------------------------------------------------------------------------------
@@ -92,9 +107,9 @@ Shape = tuple[Hashable, CodeType]
 _by_code: dict[Hashable, tuple[Passing, CodeType]] = {}
 """Of plain functions. By their code, since a lambda written at the call is a new object each time. By the code's
 identity, since its hash goes over all of it; the code is kept, so that no other gets that identity."""
-_by_source: WeakKeyDictionary[Source, Passing] = WeakKeyDictionary()
+_by_source: WeakKeyDictionary[SourceFunction, Passing] = WeakKeyDictionary()
 """Of all others, such as wrappers. Weakly, since a function may hold a session, or a whole request."""
-_by_method: WeakKeyDictionary[Source, Passing] = WeakKeyDictionary()
+_by_method: WeakKeyDictionary[SourceFunction, Passing] = WeakKeyDictionary()
 """Of the methods that those are."""
 
 
@@ -128,18 +143,18 @@ def _says_otherwise(source: object) -> bool:
 # -- worked out ------------------------------------------------------------------------------------------
 
 
-def _made(source: Source) -> Passing:
+def _made(source: SourceFunction) -> Passing:
     if not callable(source):
         raise ConfigError(
             f"a loader is a function, not a {type(source).__name__}: give the function itself, or a lambda around it"
         )
     refuse_generator(source, "the loader")
     try:
-        parameters, by_name, settled = _parameters(source)
+        parameters, by_name, bound = _parameters(source)
     except ValueError:  # a builtin that does not say
         return Passing((0,), ())
-    taken = {*settled, *(p.name for p in parameters if p.kind not in (_ARGS, _KWARGS))}
-    left = [i for i, name in enumerate(_NAMES) if name not in taken]
+    taken = {*bound, *(p.name for p in parameters if p.kind not in (_ARGS, _KWARGS))}
+    remaining = [i for i, name in enumerate(_NAMES) if name not in taken]
     positional: list[int] = []
     named: dict[str, int] = {}
     lacking: list[str] = []
@@ -147,14 +162,14 @@ def _made(source: Source) -> Passing:
         required = p.default is p.empty
         if p.kind is _ARGS:
             if not by_name:
-                positional += left
-                left.clear()
+                positional += remaining
+                remaining.clear()
         elif p.kind is _KWARGS:
-            named.update((_NAMES[i], i) for i in left)
-        elif p.name in _NAMES and p.name not in settled:
+            named.update((_NAMES[i], i) for i in remaining)
+        elif p.name in _NAMES and p.name not in bound:
             by_name = _give(_NAMES.index(p.name), p, by_name, positional, named)
-        elif required and left and p.kind is not _BY_NAME_ONLY:
-            by_name = _give(left.pop(0), p, by_name, positional, named)
+        elif required and remaining and p.kind is not _BY_NAME_ONLY:
+            by_name = _give(remaining.pop(0), p, by_name, positional, named)
         elif required:
             lacking.append(p.name)
         else:
@@ -181,18 +196,18 @@ def _give(
 
 
 def _parameters(source: Any) -> tuple[list[inspect.Parameter], bool, Collection[str]]:
-    """The parameters of a source, whether they must be given by name, and which a partial has settled by name;
+    """The parameters of a source, whether they must be given by name, and which a partial has bound by name;
     `ValueError` where it does not say.
 
     A wrapper with parameters of its own is called with those. One that takes any passes them on to what it wraps.
     """
     wrapped = getattr(source, "__wrapped__", None)
     if not callable(wrapped):
-        settled: Collection[str] = source.keywords if isinstance(source, functools.partial) else ()
-        return list(inspect.signature(source).parameters.values()), False, settled
+        bound: Collection[str] = source.keywords if isinstance(source, functools.partial) else ()
+        return list(signature_of(source).parameters.values()), False, bound
     by_name = False
     try:
-        own = list(inspect.signature(source, follow_wrapped=False).parameters.values())
+        own = list(signature_of(source, follow_wrapped=False).parameters.values())
     except ValueError:  # such as `functools.lru_cache`, which takes any
         pass
     else:
@@ -202,5 +217,5 @@ def _parameters(source: Any) -> tuple[list[inspect.Parameter], bool, Collection[
         by_name = _ARGS not in kinds
     if isinstance(source, MethodType):
         wrapped = MethodType(wrapped, source.__self__)
-    parameters, inner_by_name, settled = _parameters(wrapped)
-    return parameters, by_name or inner_by_name, settled
+    parameters, inner_by_name, bound = _parameters(wrapped)
+    return parameters, by_name or inner_by_name, bound

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import urlsplit
 
 CLUSTER_SCHEMES = ("redis+cluster", "rediss+cluster")
 SCHEMES = ("redis", "rediss", "unix", "redis+sentinel", "rediss+sentinel", *CLUSTER_SCHEMES, "memory")
 """As `as_redis` gives them."""
+_HOST = re.compile(r"[\w.-]+|\[[0-9A-Fa-f:.]+\]").fullmatch
+"""A name, an address, or one of IPv6 in brackets."""
 _REDIS_WORDS = {"valkey": "redis", "valkeys": "rediss"}
 
 
@@ -18,13 +21,27 @@ def as_redis(url: str) -> str:
 
 
 def brokers(servers: str) -> str:
-    """host:port, separated by commas, as they are to be; `ValueError`."""
+    """host:port, separated by commas, as they are to be; `ValueError`, which quotes none: a secret may stand there."""
     found = [server.strip() for server in servers.split(",")]
-    for server in found:
-        host, colon, port = server.rpartition(":")
-        if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
-            raise ValueError(f"{server!r} is not host:port; expected something like kafka-1:9092,kafka-2:9092")
+    for number, server in enumerate(found, 1):
+        if fault := _fault_of_broker(server):
+            raise ValueError(
+                f"broker {number} of {len(found)} {fault}; expected something like kafka-1:9092,kafka-2:9092"
+            )
     return ",".join(found)
+
+
+def _fault_of_broker(server: str) -> str:
+    if "@" in server:
+        return (
+            "has a user, which is for kafka_username (CACHEBUS_KAFKA_USERNAME) and kafka_password "
+            "(CACHEBUS_KAFKA_PASSWORD)"
+        )
+    if "://" in server:
+        return "is a URL, and not host:port alone"
+    host, _, port = server.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536
+    return "" if _HOST(host) and is_port else "is not host:port"
 
 
 def safe(url: str) -> str:

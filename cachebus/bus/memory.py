@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 
+from cachebus.base.clock import monotonic
+from cachebus.base.losses import Losses
 from cachebus.core.ports import Listener
 
 
@@ -39,12 +42,19 @@ class MemoryBus:
     """A `Bus` over memory channels, one a shard."""
 
     store_publishes = True
+    hearing = None
 
     def __init__(self, channels: Sequence[MemoryChannel], listener: Listener) -> None:
         self._channels = channels
         self._listener = listener
         self.connected = False
         self.opened = 0
+        self.losses = Losses(monotonic)
+        """There are none."""
+
+    def trouble(self, shard: int) -> str:
+        """See `Bus.trouble`."""
+        return "" if self.connected else "it is not connected"
 
     async def connect(self) -> None:
         """Listen to every shard."""
@@ -71,3 +81,7 @@ class MemoryBus:
 
     async def publish(self, shard: int, message: bytes) -> None:
         """Nothing to do: the store published it in the same step."""
+
+    def answers(self, shard: int, question: str, *, sharded: bool) -> AbstractAsyncContextManager[None]:
+        """See `Bus.answers`: they come on the one channel that there is."""
+        return nullcontext()

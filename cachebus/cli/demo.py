@@ -26,14 +26,14 @@ ROAD_RATE: Final = 500.0
 """With a PostgreSQL and workers beside the nodes: what two cores bear, so that delays tell of the road, not of them."""
 
 
-class Bus(StrEnum):
+class BusChoice(StrEnum):
     """What carries events."""
 
     REDIS = "redis"
     KAFKA = "kafka"
 
 
-class Writes(StrEnum):
+class WritePath(StrEnum):
     """How the caches hear of a write."""
 
     DIRECT = "direct"
@@ -62,16 +62,16 @@ def demo(
     cut: Cut = True,
     compare: Compare = True,
     bus: Annotated[
-        Bus, typer.Option("--bus", help="What carries invalidations; kafka: a Kafka is started for it.")
-    ] = Bus.REDIS,
+        BusChoice, typer.Option("--bus", help="What carries invalidations; kafka: a Kafka is started for it.")
+    ] = BusChoice.REDIS,
     writes: Annotated[
-        Writes,
+        WritePath,
         typer.Option(
             "--writes",
             help="How the caches hear of a write: direct from its writer; or by workers behind a PostgreSQL that is "
             "started for it, which follow an outbox in it, or its log (cdc). One of them is killed on the way.",
         ),
-    ] = Writes.DIRECT,
+    ] = WritePath.DIRECT,
     json: AsJson = False,
 ) -> None:
     """See it work: a shop's catalogue behind cachebus, under load, with a broken network half way.
@@ -84,11 +84,11 @@ def demo(
     Takes about 40 seconds; leaves nothing behind. Exit status: 0, 1 if a promise broke, 2 if it could not start.
     """
     from cachebus.cli.performance import perform
-    from cachebus.tools.demo.plan import Plan
+    from cachebus.tools.demo.plan import DemoPlan
 
     if rate is None:
-        rate = DIRECT_RATE if writes is Writes.DIRECT else ROAD_RATE
-    plan = Plan(
+        rate = DIRECT_RATE if writes is WritePath.DIRECT else ROAD_RATE
+    plan = DemoPlan(
         nodes=nodes,
         duration_s=duration,
         rate=rate,

@@ -9,11 +9,17 @@ from typing import Any, Final
 from rich.console import Console
 from rich.text import Text
 
+from cachebus.keys.words import CONTROLS
 from cachebus.settings import Settings
 from cachebus.tools.doctor.facts import Server
-from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.finding import Finding, Severity
 
-_COLOURS: Final = {Level.OK: "green", Level.ADVICE: "yellow", Level.PROBLEM: "bold red", Level.UNKNOWN: "cyan"}
+_COLOURS: Final = {
+    Severity.OK: "green",
+    Severity.ADVICE: "yellow",
+    Severity.PROBLEM: "bold red",
+    Severity.UNKNOWN: "cyan",
+}
 _NAMES_WIDTH: Final = 18
 _LEVELS_WIDTH: Final = 12
 _LEAST_WIDTH: Final = 40
@@ -32,7 +38,7 @@ def under(head: str, findings: Sequence[Finding], console: Console) -> None:
         _line(console, Text())
         _one(finding, console)
     _line(console, Text())
-    counts = {level: sum(finding.level is level for finding in findings) for level in Level}
+    counts = {level: sum(finding.level is level for finding in findings) for level in Severity}
     summary = ", ".join(f"{count} {level.value}" for level, count in counts.items() if count)
     _line(console, Text(f"{summary}.", style="bold"))
 
@@ -54,12 +60,14 @@ def _one(finding: Finding, console: Console) -> None:
             _indented(console, f"  {line}")
     for line in textwrap.wrap(finding.otherwise, wide):
         _indented(console, line)
+    for command in finding.shell:
+        _indented(console, f"$ {command}", "bold")
 
 
 def _touched(finding: Finding) -> str:
     if finding.promises:
         return "Touches: " + ", ".join(finding.promises) + "."
-    return "Touches no promise: what fails, fails loudly." if finding.level is Level.PROBLEM else ""
+    return "Touches no promise: what fails, fails loudly." if finding.level is Severity.PROBLEM else ""
 
 
 def _indented(console: Console, text: str, style: str = "") -> None:
@@ -67,6 +75,7 @@ def _indented(console: Console, text: str, style: str = "") -> None:
 
 
 def _line(console: Console, text: Text) -> None:
+    text.plain = CONTROLS.sub("?", text.plain)  # what a server says may be anything: it controls no terminal
     console.print(text, soft_wrap=True, highlight=False)
 
 

@@ -10,10 +10,10 @@ from typing import Any, Final, TypeVar
 
 from rich.console import Console
 
-from cachebus.tools.demo.plan import Plan, load_of
+from cachebus.tools.demo.plan import DemoPlan, load_of
 from cachebus.tools.demo.report import as_json, printed
 from cachebus.tools.demo.run import run
-from cachebus.tools.demo.screen import Screen, screen_on
+from cachebus.tools.demo.screen import DemoScreen, screen_on
 from cachebus.tools.demo.trace import Survey, chunks
 from cachebus.tools.harness.supervisor import NodeCrashed
 
@@ -32,12 +32,12 @@ class Interrupted(Exception):
         """The exit status that says so."""
 
 
-def perform(plan: Plan, *, json: bool) -> int:
+def perform(plan: DemoPlan, *, json: bool) -> int:
     """Run the plan and report; the exit status. Raises `Interrupted`, and `CacheBusError` for what is set up wrong."""
     return until_signalled(_perform(plan, json=json))
 
 
-async def _perform(plan: Plan, *, json: bool) -> int:
+async def _perform(plan: DemoPlan, *, json: bool) -> int:
     out = Console(stderr=json)
     with screen_on(out) as screen:
         survey = await _surveyed(plan, screen)
@@ -53,7 +53,7 @@ async def _perform(plan: Plan, *, json: bool) -> int:
     return BROKEN if outcome.broken() else 0
 
 
-async def _surveyed(plan: Plan, screen: Screen) -> Survey | None:
+async def _surveyed(plan: DemoPlan, screen: DemoScreen) -> Survey | None:
     """Read the whole trace once, so that a cut one is told before anything is started."""
     if plan.trace is None:
         return None

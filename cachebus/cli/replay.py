@@ -53,9 +53,9 @@ def replay(
     Exit status: 0, 1 if a promise broke, 2 if it could not start: no server there, or a file that is no trace or cut.
     """
     from cachebus.cli.performance import perform
-    from cachebus.tools.demo.plan import Plan
+    from cachebus.tools.demo.plan import DemoPlan
 
-    plan = Plan(
+    plan = DemoPlan(
         nodes=nodes,
         duration_s=duration,
         rate=rate,

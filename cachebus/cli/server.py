@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cachebus.tools.servers.daemon import Daemon
 
 
-class Kind(StrEnum):
+class ServerKind(StrEnum):
     """What can be started."""
 
     REDIS = "redis"
@@ -33,22 +33,22 @@ class Kind(StrEnum):
 
 
 D = TypeVar("D", bound="Daemon")
-KEEPING: tuple[Kind, ...] = (Kind.POSTGRES, Kind.MARIADB, Kind.KAFKA)
+KEEPING: tuple[ServerKind, ...] = (ServerKind.POSTGRES, ServerKind.MARIADB, ServerKind.KAFKA)
 """Those that can keep what they hold."""
-ONE: tuple[Kind, ...] = (Kind.REDIS, *KEEPING)
+ONE: tuple[ServerKind, ...] = (ServerKind.REDIS, *KEEPING)
 """Those that are one server, so that a port can be chosen."""
 
 
 def server(
     kind: Annotated[
-        Kind,
+        ServerKind,
         typer.Argument(
             metavar="KIND",
             help="redis (or Valkey), sentinel (a primary, two replicas, three Sentinels), cluster (three primaries, a "
             "replica each), postgres, mariadb, kafka, debezium (PostgreSQL, Kafka, and the connector between them), or "
             "debezium-mariadb (likewise).",
         ),
-    ] = Kind.REDIS,
+    ] = ServerKind.REDIS,
     port: Annotated[
         int | None,
         typer.Option("--port", min=1, max=65535, help="Listen here, where it is one server; a free port by default."),
@@ -80,7 +80,7 @@ def server(
         typer.echo("stopped", err=True)
 
 
-async def _serve(kind: Kind, port: int | None, directory: Path | None) -> None:
+async def _serve(kind: ServerKind, port: int | None, directory: Path | None) -> None:
     async with AsyncExitStack() as stack:
         found = [line async for line in _started(kind, port, directory, stack)]
         for variable, value in found:
@@ -92,7 +92,7 @@ async def _serve(kind: Kind, port: int | None, directory: Path | None) -> None:
 
 
 async def _started(
-    kind: Kind, port: int | None, directory: Path | None, stack: AsyncExitStack
+    kind: ServerKind, port: int | None, directory: Path | None, stack: AsyncExitStack
 ) -> AsyncIterator[tuple[str, str]]:
     """Variables and values that reach what was started; the stack ends it."""
 
@@ -101,13 +101,13 @@ async def _started(
         await asyncio.to_thread(daemon.start)
         return daemon
 
-    if kind is Kind.REDIS:
+    if kind is ServerKind.REDIS:
         yield "CACHEBUS_URL", (await up(EmbeddedServer(best_server(), port=port))).url
-    elif kind in (Kind.SENTINEL, Kind.CLUSTER):
+    elif kind in (ServerKind.SENTINEL, ServerKind.CLUSTER):
         from cachebus.tools.servers.redis_cluster import ClusterGroup
         from cachebus.tools.servers.redis_sentinels import SentinelGroup
 
-        group = SentinelGroup(best_server()) if kind is Kind.SENTINEL else ClusterGroup(best_server())
+        group = SentinelGroup(best_server()) if kind is ServerKind.SENTINEL else ClusterGroup(best_server())
         yield "CACHEBUS_URL", (await stack.enter_async_context(group)).url
     else:
         from cachebus.tools.servers.debezium import DebeziumServer
@@ -116,13 +116,13 @@ async def _started(
         from cachebus.tools.servers.postgres import PostgresServer
 
         database_url = None
-        if kind in (Kind.POSTGRES, Kind.DEBEZIUM):
+        if kind in (ServerKind.POSTGRES, ServerKind.DEBEZIUM):
             database_url = (await up(PostgresServer(port=port, directory=directory))).url
             yield "CACHEBUS_DATABASE_URL", database_url
-        elif kind in (Kind.MARIADB, Kind.DEBEZIUM_MARIADB):
+        elif kind in (ServerKind.MARIADB, ServerKind.DEBEZIUM_MARIADB):
             database_url = (await up(MariaDBServer(port=port, directory=directory))).url
             yield "MARIADB_URL", database_url  # no worker follows it by itself
-        if kind not in (Kind.POSTGRES, Kind.MARIADB):
+        if kind not in (ServerKind.POSTGRES, ServerKind.MARIADB):
             kafka = await up(KafkaServer(port=port, directory=directory))
             yield "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS", kafka.address
             if database_url is not None:

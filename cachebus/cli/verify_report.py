@@ -10,14 +10,14 @@ from rich.live import Live
 from rich.text import Text
 
 from cachebus.tools.verify.checker.verdict import EDGES_S, Verdict, nines
-from cachebus.tools.verify.run import Listener, Progress
+from cachebus.tools.verify.run import RunListener, RunProgress
 
 PLAIN_EVERY_S: Final = 5.0
 BAR_COLUMNS: Final = 40
 BAR: Final = "\u2588"
 
 
-class Screen(Listener):
+class Screen(RunListener):
     """Shows a run on a console: one line that changes in a terminal, a line now and then anywhere else."""
 
     def __init__(self, console: Console, title: str = "") -> None:
@@ -42,7 +42,7 @@ class Screen(Listener):
         """Print it."""
         self._console.print(Text(line), soft_wrap=True)
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RunProgress) -> None:
         """Draw it, or print it when it is time to."""
         line = self._title + _line(progress)
         if self._live is not None:
@@ -53,7 +53,7 @@ class Screen(Listener):
             self.say(line)
 
 
-def _line(progress: Progress) -> str:
+def _line(progress: RunProgress) -> str:
     now = progress.doing or ", ".join(progress.under_way) or "calm"
     return (
         f"{min(progress.elapsed_s, progress.seconds):4.0f} of {progress.seconds:.0f} s  {progress.reads:,} reads  "

@@ -13,16 +13,16 @@ from cachebus.errors import ConfigError
 from cachebus.tools.harness.supervisor import NodeCrashed
 from cachebus.tools.verify.checker.histogram import as_svg
 from cachebus.tools.verify.nemesis.faults import possible
-from cachebus.tools.verify.plan import Plan
+from cachebus.tools.verify.plan import VerifyPlan
 from cachebus.tools.verify.run import Run
 
 
-def perform(plan: Plan, *, picture: Path | None, json_file: Path | None) -> int:
+def perform(plan: VerifyPlan, *, picture: Path | None, json_file: Path | None) -> int:
     """Run the plan and report; the exit status. Raises `Interrupted`, and `CacheBusError` for what is set up wrong."""
     return until_signalled(_perform(plan, picture, json_file))
 
 
-async def _perform(plan: Plan, picture: Path | None, json_file: Path | None) -> int:
+async def _perform(plan: VerifyPlan, picture: Path | None, json_file: Path | None) -> int:
     console = Console()
     with Screen(console) as screen:
         if plan.url is not None:
@@ -38,7 +38,7 @@ async def _perform(plan: Plan, picture: Path | None, json_file: Path | None) -> 
     return 0 if verdict.ok else BROKEN
 
 
-def _announce(plan: Plan, screen: Screen) -> None:
+def _announce(plan: VerifyPlan, screen: Screen) -> None:
     left_out = sorted({f.name for f in plan.faults} - {f.name for f in possible(plan.faults, own=False, proxied=True)})
     screen.say(
         f"This is your server: {plan.nodes * plan.write_rate:g} writes a second within a namespace of its own, which "

@@ -6,14 +6,12 @@ from collections.abc import Callable
 from sys import getsizeof
 from typing import NamedTuple
 
-from cachebus.core.answers import NEVER, Reservation
+from cachebus.core.answers import INF, NEVER, Reservation
 from cachebus.core.details import Details
 from cachebus.keys.key import Key
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, grid, size_class
 from cachebus.l1.weight import Weights
 from cachebus.wire.record import COMPRESSED, Record
-
-INF = float("inf")
 
 
 class Offer(NamedTuple):
@@ -41,8 +39,8 @@ class Offer(NamedTuple):
             return None
         return Details(
             not_found=record.not_found,
-            soft_until=soft_until_s,
-            fallback_until=expires_s + fallback_s,
+            soft_until_s=soft_until_s,
+            fallback_until_s=expires_s + fallback_s,
             tags=record.tags,
             version=record.version,
             decode=self.decode,
@@ -61,11 +59,11 @@ def entry_bytes(key: Key, size_bytes: int = 0) -> int:
     return size_class(size_bytes + ENTRY_OVERHEAD_BYTES + getsizeof(key.l1))
 
 
-def fast_until_s(extra: Details | None, expires_s: float) -> float:
+def fast_path_until_s(extra: Details | None, expires_s: float) -> float:
     """Until when the fast path may serve an entry: to the slow one goes what is copied, soft, or says "not found"."""
     if extra is None:
         return expires_s
-    return NEVER if extra.not_found or extra.decode is not None else min(expires_s, extra.soft_until)
+    return NEVER if extra.not_found or extra.decode is not None else min(expires_s, extra.soft_until_s)
 
 
 class ReadBounds:

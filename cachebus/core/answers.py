@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import Enum
 from typing import NamedTuple
 
-NEVER = float("-inf")
+NEVER, INF = float("-inf"), float("inf")
+"""Times on a monotonic clock: before all others, and after."""
 NO_EPOCH = b""
 BEYOND = 1 << 62
 """A seq above all others, for a drop that no event stands for: nothing under way survives it."""
@@ -51,4 +52,4 @@ class HeardSoFar(NamedTuple):
     """How far which epoch had been heard when a question was sent."""
 
     epoch: bytes
-    head: int
+    highest_seq: int

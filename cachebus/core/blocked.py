@@ -24,14 +24,14 @@ class Blocked:
     def __bool__(self) -> bool:
         return bool(self._keys or self._scopes)
 
-    def add(self, shard: int, keys: Iterable[Key], scopes: Iterable[str]) -> None:
+    def add(self, index: int, keys: Iterable[Key], scopes: Iterable[str]) -> None:
         """Block these from now on."""
         self._keys.update(key.l1 for key in keys)
-        self._scopes.update(_in_shard(shard, scopes))
+        self._scopes.update(_in_shard(index, scopes))
 
-    def remove(self, shard: int, keys: Iterable[Key], scopes: Iterable[str]) -> None:
+    def remove(self, index: int, keys: Iterable[Key], scopes: Iterable[str]) -> None:
         """These were delivered once."""
-        for counts, gone in ((self._keys, [key.l1 for key in keys]), (self._scopes, _in_shard(shard, scopes))):
+        for counts, gone in ((self._keys, [key.l1 for key in keys]), (self._scopes, _in_shard(index, scopes))):
             counts.subtract(gone)
             for name in gone:
                 if counts[name] <= 0:
@@ -39,13 +39,14 @@ class Blocked:
 
     def covers(self, key: Key, tags: Iterable[str] = ()) -> bool:
         """Whether a value under this key, with these tags, is among them."""
-        if key.l1 in self._keys:
-            return True
-        scopes = self._scopes
-        return bool(scopes) and (
-            any(name in scopes for name in _in_shard(key.shard, key.scopes)) or any(tag in scopes for tag in tags)
-        )
+        if not self._scopes:
+            return key.l1 in self._keys
+        return self.covers_name(key.l1, key.shard, (*key.scopes, *tags))
+
+    def covers_name(self, l1: str, index: int, scopes: Iterable[str]) -> bool:
+        """The same of a key by its L1 name, which lies in these scopes and tags."""
+        return l1 in self._keys or any(name in self._scopes for name in _in_shard(index, scopes))
 
 
-def _in_shard(shard: int, scopes: Iterable[str]) -> list[str]:
-    return [f"{shard}:{name}" if bucket_of_scope(name) == ALL_TENANTS else name for name in scopes]
+def _in_shard(index: int, scopes: Iterable[str]) -> list[str]:
+    return [f"{index}:{name}" if bucket_of_scope(name) == ALL_TENANTS else name for name in scopes]

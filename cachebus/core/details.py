@@ -3,45 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from sys import getsizeof
 from typing import cast
 
-from cachebus.core.answers import NEVER
+from cachebus.core.answers import INF, NEVER
 from cachebus.l1 import Entry
 from cachebus.wire.record import Record
 
-INF = float("inf")
 DETAILS_BYTES, COPIER_BYTES = 240, 440
 """Upper estimates of what an entry's details take beside its tags, and what makes copies beside its payload."""
 
 
+@dataclass(slots=True, eq=False, kw_only=True)
 class Details:
     """What few entries need: everything that makes a hit take the slow path, and the tags."""
 
-    __slots__ = ("absent", "decode", "fallback_until", "not_found", "soft_until", "tags", "version")
+    absent: bool = False
+    """Nothing is in L2 under this key; only said for hierarchical searches, and for D at most."""
+    not_found: bool = False
+    """The source says that there is nothing."""
+    soft_until_s: float = INF
+    fallback_until_s: float = NEVER
+    """Until when an expired value may be the fallback for a failing source."""
+    tags: Sequence[str] = ()
+    version: bytes = b""
+    decode: Callable[[], object] | None = None
+    """Makes a copy of the value for each caller, where the policy wants that."""
 
-    def __init__(
-        self,
-        *,
-        absent: bool = False,
-        not_found: bool = False,
-        soft_until: float = INF,
-        fallback_until: float = NEVER,
-        tags: Sequence[str] = (),
-        version: bytes = b"",
-        decode: Callable[[], object] | None = None,
-    ) -> None:
-        self.absent = absent
-        """Nothing is in L2 under this key; only said for hierarchical searches, and for D at most."""
-        self.not_found = not_found
-        """The source says that there is nothing."""
-        self.soft_until = soft_until
-        self.fallback_until = fallback_until
-        """Until when an expired value may be the fallback for a failing source."""
-        self.tags = tags
-        self.version = version
-        self.decode = decode
-        """Makes a copy of the value for each caller, where the policy wants that."""
+    def soft_version(self, now_s: float) -> bytes:
+        """The version, where the soft expiry is over, so that it is to be refreshed; else b""."""
+        return self.version if self.soft_until_s <= now_s else b""
 
     def size_bytes(self, record: Record) -> int:
         """What this takes, with all that it holds of the record that it was made from."""

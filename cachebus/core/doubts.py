@@ -1,13 +1,14 @@
-"""Scopes and tags of whose invalidation this node does not know whether it happened: its caller was cancelled, or got
-no answer.
+"""Doubts: scopes and tags of which this node does not know whether they were invalidated. Who invalidated them was
+cancelled, or got no answer.
 
-What the node holds in them, and what is under way, is not believed any more, as if the invalidation had been applied.
-But it has no seq, and a mark by a guessed one would hide for good what L2 believes, where it has never happened. So a
-doubt goes by the order of things on this node, as one of a key does:
+A doubt works as if the invalidation had been applied: what the node holds in the scope is not believed any more, nor is
+what is under way. But an invalidation has a seq, and a doubt has none. A guessed seq would hide for good what L2
+believes, where the invalidation never happened. So a doubt counts by the order of things on this node, as the drop of a
+key does:
 
-1. What was held, or had begun, before it is not believed.
-2. What comes from L2 is, but not judged by this node's own marks, which may lack it: until a probe that was sent later
-   has renewed the lease, L2 judges for itself.
+1. What was held, or had begun, before the doubt is not believed.
+2. What comes from L2 later is believed, if L2 has judged it: what this node knows of invalidations may lack this one.
+   Once a probe that was sent after the doubt has renewed the lease, the node judges for itself again.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ DOUBTS_MAX: Final = 1000
 
 
 class Doubts:
-    """Those of one shard."""
+    """The doubts of one shard."""
 
     __slots__ = ("_all_s", "_latest_s", "noted", "scopes")
 
     def __init__(self) -> None:
         self.scopes: dict[str, tuple[int, float]] = {}
-        """By name: the count of the shard's drops at its latest doubt, and when that was."""
+        """By scope: how many drops the shard had counted at its latest doubt, and when that was."""
         self._latest_s = self._all_s = float("-inf")
         self.noted = False
         """Whether there is any: asked first, as it costs least."""
@@ -38,7 +39,7 @@ class Doubts:
         if len(self.scopes) <= DOUBTS_MAX:
             return True
         self.scopes.clear()
-        self._all_s = now_s  # of whatever comes from L2 marks may be missing, until a later probe
+        self._all_s = now_s  # of every scope an invalidation may be missing, until a probe that was sent later
         return False
 
     def cover(self, scopes: Iterable[str], count: int) -> bool:
@@ -48,7 +49,8 @@ class Doubts:
         return any(self.scopes.get(name, (0, 0.0))[0] > count for name in scopes)
 
     def open(self, scopes: Iterable[str], probed_s: float) -> bool:
-        """Whether any of these was doubted since the probe behind the lease was sent, so that marks may be missing."""
+        """Whether any of these was doubted since the probe behind the lease was sent, so that invalidations may be
+        missing."""
         if not self.noted or self._latest_s < probed_s:
             return False
         return self._all_s >= probed_s or any(
@@ -56,6 +58,6 @@ class Doubts:
         )
 
     def settle(self, probed_s: float) -> None:
-        """Nothing is left of what was before then, and all marks are those of a probe that was sent later."""
+        """Forget the doubts from before `probed_s`: a probe that was sent then has told all invalidations."""
         self.scopes = {name: doubt for name, doubt in self.scopes.items() if doubt[1] >= probed_s}
         self.noted = bool(self.scopes) or self._all_s >= probed_s

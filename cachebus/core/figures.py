@@ -12,8 +12,8 @@ def stats_of(shard: Shard, now_s: float, bound_s: float) -> ShardStats:
         shard=shard.index,
         epoch=shard.epoch.decode(),
         applied=shard.applied,
-        head=shard.head,
-        lease_left_s=max(0.0, shard.valid_until - now_s),
+        head=shard.highest_seq,
+        lease_left_s=max(0.0, shard.valid_until_s - now_s),
         invalidated_scopes=sum(map(len, shard.invalidated.values())),
         bound_s=bound_s,
     )

@@ -1,4 +1,5 @@
-"""The marks of one bucket of tenants as a node remembers them: the last invalidation of each scope and tag."""
+"""The invalidated scopes of one bucket of tenants as a node remembers them: the last invalidation of each scope and
+tag."""
 
 from __future__ import annotations
 
@@ -44,14 +45,15 @@ class InvalidatedScopes(dict[str, int]):
             name, seq = scopes.popleft(), seqs.popleft()
             if self.get(name) == seq:
                 del self[name]
-        if len(seqs) > 2 * len(self) + PRUNED_AT_ONCE:  # some were marked over and over
+        if len(seqs) > 2 * len(self) + PRUNED_AT_ONCE:  # some were invalidated over and over
             kept = [(name, seq) for name, seq in zip(scopes, seqs, strict=True) if self.get(name) == seq]
             self._scopes, self._seqs = deque(name for name, _ in kept), deque(seq for _, seq in kept)
         return before - len(self)
 
 
 def forget_older_half(invalidated: dict[str, InvalidatedScopes], low: dict[str, int]) -> None:
-    """There are too many marks, by bucket: instead of the older half, nothing so old is believed any more (`low`)."""
+    """There are too many invalidated scopes, by bucket: instead of the older half, nothing so old is believed any more
+    (`low`)."""
     seqs = sorted(seq for its in invalidated.values() for seq in its.values())
     last = seqs[len(seqs) // 2]
     for bucket, its in list(invalidated.items()):

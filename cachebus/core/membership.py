@@ -45,7 +45,7 @@ class MembershipView:
 
 def first_bound_s(own_s: float, change: Change, caller: Caller) -> float:
     """The largest staleness bound of the fleet as far as this process and the change's script have heard."""
-    return max(own_s, change.bound_ms / 1000, caller.bound_ms / 1000)
+    return max(own_s, change.bound_ms / 1000, caller.largest.bound_ms / 1000)
 
 
 def largest_bound_s(reply: NodesReply, own_s: float) -> float:

@@ -1,21 +1,44 @@
 """What the library asks of a shared store (L2) and of a bus. Everything above knows only these protocols.
 
-Every store operation is one atomic step. Each names its caller, and each first makes sure that the store is still the
-one that its own meta speaks of: if not (restart, failover, flush, lost meta), the operation begins a new epoch in that
-same step, and everything older is void. A store that cannot answer raises `L2Unavailable`.
+Every store operation is one atomic step, of one of three kinds:
+
+1. `get` and `log` bring what is there. Whether it is valid is for the caller to judge.
+2. `extend`, `release` and `cool_down` change a fill lease. Nobody waits for them, and there is no answer.
+3. All others name their caller, and look first whether the store is still the one that its own meta speaks of. Where it
+   is not (restart, failover, flush, lost meta) they do nothing; a new epoch is begun, everything older is void,
+   and they are done again, all within the time of one call.
+
+A store that cannot answer raises `L2Unavailable`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Hashable, Mapping, Sequence
-from enum import Enum, IntEnum
+from contextlib import AbstractAsyncContextManager
+from enum import Enum
 from typing import Any, Final, NamedTuple, Protocol
 
+from cachebus.base.losses import Losses
+from cachebus.core.hearing import Hearing
+from cachebus.core.requests import FillLeaseRequest, FillRequest, GuardRequest, WriteRequest
 from cachebus.keys.key import Key
-from cachebus.wire.record import Record
 
 PROTOCOL = 2
 """Number of the layout in L2 and of the wire format; nodes with another one refuse to start."""
+
+
+class Largest(NamedTuple):
+    """What was heard of the nodes of a namespace: the largest staleness bound and the longest guard that any has had,
+    in ms, and whether any keeps, or has kept, what it loads alone."""
+
+    bound_ms: int = 0
+    guard_ms: int = 0
+    keeps_without_l2: bool = False
+
+    @classmethod
+    def of(cls, about: About) -> Largest:
+        """Those of one node."""
+        return cls(about.bound_ms, about.guard_ms, about.keeps_without_l2)
 
 
 class About(NamedTuple):
@@ -28,36 +51,21 @@ class About(NamedTuple):
     keeps_without_l2: bool = True
 
 
-TOPIC: Final = "topic"
-"""In `more` of what a node says of itself: the topic of Kafka by which it hears events. Nodes of another one hear
-nothing of it."""
 SILENT_S: Final = 60.0
 """Who has not reached L2 for so long, in seconds, has no row any more, and is waited for by nobody."""
 
 
-class Stale(IntEnum):
-    """What would do for a caller while the source rests, rather than a load: `NONE`, an expired `RECORD` of L2, or
-    what it holds of its `OWN`."""
-
-    NONE = 0
-    RECORD = 1
-    OWN = 2
-
-
 class Caller(NamedTuple):
     """Who asks: the node's id ("" for a producer, which is no node), and how far it has applied which epoch; what it
-    says of itself; and the largest staleness bound and longest guard of the fleet that it has heard of, in ms, and
-    whether of a node that keeps what it loads alone. An epoch in `left` is over, whatever a server says: where `probe`,
-    `nodes`, `read` or `lease` finds the shard in one, it begins another, and then asks."""
+    says of itself, and what it has heard of the fleet. An epoch of `former_epochs` is over, whatever a server says:
+    where `probe`, `nodes`, `read` or `fill_lease` finds the shard in one, it begins another, and then asks."""
 
     node: str
     applied: int
     epoch: bytes
     about: About = About()
-    bound_ms: int = 0
-    guard_ms: int = 0
-    keeps_without_l2: bool = False
-    left: Collection[bytes] = ()
+    largest: Largest = Largest()
+    former_epochs: Collection[bytes] = ()
 
 
 class Position(NamedTuple):
@@ -94,11 +102,12 @@ class ProbeReply(NamedTuple):
     """Whether any node of the fleet has ever kept what it loads alone."""
     loose_replicas: int = 0
     """How many replicas follow a primary, and acknowledge, that goes on writing when it is cut off from them: its
-    min-replicas-to-write is 0. -1 for one that waits for some. Not told with the marks."""
+    min-replicas-to-write is 0. -1 for one that waits for some. Not told with the invalidated scopes."""
 
 
 class ReadReply(NamedTuple):
-    """Records by the keys asked, validated against marks and low watermarks by the store itself; None = no hit."""
+    """Records by the keys asked, validated against invalidated scopes and low watermarks by the store itself; None = no
+    hit."""
 
     epoch: bytes
     seq: int
@@ -126,17 +135,17 @@ class NodesReply(NamedTuple):
     keeps_without_l2: bool = False
 
 
-class LeaseOutcome(Enum):
+class FillLeaseOutcome(Enum):
     """How a request for a fill lease ended."""
 
     HIT = "hit"
     GRANTED = "granted"
     WAIT = "wait"
     GUARDED = "guarded"
-    RESTING = "resting"
+    COOLING_DOWN = "resting"
 
 
-class LeaseReply(NamedTuple):
+class FillLeaseReply(NamedTuple):
     """What a store says to who asks for a fill lease.
 
     | outcome | record | wait_ms |
@@ -144,25 +153,26 @@ class LeaseReply(NamedTuple):
     | HIT | the valid one | 0 |
     | GRANTED, at `seq` | the expired one, if it is kept for fail-safe | 0 |
     | WAIT | the expired one where that would do; b"" where what the caller holds would do, and the store has a value \
-        too | how long another's lease lasts at most |
-    | RESTING | the expired one | how long the source is left alone, since it has failed |
+        too | how long another's fill lease lasts at most |
+    | COOLING_DOWN | the expired one | how long the source is left alone, since it has failed |
     | GUARDED | None | how long that guard stands at least that ends first |
     """
 
     epoch: bytes
     seq: int
-    outcome: LeaseOutcome
+    outcome: FillLeaseOutcome
     record: bytes | None
     wait_ms: int
 
 
 class Change(NamedTuple):
-    """Where a write stands in the history, whether it stored anything, and its event's head."""
+    """Where a write stands in the history, whether it was done, and its event's header."""
 
     epoch: bytes
     seq: int
-    stored: bool
-    head: bytes = b""
+    done: bool
+    """Whether the value was stored, or the guard stands; an invalidation always is."""
+    event_header: bytes = b""
     """With the body behind it: the event, as it lies in the log. Empty where there is none."""
     expires_ms: int = 0
     """When what was stored expires on the store's clock, where that is earlier than asked for."""
@@ -177,6 +187,38 @@ class LogEntry(NamedTuple):
     message: bytes
 
 
+class KeyFacts(NamedTuple):
+    """A shard as it stands, and what it has of one key, for who explains it: nothing is judged, or decided by it."""
+
+    server_us: int
+    """The store's clock, before all else was looked at."""
+    epoch: bytes
+    """b"": the shard is not laid out, or has lost its meta."""
+    seq: int
+    is_over: bool = False
+    """Whether the next who asks begins another epoch: the store is another one than that of this history."""
+    sharded: bool = False
+    """Whether events go by sharded pub/sub."""
+    bound_ms: int = 0
+    """The largest staleness bound that any node of the fleet has had."""
+    record: bytes | None = None
+    nonsense: bool = False
+    """Whether something that is no record lies under the record's name."""
+    fill_lease: bytes = b""
+    """The key's fill lease, as it lies there; a letter says whether it is held."""
+    invalidated: Mapping[str, int] = {}
+    """Of the key's scopes, and of the record's tags: the seq of the last invalidation."""
+    low: Mapping[str, int] = {}
+    """The low watermarks of the two buckets that judge the key."""
+    guards: Mapping[str, Sequence[int]] = {}
+    """By the name that they stand on: when each ends, µs."""
+    rows: Mapping[str, NodeRow] = {}
+    born_us: int = 0
+    """When the epoch began; 0 where that is not known."""
+    guard_ms: int = 0
+    """The longest write guard that the fleet may ever have put up."""
+
+
 class Store(Protocol):
     """L2. `key.shard` and `key.l2` say where a record lies, `key.scopes` which scopes it lies in."""
 
@@ -187,6 +229,9 @@ class Store(Protocol):
     def connected(self) -> bool:
         """Whether every shard can be reached: for those who watch. It decides nothing for a single one."""
         ...
+
+    losses: Losses
+    """Connections that were lost lately."""
 
     @property
     def opened(self) -> int:
@@ -215,7 +260,8 @@ class Store(Protocol):
         ...
 
     async def probe(self, shard: int, caller: Caller, *, with_invalidated: bool) -> ProbeReply:
-        """The shard's place and clock, with its marks if wanted; leaves the caller's row among the nodes."""
+        """The shard's position and clock, with its invalidated scopes if wanted; leaves the caller's row among the
+        nodes."""
         ...
 
     async def nodes(self, shard: int, caller: Caller) -> NodesReply:
@@ -233,76 +279,45 @@ class Store(Protocol):
         ...
 
     async def read(self, shard: int, caller: Caller, keys: Sequence[Key]) -> ReadReply:
-        """Records validated by the store itself; for a node whose own marks may be old."""
+        """Records validated by the store itself; for a node whose own knowledge may be old."""
         ...
 
-    async def lease(
-        self,
-        key: Key,
-        caller: Caller,
-        token: str,
-        px_ms: int,
-        *,
-        refresh: bool = False,
-        stale: Stale = Stale.NONE,
-        tags: Sequence[str] = (),
-    ) -> LeaseReply:
-        """A valid unexpired record, or the right to fill; with `refresh` the right even over a valid record. `tags`:
-        those that the load will give its record. Where a guard stands on any of it, neither. A lease that rests is
-        granted to whom nothing `stale` would do."""
+    async def fill_lease(self, key: Key, caller: Caller, request: FillLeaseRequest) -> FillLeaseReply:
+        """A valid unexpired record, or the right to fill; with `refresh` the right even over a valid record. Where a
+        guard stands on any of it, neither. A fill lease that cools down is granted to whom no `fallback` would do."""
         ...
 
     def extend(self, key: Key, token: str, px_ms: int) -> None:
-        """Hold a lease for `px_ms` more. Does not wait; a lease that is not the token's is left alone."""
+        """Hold a fill lease for `px_ms` more. Does not wait; one that is not the token's is left alone."""
         ...
 
     def release(self, key: Key, token: str) -> None:
-        """Give a lease back and wake those who wait for it. Does not wait."""
+        """Give a fill lease back and wake those who wait for it. Does not wait."""
         ...
 
-    def rest(self, key: Key, token: str, px_ms: int) -> None:
-        """Leave the source alone for `px_ms`, after it has failed the lease's holder. Does not wait."""
+    def cool_down(self, key: Key, token: str, px_ms: int) -> None:
+        """Leave the source alone for `px_ms`, after it has failed the fill lease's holder. Does not wait."""
         ...
 
-    async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
-        """Store a loaded record if its lease still stands and nothing replaced it; `over`: only over that version."""
+    async def fill(self, key: Key, caller: Caller, request: FillRequest) -> Change:
+        """Store a loaded record if its fill lease still stands and nothing replaced it."""
         ...
 
     async def invalidate(
         self, shard: int, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], body: bytes
     ) -> Change:
-        """Remove records and leases, move the marks of scopes and tags, log and publish: one step, one seq."""
+        """Remove records and fill leases, note the seq for scopes and tags, log and publish: one step, one seq."""
         ...
 
-    async def guard(
-        self,
-        shard: int,
-        caller: Caller,
-        keys: Sequence[Key],
-        scopes: Sequence[str],
-        token: str,
-        px_ms: int,
-        body: bytes,
-    ) -> Change:
-        """Invalidate, and put a token (16 characters) on all of these for at most `px_ms`; with 0 take it away. While
-        any token stands on a key or on what covers it, no record of it is stored and no lease granted. `stored` is
-        False, and nothing is done, where too many keys and scopes are guarded already."""
+    async def guard(self, shard: int, caller: Caller, request: GuardRequest, body: bytes) -> Change:
+        """Invalidate, and put a token on all of these, or take it away. While any token stands on a key or on what
+        covers it, no record of it is stored and no fill lease granted. `stored` is False, and nothing is done, where
+        too many keys and scopes are guarded already."""
         ...
 
-    async def write(
-        self,
-        key: Key,
-        caller: Caller,
-        record: Record,
-        px_ms: int,
-        body: bytes,
-        *,
-        others: Sequence[Key] = (),
-        scopes: Sequence[str] = (),
-        if_absent: bool = False,
-    ) -> Change:
-        """Store a record (`if_absent`: only where there is no valid one) and invalidate all else, in one step. Under a
-        guard it only invalidates; with `if_absent` not even that."""
+    async def write(self, key: Key, caller: Caller, request: WriteRequest) -> Change:
+        """Store a record and invalidate all else, in one step. Under a guard it only invalidates; with `if_absent` not
+        even that."""
         ...
 
     async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
@@ -312,6 +327,18 @@ class Store(Protocol):
 
     async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
         """Up to `count` entries of the log that follow seq `after`."""
+        ...
+
+    async def inspect(self, key: Key) -> KeyFacts:
+        """What there is of a key, and what is said of it. It only looks, whatever the store's state."""
+        ...
+
+    async def identity(self) -> str:
+        """What tells this L2 from all others, for workers, which must all be for the same one; `L2Unavailable`."""
+        ...
+
+    async def publish(self, shard: int, message: bytes, *, to: str = "", sharded: bool = False) -> None:
+        """Send a message that is no event to the shard's channel, or `to` one beside it; `L2Unavailable`."""
         ...
 
 
@@ -324,6 +351,19 @@ class Bus(Protocol):
     @property
     def connected(self) -> bool:
         """Whether the events of every shard can arrive now: for those who watch."""
+        ...
+
+    def trouble(self, shard: int) -> str:
+        """Why the shard's events do not come or go now, or the last that were to go did not; "" where nothing is known
+        against them: for those who watch."""
+        ...
+
+    losses: Losses
+    """Connections that were lost lately, where nothing else tells of them."""
+
+    @property
+    def hearing(self) -> Hearing | None:
+        """Where events are heard, for the node's row; None where there is only one such place."""
         ...
 
     @property
@@ -349,6 +389,10 @@ class Bus(Protocol):
 
     async def publish(self, shard: int, message: bytes) -> None:
         """Send an event on. Not called where `store_publishes`: the store did it in the step that made the event."""
+        ...
+
+    def answers(self, shard: int, question: str, *, sharded: bool) -> AbstractAsyncContextManager[None]:
+        """Hear, inside the block, what is published in answer to the question with this id; `BusUnavailable`."""
         ...
 
 

@@ -19,13 +19,14 @@ has reached gives it a lease of `bound_s` on its own memory, from when the probe
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from cachebus.core.answers import BEYOND, NEVER, NO_EPOCH, Heard, HeardSoFar, Probed, Reservation, ScopeSnapshot
 from cachebus.core.doubts import Doubts
 from cachebus.core.invalidated import InvalidatedScopes, forget_older_half
-from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
-from cachebus.wire.event import NO_BUCKET
+from cachebus.core.ports import Invalidated
+from cachebus.keys.key import ALL_TENANTS, Key, bucket_of_scope
+from cachebus.wire.event import NO_BUCKET, NONE_RAISED, LowWatermark
 
 AHEAD_MAX = 65_536
 PENDING_PROBES_MAX = 16
@@ -51,13 +52,13 @@ class Shard:
         "drop_count",
         "epoch",
         "foreign",
-        "head",
+        "former_epochs",
+        "highest_seq",
         "index",
         "invalidated",
-        "left",
         "low",
         "max_invalidated_scopes",
-        "valid_until",
+        "valid_until_s",
     )
 
     def __init__(
@@ -69,30 +70,31 @@ class Shard:
     ) -> None:
         self.index = index
         self.max_invalidated_scopes = max_invalidated_scopes
-        """How many marks are kept at most: L2 does not keep those that it can do without, a node does, where it can't
-        know which they are."""
+        """How many invalidated scopes are kept at most. L2 leaves out those that it can do without; a node keeps them
+        where it can't know which they are."""
         self._invalidated_count = 0
         self.bound_s = bound_s
         self.epoch = NO_EPOCH
         self.applied = 0
         """How far events have been applied without a gap."""
-        self.head = 0
+        self.highest_seq = 0
         """The highest seq heard of in this epoch."""
         self.low: dict[str, int] = {}
-        """By bucket: its low watermark. Nothing older is believed, as its marks are forgotten."""
+        """By bucket: its low watermark. Nothing older is believed, as older invalidations are forgotten."""
         self.invalidated: dict[str, InvalidatedScopes] = {}
         """By bucket: the seq of the last invalidation of each scope and tag."""
-        self.valid_until = NEVER
+        self.valid_until_s = NEVER
         """Until when this node may serve its memory of the shard, on its own monotonic clock."""
         self.drop_count = 0
         """Drops applied, of any kind, in the order of this node."""
         self.doubts = Doubts()
         """Invalidations of which nobody knows whether they happened."""
         self.foreign: dict[bytes, int] = {}
-        """Epochs of events that may have begun since, with the highest seq of each."""
-        self.left: dict[bytes, None] = {}
-        """Epochs that this shard is not in any more, or never was: L2 has said so since they were heard of. Where
-        a server is in one, as a primary that is made the primary again, another one is begun there: `Caller.left`."""
+        """Epochs that events have named and that may have begun since, with the highest seq heard of in each."""
+        self.former_epochs: dict[bytes, None] = {}
+        """Epochs that this shard is not in any more, or never was: L2 has said so since they were heard of. A server
+        may be in one, as a primary that was deposed and is the primary again: another epoch is begun there then (see
+        `Caller`)."""
         self._suspects: tuple[bytes, ...] = ()
         self._ahead: set[int] = set()
         self._pending_probes: deque[tuple[int, float]] = deque(maxlen=PENDING_PROBES_MAX)
@@ -104,12 +106,12 @@ class Shard:
     # -- events -------------------------------------------------------------------------------------------------
 
     def has_heard(self, epoch: bytes, seq: int) -> bool:
-        """Whether an event at this place was applied already, so that nothing in it matters any more."""
+        """Whether an event at this position was applied already, so that nothing in it matters any more."""
         return epoch == self.epoch and (seq <= self.applied or seq in self._ahead)
 
     def has_left(self, epoch: bytes) -> bool:
         """Whether this epoch is known not to be the shard's: of the latest such ones."""
-        return epoch in self.left
+        return epoch in self.former_epochs
 
     def hear(self, epoch: bytes, seq: int) -> Heard:
         """Place an event in the history. NEXT and AHEAD must then be applied with `drop`.
@@ -125,8 +127,8 @@ class Shard:
             return Heard.FOREIGN
         if seq <= self.applied or seq in self._ahead:
             return Heard.OLD
-        if seq > self.head:
-            self.head = seq
+        if seq > self.highest_seq:
+            self.highest_seq = seq
         if seq != self.applied + 1:
             self._ahead.add(seq)
             return Heard.AHEAD
@@ -145,13 +147,12 @@ class Shard:
         scopes: Iterable[str],
         *,
         passing: Iterable[str] = (),
-        bucket: str = NO_BUCKET,
-        low: int = 0,
+        low: LowWatermark = NONE_RAISED,
     ) -> bool:
         """Apply an event's body: from now on nothing that it replaced is believed.
 
-        `passing`: scopes of which nothing that there is can lie in; they concern only what is under way. `bucket` and
-        `low`: a low watermark that it has raised. Gives whether any low watermark was raised.
+        `passing`: scopes in which nothing that is stored can lie; they only overtake what is under way. `low`:
+        a low watermark that it has raised. Gives whether any low watermark was raised.
         """
         self.drop_count += 1
         recent_drops = self._recent_drops
@@ -173,10 +174,10 @@ class Shard:
             if invalidated is None:
                 invalidated = self.invalidated[its] = InvalidatedScopes()
             self._invalidated_count += invalidated.note(scope, seq)
-        raised = bucket != NO_BUCKET and low > self.low.get(bucket, 0)
+        raised = low.bucket != NO_BUCKET and low.seq > self.low.get(low.bucket, 0)
         if raised:
-            self.low[bucket] = low
-            touched.setdefault(bucket, 0)
+            self.low[low.bucket] = low.seq
+            touched.setdefault(low.bucket, 0)
         for its, count in touched.items():
             invalidated = self.invalidated.get(its)
             if invalidated is not None:
@@ -192,7 +193,7 @@ class Shard:
     @property
     def has_gap(self) -> bool:
         """Whether events are known to be missing."""
-        return self.head > self.applied
+        return self.highest_seq > self.applied
 
     def unheard(self, seq: int) -> int:
         """How many events up to this one were never applied, in order or behind a gap."""
@@ -214,7 +215,7 @@ class Shard:
             self.foreign.pop(foreign, None)
             self._leave(foreign)
         self._suspects = ()
-        self.head = max(self.head, seq)
+        self.highest_seq = max(self.highest_seq, seq)
         self._pending_probes.append((seq, sent_at_s))
         self._renew()
         return Probed.BEHIND if self._pending_probes else Probed.RENEWED
@@ -227,52 +228,48 @@ class Shard:
         """
         pending = self._pending_probes
         while pending and self.applied >= pending[0][0]:
-            self.valid_until = max(self.valid_until, pending.popleft()[1] + self.bound_s)
+            self.valid_until_s = max(self.valid_until_s, pending.popleft()[1] + self.bound_s)
 
     @property
     def fresh_as_of_s(self) -> float:
         """When the probe behind the lease was sent: what is read under the lease is at least as fresh as that."""
-        return self.valid_until - self.bound_s
+        return self.valid_until_s - self.bound_s
 
     def lapse(self) -> None:
         """Give the lease up now."""
-        self.valid_until = NEVER
+        self.valid_until_s = NEVER
         self._pending_probes.clear()
 
     # -- beginnings ---------------------------------------------------------------------------------------------
 
     def probe_sent(self) -> None:
-        """To be called when a probe is sent: epochs heard of before it that it does not find are not this shard's."""
+        """A probe is sent. An epoch that was heard of before, and that its reply does not name, is not this shard's."""
         self._suspects = tuple(self.foreign)
 
-    def heard_so_far(self) -> HeardSoFar:
-        """To be noted when the question is sent whose answer `begin_epoch` takes: how far this epoch had been heard."""
+    def begin_asking(self) -> HeardSoFar:
+        """A question is sent whose answer goes to `begin_epoch`: forget what was heard of other epochs before it.
+        Returns how far this one has been heard, for `begin_epoch` to compare with."""
         self.foreign.clear()
-        return HeardSoFar(self.epoch, self.head)
+        return HeardSoFar(self.epoch, self.highest_seq)
 
     def _leave(self, epoch: bytes) -> None:
-        self.left.pop(epoch, None)
-        self.left[epoch] = None
-        if len(self.left) > EPOCHS_MAX:
-            del self.left[next(iter(self.left))]
+        self.former_epochs.pop(epoch, None)
+        self.former_epochs[epoch] = None
+        if len(self.former_epochs) > EPOCHS_MAX:
+            del self.former_epochs[next(iter(self.former_epochs))]
 
     def begin_epoch(
-        self,
-        epoch: bytes,
-        seq: int,
-        invalidated: Mapping[str, Mapping[str, int]],
-        low: Mapping[str, int],
-        sent_at_s: float,
-        asked: HeardSoFar | None = None,
+        self, epoch: bytes, seq: int, replied: Invalidated, sent_at_s: float, asked: HeardSoFar | None = None
     ) -> None:
-        """Begin anew from a probe's reply with marks: at start, in another epoch, or over a trimmed log.
+        """Begin anew from a probe's reply with the invalidated scopes: at start, in another epoch, or over a trimmed
+        log.
 
         Nothing held before is believed, and whatever is under way is overtaken. Only this moves a node into another
-        epoch: an event alone does not, since it says nothing of the marks.
+        epoch: an event alone does not, since it says nothing of what was invalidated before.
 
         The reply knows all up to `seq`. Of what the bus has brought beyond `seq`,
 
-        1. what came before the question was sent (`asked`: what `heard_so_far` gave) is forgotten: L2 knows better;
+        1. what came before the question was sent (`asked`: what `begin_asking` gave) is forgotten: L2 knows better;
         2. what came since, of the epoch that the node is in, is applied already, and stays;
         3. what came since, of the epoch that now begins, could not be applied: no lease before it is.
         """
@@ -280,36 +277,36 @@ class Shard:
         before = self.epoch
         asked = asked or HeardSoFar(before, BEYOND)
         # Where the node has entered `before` only since the question, all that it has heard of it came since (2).
-        known_when_asked = asked.head if asked.epoch == before else 0
-        if epoch == before and self.head > max(seq, known_when_asked):
-            invalidated, low = self._with_what_is_newer(seq, invalidated, low)
+        known_when_asked = asked.highest_seq if asked.epoch == before else 0
+        if epoch == before and self.highest_seq > max(seq, known_when_asked):
+            replied = self._with_what_is_newer(seq, replied)
             self._ahead = {later for later in self._ahead if later > max(seq, self.applied)}
-            self.applied, self.head = max(seq, self.applied), max(seq, self.head)
+            self.applied, self.highest_seq = max(seq, self.applied), max(seq, self.highest_seq)
         else:
             self._ahead = set()
-            self.applied = self.head = seq
+            self.applied = self.highest_seq = seq
         if before not in (NO_EPOCH, epoch):
             self._leave(before)
         self.doubts.settle(sent_at_s)
-        self.epoch, self.low = epoch, dict(low)
-        self.invalidated = {bucket: InvalidatedScopes(its.items()) for bucket, its in invalidated.items() if its}
+        self.epoch, self.low = epoch, dict(replied.low)
+        self.invalidated = {bucket: InvalidatedScopes(its.items()) for bucket, its in replied.by_bucket.items() if its}
         self._invalidated_count = sum(map(len, self.invalidated.values()))
         must_apply = max(seq, self.foreign.pop(epoch, 0))  # (3)
-        self.head = max(self.head, must_apply)
+        self.highest_seq = max(self.highest_seq, must_apply)
         while self.applied + 1 in self._ahead:
             self.applied += 1
             self._ahead.remove(self.applied)
         self._pending_probes.append((must_apply, sent_at_s))
         self._renew()
 
-    def _with_what_is_newer(
-        self, seq: int, invalidated: Mapping[str, Mapping[str, int]], low: Mapping[str, int]
-    ) -> tuple[dict[str, dict[str, int]], dict[str, int]]:
-        """The marks and low watermarks of a reply that knows all up to `seq`, and those heard beyond it."""
-        marks = {bucket: dict(its) for bucket, its in invalidated.items()}
+    def _with_what_is_newer(self, seq: int, replied: Invalidated) -> Invalidated:
+        """The invalidated scopes and low watermarks of a reply that knows all up to `seq`, and those heard beyond
+        it."""
+        by_bucket = {bucket: dict(its) for bucket, its in replied.by_bucket.items()}
         for bucket, its in self.invalidated.items():
-            marks.setdefault(bucket, {}).update((name, at) for name, at in its.items() if at > seq)
-        return marks, {bucket: max(low.get(bucket, 0), self.low.get(bucket, 0)) for bucket in {*low, *self.low}}
+            by_bucket.setdefault(bucket, {}).update((name, at) for name, at in its.items() if at > seq)
+        low = {bucket: max(replied.low.get(bucket, 0), self.low.get(bucket, 0)) for bucket in {*replied.low, *self.low}}
+        return Invalidated(by_bucket, low)
 
     def void(self) -> None:
         """Overtake everything that is under way, and give up the lease."""
@@ -332,16 +329,17 @@ class Shard:
         if reservation.drops < self._recent_drops_low:
             return True
         for name in (key, everywhere) if everywhere else (key,):
-            touched = self._recent_drops.get(name)
-            if touched is None or touched[0] <= reservation.drops:
+            drop = self._recent_drops.get(name)
+            if drop is None:
                 continue
-            if touched[1] > seq or touched[2] > reservation.drops:
+            latest, highest_seq, forgotten = drop
+            if latest > reservation.drops and (highest_seq > seq or forgotten > reservation.drops):
                 return True
         return False
 
     def hides(self, seq: int, bucket: str, scopes: Iterable[str]) -> bool:
-        """Whether a low watermark, or the mark of one of these scopes and tags, is beyond the seq of a record in a key
-        of this bucket."""
+        """Whether a low watermark, or the last invalidation of one of these scopes and tags, is beyond the seq of a
+        record in a key of this bucket."""
         if self.below(seq, bucket):
             return True
         for its in (bucket, ALL_TENANTS):
@@ -353,42 +351,34 @@ class Shard:
         return False
 
     def below(self, seq: int, bucket: str) -> bool:
-        """Whether a record's seq is below a low watermark: it may have been replaced, nobody remembers."""
+        """Whether a record's seq is below a low watermark. It may have been replaced: nobody remembers."""
         low = self.low
         return bool(low) and (seq < low.get(bucket, 0) or seq < low.get(ALL_TENANTS, 0))
 
     def snapshot(self, bucket: str, scopes: Iterable[str]) -> ScopeSnapshot:
-        """What is remembered of these scopes and tags now: to be noted where something begins that others join."""
+        """What is remembered of these scopes and tags now. A load that others may join notes it when it begins."""
         found = [its for its in (self.invalidated.get(bucket), self.invalidated.get(ALL_TENANTS)) if its]
         invalidated = {name: max((its.get(name, 0) for its in found), default=0) for name in scopes}
         return ScopeSnapshot((self.low.get(bucket, 0), self.low.get(ALL_TENANTS, 0)), invalidated)
 
     def unchanged(self, bucket: str, noted: ScopeSnapshot) -> bool:
-        """Whether all is as it was noted: nothing that it stands for was invalidated since. A mark alone, held against
-        `applied`, would not tell: what was heard behind a gap is beyond that, and may be old."""
+        """Whether nothing of what was noted has been invalidated since. To compare `invalidated_at` with `applied`
+        would not tell: an event that was heard behind a gap is beyond `applied`, and may be older than the note."""
         return self.snapshot(bucket, noted.invalidated_at) == noted
 
-    def admits(
-        self,
-        reservation: Reservation,
-        key: str,
-        bucket: str,
-        scopes: Iterable[str],
-        epoch: bytes,
-        seq: int,
-        everywhere: str = "",
-    ) -> bool:
-        """Whether what was read, loaded or written under the reservation may enter L1."""
+    def admits(self, reservation: Reservation, key: Key, scopes: Iterable[str], epoch: bytes, seq: int) -> bool:
+        """Whether what was read, loaded or written under the reservation may enter L1. `scopes`: those of the key, and
+        the value's tags. `epoch`, `seq`: the value's position."""
         return (
             epoch == self.epoch == reservation.epoch
-            and not self.overtaken(reservation, key, seq, everywhere)
-            and not self.hides(seq, bucket, scopes)
+            and not self.overtaken(reservation, key.l1, seq, key.everywhere)
+            and not self.hides(seq, key.family.bucket, scopes)
             and not (self.doubts.scopes and self.doubts.cover(scopes, reservation.drops))
         )
 
     def serves(self, now_s: float, expires_s: float, read_until_s: float) -> bool:
         """The serving rule of L1: unexpired, and either under the lease or within the bound of its own reading."""
-        return now_s < expires_s and (now_s < self.valid_until or now_s < read_until_s)
+        return now_s < expires_s and (now_s < self.valid_until_s or now_s < read_until_s)
 
     def honours(self, epoch: bytes, seq: int) -> bool:
         """Whether this node has applied all that a session token stands for."""

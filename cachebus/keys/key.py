@@ -23,11 +23,14 @@ GIVEN, ABSENT = "\x1f", "\x1e"
 NO_CONTEXT = ABSENT * 3
 SYSTEM = "system"
 """The one data type that may go without a tenant."""
-_REMEDY = "give tenant_id, run inside a Context, or set default_tenant in the settings"
+TENANT_REMEDY = (
+    "give tenant_id, run inside a Context (one that a dependency of FastAPI enters is seen only where that is async: "
+    "others run in a thread), or set default_tenant in the settings"
+)
 ALL_OF_SHARD = "N"
 """The scope that holds everything in a shard."""
 ALL_TENANTS = "**"
-"""The bucket for the marks of scopes that hold more than one tenant."""
+"""The bucket for scopes that hold more than one tenant."""
 
 _NONE: tuple[str | None, str | None, str | None] = (None, None, None)
 _plain = re.compile(r"[!-$&-)+-9;-~]{1,512}").fullmatch  # printable ASCII that needs no encoding and no further look
@@ -46,7 +49,7 @@ def type_scope(data_type: object) -> str:
 
 
 def tag_scope(tenant: str, tag: str) -> str:
-    """The name under which a tag's mark is kept."""
+    """The scope of a tag."""
     return f"G{GIVEN}{tenant}{GIVEN}{check_part('tag', tag)}"
 
 
@@ -57,12 +60,12 @@ def shard_of(tenant: str, shards: int) -> int:
 
 @lru_cache(maxsize=4096)
 def bucket_of(tenant: str) -> str:
-    """Which of 256 buckets the marks of a tenant's scopes and tags lie in: two hexadecimal digits."""
+    """Which of 256 buckets a tenant's scopes and tags lie in: two hexadecimal digits."""
     return sha1(tenant.encode(), usedforsecurity=False).hexdigest()[:2]
 
 
 def bucket_of_scope(name: str) -> str:
-    """The bucket of a scope's or tag's mark."""
+    """The bucket of a scope or tag."""
     if name[:1] in "NY":
         return ALL_TENANTS
     return bucket_of(name.split(GIVEN, 2)[1])
@@ -135,14 +138,22 @@ class Key:
 
     __slots__ = ("contexts", "crc", "family", "l1", "l2", "resource_id", "shard")
 
-    def __init__(self, family: Family, resource_id: str, contexts: tuple[str | None, str | None, str | None]) -> None:
+    def __init__(
+        self,
+        family: Family,
+        resource_id: str,
+        contexts: tuple[str | None, str | None, str | None],
+        *,
+        plain: bool = False,
+    ) -> None:
+        """`plain`: the resource id is known to need no encoding."""
         self.family = family
         self.shard = family.shard
         self.resource_id = resource_id
         self.contexts = contexts
         if contexts is _NONE:
             self.l1 = f"{family.stem}{resource_id}{NO_CONTEXT}"
-            self.l2 = family.prefix + (resource_id if _plain(resource_id) else resource_id.translate(_CODES))
+            self.l2 = family.prefix + (resource_id if plain or _plain(resource_id) else resource_id.translate(_CODES))
         else:
             tail = "".join(ABSENT if c is None else GIVEN + c for c in contexts)
             middle = "".join(f"{n}:{encoded(c)}:" for n, c in zip(_L2_NAMES, contexts, strict=True) if c is not None)
@@ -198,7 +209,7 @@ class Keyspace:
         checked = check_part("data_type", data_type)
         if tenant_id is None:
             if checked != SYSTEM:
-                raise TenantRequired(f"tenant_id is needed for data type {checked!r}: {_REMEDY}")
+                raise TenantRequired(f"tenant_id is needed for data type {checked!r}: {TENANT_REMEDY}")
             tenant = ""
         else:
             tenant = check_part("tenant_id", tenant_id)
@@ -229,6 +240,15 @@ class Keyspace:
         )
         return Key(family, resource_id, (agent, conversation, collection))
 
+    def keys(self, data_type: str, ids: Iterable[tuple[str, str | None]]) -> list[Key]:
+        """The keys of these resource ids, each with its tenant id, in no context; `InvalidKey` where one is wrong."""
+        found: list[Key] = []
+        for part, tenant_id in ids:
+            plain = type(part) is str and _plain(part) is not None
+            text = part if plain else check_part("resource_id", part)
+            found.append(Key(self.family(tenant_id, data_type), text, _NONE, plain=plain))
+        return found
+
     def named(self, l1: str) -> Key:
         """The key that has this L1 name; the name must be one that a key of this keyspace has given."""
         tenant, data_type, resource_id, (agent, conversation, collection) = _parts_of(l1)
@@ -252,16 +272,16 @@ class Keyspace:
         if len(given) > 1:
             raise InvalidKey("a scope takes at most one of agent_id, conversation_id, collection_id")
         if tenant_id is None and data_type is None:
-            raise TenantRequired(f"tenant_id is needed for a scope of all data types: {_REMEDY}")
+            raise TenantRequired(f"tenant_id is needed for a scope of all data types: {TENANT_REMEDY}")
         family = self.family(tenant_id, SYSTEM if data_type is None else data_type)
         parts = [family.tenant] if data_type is None else [family.tenant, family.data_type]
         shape = ("T" if data_type is None else "D") + "".join(s for s, _ in given)
         return family.shard, GIVEN.join([shape, *parts, *(part for _, part in given)])
 
     def tags(self, tenant_id: object, tags: Iterable[str]) -> tuple[int, list[str]]:
-        """Shard and mark names of a tenant's tags."""
+        """Shard and scopes of a tenant's tags."""
         if tenant_id is None:
-            raise TenantRequired(f"tags belong to a tenant: {_REMEDY}")
+            raise TenantRequired(f"tags belong to a tenant: {TENANT_REMEDY}")
         family = self.family(tenant_id, SYSTEM)
         return family.shard, [tag_scope(family.tenant, tag) for tag in tags]
 
@@ -272,6 +292,6 @@ def everywhere(key: Key) -> str:
 
 
 def guard_name(key: Key) -> str:
-    """The name under which a guard stands on the key itself; scopes and tags are guarded under the names of their
-    marks, of which none begins like this."""
+    """The name under which a guard stands on the key itself; scopes and tags are guarded under their own
+    names, of which none begins like this."""
     return f"K\x1f{key.l1}"

@@ -61,6 +61,16 @@ class ArgumentTemplate:
         """The names of the arguments that it is written out of."""
         return [field.replace("[", ".").partition(".")[0] for field in self._template.fields]
 
+    def check(self, part: str) -> None:
+        """`ConfigError` for what is no such id, nor a tag, whatever the arguments are."""
+        filled = self._template.fill(dict.fromkeys(self._template.fields, "x"))
+        try:
+            check_part(part, filled)
+        except InvalidKey as error:
+            raise ConfigError(f"{self._where}: {error}") from None
+        if part == "resource_id" and filled == WHOLE_SCOPE:
+            raise ConfigError(f'{self._where}: resource_id "{WHOLE_SCOPE}" names all of a data type')
+
     def filled_in(self, arguments: Mapping[str, Any]) -> Any:
         """The id for these arguments; of a template that is one argument alone, that argument as it is, so that None is
         no id rather than one called "None". `InvalidKey` where what is no id would be written into a longer one."""
@@ -130,7 +140,7 @@ class Naming:
 
 
 def tag_scopes(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
-    """Mark names of a value's tags: those given, and those of its type; `ValueError`, `InvalidKey`."""
+    """The scopes of a value's tags: those given, and those of its type; `ValueError`, `InvalidKey`."""
     if isinstance(tags, str):
         raise ValueError("tags must be a sequence of strings")
     if not tags and not rules.tags:

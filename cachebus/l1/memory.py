@@ -98,7 +98,7 @@ class L1:
             (self._main if hot else self._small).append(key)
         entries[key] = entry
         self.bytes += size
-        return self._looked_into(entry) if hot else True
+        return self._stays_when_weighed(entry) if hot else True
 
     def remove(self, key: str) -> bool:
         """Drop a key; whether it was held."""
@@ -134,7 +134,7 @@ class L1:
         self._sweeps.append(is_dead)
         try:
             removed = 0
-            started = clock()
+            started_s = clock()
             # Small first: keys move from small to main, never back. Who pops a key meanwhile (an eviction, another
             # sweep) either drops it or asks `is_dead` too, so one turn of each queue meets them all.
             for queue in (self._small, self._main):
@@ -142,10 +142,10 @@ class L1:
                     if not queue:
                         break
                     removed += self._visit(queue)
-                    if turn & 15 == 15 and clock() - started >= slice_s:
+                    if turn & 15 == 15 and clock() - started_s >= slice_s:
                         yield removed
                         removed = 0
-                        started = clock()
+                        started_s = clock()
             yield removed
         finally:
             self._sweeps.remove(is_dead)
@@ -170,12 +170,12 @@ class L1:
         self.entries[key] = entry
         self.bytes += entry.size - old.size
         if entry.freq:
-            return self._looked_into(entry)
+            return self._stays_when_weighed(entry)
         if self.bytes > self._max_bytes:
             self._evict(self._max_entries, self._max_bytes)
         return self.entries.get(key) is entry
 
-    def _looked_into(self, entry: Entry) -> bool:
+    def _stays_when_weighed(self, entry: Entry) -> bool:
         """Whether one that has just come in, under a hot key, still is in when its size is known better."""
         self._weigh(entry)
         if entry.size > self._largest_bytes:

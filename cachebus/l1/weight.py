@@ -111,13 +111,13 @@ def weigh(value: Any, encoded_bytes: int = 0, enough_bytes: float = inf) -> floa
         kinds = set(map(type, items))
         parts: list[Any] = []
         strange: list[Any] = []
-        left = len(items)
+        remaining = len(items)
         for kind in kinds - _FLAT:
             alike = items if len(kinds) == 1 else [item for item in items if type(item) is kind]
-            left -= len(alike)
+            remaining -= len(alike)
             held += times * _holders(kind, alike, parts, strange)
-        if left:
-            flat += times * _flats(items, left)
+        if remaining:
+            flat += times * _flats(items, remaining)
         todo += [
             (more, at, times)
             for more, at in ((parts, depth + 1), (strange, depth + _STRANGE))
@@ -208,8 +208,8 @@ def _names(kind: type) -> tuple[str, ...]:
     if dataclasses.is_dataclass(kind):
         return tuple(field.name for field in dataclasses.fields(kind))
     # Of msgspec and attrs. A Struct that the garbage collector does not see would not even say what it refers to.
-    told = getattr(kind, "__struct_fields__", ()) or getattr(kind, "__attrs_attrs__", ())
-    return tuple(name if isinstance(name, str) else name.name for name in told)
+    named = getattr(kind, "__struct_fields__", ()) or getattr(kind, "__attrs_attrs__", ())
+    return tuple(name if isinstance(name, str) else name.name for name in named)
 
 
 _FLAT: frozenset[type] = frozenset([str, bytes, int, float, bool, type(None)])

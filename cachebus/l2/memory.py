@@ -12,17 +12,18 @@ from cachebus.core.ports import (
     SILENT_S,
     Caller,
     Change,
-    LeaseOutcome,
-    LeaseReply,
+    FillLeaseOutcome,
+    FillLeaseReply,
+    KeyFacts,
     LogEntry,
     NodesReply,
     ProbeReply,
     ReadReply,
-    Stale,
 )
-from cachebus.keys.key import Key, guard_name
+from cachebus.core.requests import FallbackKind, FillLeaseRequest, FillRequest, GuardRequest, WriteRequest
+from cachebus.keys.key import ALL_TENANTS, Key, guard_name
+from cachebus.l2.memory_fill_lease import MemoryFillLease
 from cachebus.l2.memory_history import MemoryHistory
-from cachebus.l2.memory_lease import MemoryLease
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from cachebus.wire.record import FLAG_NOT_FOUND, FLAGS_AT, Record
@@ -44,8 +45,8 @@ class MemoryShard(MemoryHistory):
 
     def stored(self, key: Key) -> tuple[bytes, Record] | None:
         """The key's record if there is one that may be believed, expired or not."""
-        data, until = self.records.get(key.l2, (b"", 0.0))
-        if until <= self.clock():
+        data, until_s = self.records.get(key.l2, (b"", 0.0))
+        if until_s <= self.clock():
             self.records.pop(key.l2, None)
             return None
         try:
@@ -59,18 +60,23 @@ class MemoryShard(MemoryHistory):
         return 0 < record.expires_ms <= self.clock() * 1000
 
     def forget_keys(self, keys: Sequence[Key]) -> None:
-        """Records and leases of these keys go."""
+        """Records and fill leases of these keys go."""
         for key in keys:
             self.records.pop(key.l2, None)
-            self.leases.pop(key.l2, None)
+            self.fill_leases.pop(key.l2, None)
+
+    @property
+    def born_us(self) -> int:
+        """When the epoch began; 0 of the first, which nothing was before."""
+        return 0 if self.born_s == float("-inf") else int(self.born_s * 1_000_000)
 
     def lost_guards_end_ms(self, own_ms: int = 0) -> int | None:
         """When all guards have ended that a takeover has lost; None once they have. What is stored until then may be
         from before a commit that nobody tells of. `own_ms`: the longest that the caller has heard of."""
-        most_ms, now = max(self.guard_ms, own_ms), self.clock()
-        if not most_ms or now >= self.born + most_ms / 1000:
+        most_ms, now_s = max(self.guard_ms, own_ms), self.clock()
+        if not most_ms or now_s >= self.born_s + most_ms / 1000:
             return None
-        return int(min(self.born, now) * 1000) + most_ms
+        return int(min(self.born_s, now_s) * 1000) + most_ms
 
     def _px_until(self, end_ms: int | None, px_ms: int) -> int:
         """How long what should last for `px_ms` (0: for ever) may last where it is to end by then."""
@@ -79,7 +85,7 @@ class MemoryShard(MemoryHistory):
 
     def put(self, key: Key, record: Record, px_ms: int, caller: Caller) -> int:
         """Store a record; gives when it expires where it must expire by the end of lost guards, else 0."""
-        latest_ms, expires_ms = self.lost_guards_end_ms(caller.guard_ms), 0
+        latest_ms, expires_ms = self.lost_guards_end_ms(caller.largest.guard_ms), 0
         px_ms = self._px_until(latest_ms, px_ms)
         if latest_ms is not None and not 0 < record.expires_ms <= latest_ms:
             expires_ms = latest_ms
@@ -94,36 +100,35 @@ class MemoryShard(MemoryHistory):
 
     def guarded_ms(self, key: Key, tags: Sequence[str]) -> int | None:
         """For how long the guard that ends first still stands on a key, its scopes or these tags; None without one."""
-        now = self.clock()
+        now_s = self.clock()
         ends = [
             end
             for name in (guard_name(key), *key.scopes, *tags)
             for end in self.guards.get(name, {}).values()
-            if end > now
+            if end > now_s
         ]
-        return ceil((min(ends) - now) * 1000) if ends else None
+        return ceil((min(ends) - now_s) * 1000) if ends else None
 
     # -- the scripts ------------------------------------------------------------------------------------------------
 
     def probe(self, caller: Caller, with_invalidated: bool) -> ProbeReply:
         """See `Store.probe`."""
         self.attend(caller, "" if with_invalidated else None)
-        self._hear_of(caller)
-        now = self.clock()
-        silent = [node for node, row in self.rows.items() if row.at_us < (now - SILENT_S) * 1_000_000]
+        self._note_largest(caller)
+        now_s = self.clock()
+        silent = [node for node, row in self.rows.items() if row.at_us < (now_s - SILENT_S) * 1_000_000]
         for node in () if with_invalidated else silent:
             del self.rows[node]
             self.nodes_name = self.new_epoch()
-        born_us = 0 if self.born == float("-inf") else int(self.born * 1_000_000)
         return ProbeReply(
             self.epoch,
             self.seq,
-            int(now * 1_000_000),
+            int(now_s * 1_000_000),
             self.invalidated.given() if with_invalidated else None,
             self.nodes_name,
             self.bound_ms,
             self.guard_ms,
-            born_us,
+            self.born_us,
             self.keeps_without_l2,
         )
 
@@ -131,8 +136,8 @@ class MemoryShard(MemoryHistory):
         """See `Store.nodes`."""
         self.attend(caller)
         self.bound_ms, self.keeps_without_l2 = (
-            max(self.bound_ms, caller.bound_ms),
-            self.keeps_without_l2 or caller.keeps_without_l2,
+            max(self.bound_ms, caller.largest.bound_ms),
+            self.keeps_without_l2 or caller.largest.keeps_without_l2,
         )
         return NodesReply(self.epoch, self.nodes_name, self.bound_ms, dict(self.rows), self.keeps_without_l2)
 
@@ -146,8 +151,8 @@ class MemoryShard(MemoryHistory):
 
     def get(self, key: Key) -> bytes | None:
         """See `Store.get`."""
-        data, until = self.records.get(key.l2, (None, 0.0))
-        return data if until > self.clock() else None
+        data, until_s = self.records.get(key.l2, (None, 0.0))
+        return data if until_s > self.clock() else None
 
     def read(self, caller: Caller, keys: Sequence[Key]) -> ReadReply:
         """See `Store.read`."""
@@ -158,70 +163,65 @@ class MemoryShard(MemoryHistory):
             found.update((name, hit[0] if hit else None) for name, hit in hits.items())
         return ReadReply(self.epoch, self.seq, [found[key.l2] for key in keys])
 
-    def lease(
-        self,
-        key: Key,
-        caller: Caller,
-        token: str,
-        px_ms: int,
-        refresh: bool,
-        stale: Stale = Stale.NONE,
-        tags: Sequence[str] = (),
-    ) -> LeaseReply:
-        """See `Store.lease`."""
+    def fill_lease(self, key: Key, caller: Caller, request: FillLeaseRequest) -> FillLeaseReply:
+        """See `Store.fill_lease`."""
+        token, px_ms, refresh, fallback, tags = request
         self.attend(caller, key.family.bucket)
         left_ms = self.guarded_ms(key, tags)
         if left_ms is not None:
-            return LeaseReply(self.epoch, self.seq, LeaseOutcome.GUARDED, None, left_ms)
-        now, hit, held = self.clock(), self.stored(key), self.leases.get(key.l2)
+            return FillLeaseReply(self.epoch, self.seq, FillLeaseOutcome.GUARDED, None, left_ms)
+        now_s, hit, held = self.clock(), self.stored(key), self.fill_leases.get(key.l2)
         data, old = (hit[0], self.expired(hit[1])) if hit else (None, False)
         if hit and not refresh and not old:
-            return LeaseReply(self.epoch, self.seq, LeaseOutcome.HIT, data, 0)
-        if held and held.epoch == self.epoch and held.until_s > now and (held.rests or held.token != token):
-            left_ms = int((held.until_s - now) * 1000)
+            return FillLeaseReply(self.epoch, self.seq, FillLeaseOutcome.HIT, data, 0)
+        if held and held.epoch == self.epoch and held.until_s > now_s and (held.cools_down or held.token != token):
+            left_ms = int((held.until_s - now_s) * 1000)
             of_use = data if hit and not hit[1].not_found else None
-            if not held.rests:
+            if not held.cools_down:
                 held.waited = True
-                told = b"" if stale is Stale.OWN else of_use if stale is Stale.RECORD and old else None
-                return LeaseReply(self.epoch, self.seq, LeaseOutcome.WAIT, told if of_use else None, left_ms)
-            if stale is Stale.OWN or (stale is Stale.RECORD and of_use):
-                return LeaseReply(self.epoch, self.seq, LeaseOutcome.RESTING, data, left_ms)
+                sent = (
+                    b"" if fallback is FallbackKind.OWN else of_use if fallback is FallbackKind.RECORD and old else None
+                )
+                return FillLeaseReply(self.epoch, self.seq, FillLeaseOutcome.WAIT, sent if of_use else None, left_ms)
+            if fallback is FallbackKind.OWN or (fallback is FallbackKind.RECORD and of_use):
+                return FillLeaseReply(self.epoch, self.seq, FillLeaseOutcome.COOLING_DOWN, data, left_ms)
         lasts_ms = self._px_until(self.lost_guards_end_ms(), px_ms)
-        self.leases[key.l2] = MemoryLease(self.epoch, token, now + lasts_ms / 1000)
+        self.fill_leases[key.l2] = MemoryFillLease(self.epoch, token, now_s + lasts_ms / 1000)
         self.note_contexts(key)
-        return LeaseReply(self.epoch, self.seq, LeaseOutcome.GRANTED, data, 0)
+        return FillLeaseReply(self.epoch, self.seq, FillLeaseOutcome.GRANTED, data, 0)
 
     def holds(self, key: Key, token: str) -> bool:
-        """Whether the token's lease still stands."""
-        held = self.leases.get(key.l2)
+        """Whether the token's fill lease still stands."""
+        held = self.fill_leases.get(key.l2)
         return (
             held is not None
-            and not held.rests
+            and not held.cools_down
             and (held.epoch, held.token) == (self.epoch, token)
             and held.until_s > self.clock()
         )
 
-    def hold(self, key: Key, token: str, px_ms: int, *, rests: bool = False) -> None:
-        """See `Store.extend`, `Store.rest` and `Store.release` (px 0)."""
+    def hold(self, key: Key, token: str, *, px_ms: int, cools_down: bool = False) -> None:
+        """See `Store.extend`, `Store.cool_down` and `Store.release` (px 0)."""
         if self.is_lost(Caller("", 0, b""), None) or not self.holds(key, token):
             return
-        if rests:
+        if cools_down:
             self.end_lease(key)
-            self.leases[key.l2] = resting = MemoryLease(self.epoch, token, self.clock() + px_ms / 1000)
-            resting.rests = True
+            self.fill_leases[key.l2] = failed = MemoryFillLease(self.epoch, token, self.clock() + px_ms / 1000)
+            failed.cools_down = True
         elif px_ms:
             lasts_ms = self._px_until(self.lost_guards_end_ms(), px_ms)
-            self.leases[key.l2].until_s = self.clock() + lasts_ms / 1000
+            self.fill_leases[key.l2].until_s = self.clock() + lasts_ms / 1000
         else:
             self.end_lease(key)
 
     def end_lease(self, key: Key) -> None:
-        """A lease goes, and who waits for it is woken."""
-        if self.leases.pop(key.l2).waited:
+        """A fill lease goes, and who waits for it is woken."""
+        if self.fill_leases.pop(key.l2).waited:
             self.publish(events.WAKE + key.l1.encode())
 
-    def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
+    def fill(self, key: Key, caller: Caller, request: FillRequest) -> Change:
         """See `Store.fill`."""
+        token, record, px_ms, over = request
         self.arrive(caller, key.family.bucket)
         if not self.holds(key, token):
             return Change(self.epoch, self.seq, False)
@@ -236,16 +236,15 @@ class MemoryShard(MemoryHistory):
         """See `Store.invalidate`."""
         self.arrive(caller)
         self.forget_keys(keys)
-        head = self.announce(scopes, body)
-        return Change(self.epoch, self.seq, True, head, bound_ms=self.bound_ms)
+        header = self.announce(scopes, body)
+        return Change(self.epoch, self.seq, True, header, bound_ms=self.bound_ms)
 
-    def guard(
-        self, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], token: str, px_ms: int, body: bytes
-    ) -> Change:
+    def guard(self, caller: Caller, request: GuardRequest, body: bytes) -> Change:
         """See `Store.guard`."""
+        keys, scopes, token, px_ms = request
         self.arrive(caller)
-        now = self.clock()
-        kept = {name: {t: end for t, end in tokens.items() if end > now} for name, tokens in self.guards.items()}
+        now_s = self.clock()
+        kept = {name: {t: end for t, end in tokens.items() if end > now_s} for name, tokens in self.guards.items()}
         self.guards = {name: tokens for name, tokens in kept.items() if tokens}
         self.guarded = len(self.guards)
         guarded = (*map(guard_name, keys), *scopes)
@@ -255,24 +254,15 @@ class MemoryShard(MemoryHistory):
         for name in guarded:
             tokens = {t: end for t, end in self.guards.pop(name, {}).items() if t != token}
             if px_ms:
-                tokens[token] = now + px_ms / 1000
+                tokens[token] = now_s + px_ms / 1000
             if tokens:
                 self.guards[name] = tokens
-        self.guarded, self.guarded_until_s = len(self.guards), max(self.guarded_until_s, now + px_ms / 1000)
+        self.guarded, self.guarded_until_s = len(self.guards), max(self.guarded_until_s, now_s + px_ms / 1000)
         return self.invalidate(caller, keys, scopes, body)
 
-    def write(
-        self,
-        key: Key,
-        caller: Caller,
-        record: Record,
-        px_ms: int,
-        body: bytes,
-        others: Sequence[Key],
-        scopes: Sequence[str],
-        if_absent: bool,
-    ) -> Change:
+    def write(self, key: Key, caller: Caller, request: WriteRequest) -> Change:
         """See `Store.write`."""
+        record, px_ms, body, others, scopes, if_absent = request
         self.arrive(caller, key.family.bucket)
         guarded = self.guarded_ms(key, record.tags) is not None
         if if_absent:
@@ -280,39 +270,71 @@ class MemoryShard(MemoryHistory):
             if guarded or (now and not self.expired(now[1]) and not now[0][FLAGS_AT] & FLAG_NOT_FOUND):
                 return Change(self.epoch, self.seq, False, bound_ms=self.bound_ms)
         self.forget_keys([key, *others])
-        head = self.announce(scopes, body)
+        header = self.announce(scopes, body)
         expires_ms = 0
         if not guarded:
             record.set_position(self.epoch, self.seq)
             expires_ms = self.put(key, record, px_ms, caller)
             self.note_contexts(key)
-        return Change(self.epoch, self.seq, not guarded, head, expires_ms, self.bound_ms)
+        return Change(self.epoch, self.seq, not guarded, header, expires_ms, self.bound_ms)
 
     def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
         """See `Store.counter`."""
         self.arrive(caller)
-        now, asked = self.clock(), (key.l2, request)
-        value, until = self.counters.get(key.l2, (0, float("inf")))
-        if until <= now:  # what its requests were answered goes with it
-            value, until = 0, float("inf")
+        now_s, asked = self.clock(), (key.l2, request)
+        value, until_s = self.counters.get(key.l2, (0, float("inf")))
+        if until_s <= now_s:  # what its requests were answered goes with it
+            value, until_s = 0, float("inf")
             self.requests = {name: r for name, r in self.requests.items() if name[0] != key.l2}
         answered = self.requests.get(asked)
-        if request and answered and answered[1] > now:
+        if request and answered and answered[1] > now_s:
             return answered[0]
         if not amount:
             return value
         value += amount
         if not -INT64 <= value < INT64:
             return None
-        if expires_ms and until == float("inf"):
-            until = now + expires_ms / 1000
-        self.counters[key.l2] = (value, until)
+        if expires_ms and until_s == float("inf"):
+            until_s = now_s + expires_ms / 1000
+        self.counters[key.l2] = (value, until_s)
         if request:
-            self.requests = {name: r for name, r in self.requests.items() if r[1] > now}
-            self.requests[asked] = (value, now + REQUEST_S)
+            self.requests = {name: r for name, r in self.requests.items() if r[1] > now_s}
+            self.requests[asked] = (value, now_s + REQUEST_S)
         return value
 
     def log(self, after: int, count: int) -> list[LogEntry]:
         """See `Store.log`."""
         newer = sorted(seq for seq in self.messages if seq > after)[:count]
         return [LogEntry(seq, self.messages[seq]) for seq in newer]
+
+    def inspect(self, key: Key) -> KeyFacts:
+        """See `Store.inspect`."""
+        now_s, data, held = self.clock(), self.get(key), self.fill_leases.get(key.l2)
+        try:
+            tags = () if data is None else records.parse(data).tags
+        except records.CorruptRecord:
+            tags = ()
+        own, marks, low = (*key.scopes, *tags), self.invalidated.by_bucket, self.invalidated.low
+        buckets = key.family.bucket, ALL_TENANTS
+        ends = {
+            name: sorted(int(end * 1_000_000) for end in self.guards.get(name, {}).values() if end > now_s)
+            for name in (guard_name(key), *own)
+        }
+        letter = (
+            "" if held is None or held.until_s <= now_s else "r" if held.cools_down else "w" if held.waited else "h"
+        )
+        return KeyFacts(
+            server_us=int(now_s * 1_000_000),
+            epoch=self.epoch,
+            seq=self.seq,
+            is_over=self.meta_server != self.server,
+            bound_ms=self.bound_ms,
+            record=data,
+            fill_lease=f"{letter}{held.epoch.decode()}{held.token}".encode() if held is not None and letter else b"",
+            invalidated={n: its[n] for b in buckets for its in [marks.get(b, {})] for n in own if n in its},
+            low={bucket: low[bucket] for bucket in buckets if low.get(bucket)},
+            guards={name: left for name, left in ends.items() if left},
+            rows=dict(self.rows),
+            born_us=self.born_us,
+            guard_ms=self.guard_ms,
+        )

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from cachebus.base.clock import WALL_S, Clock
 from cachebus.core.ports import Caller, NodeRow
+from cachebus.l2.memory_fill_lease import MemoryFillLease
 from cachebus.l2.memory_invalidated import MemoryInvalidated
-from cachebus.l2.memory_lease import MemoryLease
 from cachebus.wire import event as events
 
 ENTRY_OVERHEAD_BYTES = 64
@@ -37,7 +37,7 @@ class MemoryHistory:
         """The incarnation; change it to play a restart or failover."""
         self.publish = publish
         self.new_epoch: Callable[[], bytes] = lambda: secrets.token_hex(8).encode()
-        self.born = float("-inf")
+        self.born_s = float("-inf")
         self.wipe()
         self.is_new = True
         """Nobody has used it yet, so that no guard can have been lost."""
@@ -45,6 +45,7 @@ class MemoryHistory:
     def wipe(self) -> None:
         """FLUSHALL."""
         self.is_new = False
+        self.identity = secrets.token_hex(8)
         self.meta_server = ""
         self.epoch, self.seq = b"", 0
         self.bound_ms = self.guard_ms = 0
@@ -52,7 +53,7 @@ class MemoryHistory:
         self.invalidated = MemoryInvalidated(self.max_invalidated_scopes)
         self._empty()
         self.records: dict[str, tuple[bytes, float]] = {}
-        self.leases: dict[str, MemoryLease] = {}
+        self.fill_leases: dict[str, MemoryFillLease] = {}
         self.counters: dict[str, tuple[int, float]] = {}
         self.requests: dict[tuple[str, str], tuple[int, float]] = {}
 
@@ -87,17 +88,18 @@ class MemoryHistory:
         if self.is_lost(caller, bucket):
             self.epoch, self.seq = self.new_epoch(), max(self.seq, caller.applied) + 1
             self.meta_server = self.server
-            self._hear_of(caller)
-            self.born, self.is_new = float("-inf") if self.is_new else self.clock(), False
+            self._note_largest(caller)
+            self.born_s, self.is_new = float("-inf") if self.is_new else self.clock(), False
             self._empty()
 
-    def _hear_of(self, caller: Caller) -> None:
-        self.bound_ms, self.guard_ms = max(self.bound_ms, caller.bound_ms), max(self.guard_ms, caller.guard_ms)
-        self.keeps_without_l2 = self.keeps_without_l2 or caller.keeps_without_l2
+    def _note_largest(self, caller: Caller) -> None:
+        largest = caller.largest
+        self.bound_ms, self.guard_ms = max(self.bound_ms, largest.bound_ms), max(self.guard_ms, largest.guard_ms)
+        self.keeps_without_l2 = self.keeps_without_l2 or largest.keeps_without_l2
 
     def attend(self, caller: Caller, bucket: str | None = None) -> None:
         """The same, also where the caller has left this history, and note the caller's row."""
-        if self.epoch in caller.left:
+        if self.epoch in caller.former_epochs:
             self.meta_server = ""
         self.arrive(caller, bucket)
         if caller.node:
@@ -107,26 +109,19 @@ class MemoryHistory:
             self.rows[caller.node] = NodeRow(caller.applied, caller.epoch, at_us, caller.about)
 
     def announce(self, scopes: Sequence[str], body: bytes) -> bytes:
-        """Move the marks to the next seq, log, publish; gives the event's head."""
+        """Move the marks to the next seq, log, publish; gives the event's header."""
         self.seq += 1
         ids = [name for name in scopes if name[0] == "I"]
         needless = [name for name in ids if name.split("\x1f", 3)[2] not in self.in_contexts]
         raised = self.invalidated.set([name for name in scopes if name not in needless], self.seq)
         if self.invalidated.lost:  # it had to forget some, and they were gone: who comes next takes over
             self.meta_server = ""
-        head = events.encode_head(
-            self.epoch,
-            self.seq,
-            int(self.clock() * 1_000_000),
-            body,
-            left_out=bool(needless) and len(needless) == len(ids),
-            bucket=raised[0],
-            low=raised[1],
-        )
-        self.messages[self.seq] = head + body
-        self.logged_bytes += len(head) + len(body) + ENTRY_OVERHEAD_BYTES
+        left_out = bool(needless) and len(needless) == len(ids)
+        header = events.EventHeader(self.epoch, self.seq, int(self.clock() * 1_000_000), left_out, raised).encode(body)
+        self.messages[self.seq] = header + body
+        self.logged_bytes += len(header) + len(body) + ENTRY_OVERHEAD_BYTES
         while len(self.messages) > 1 and (len(self.messages) > self.log_max or self.logged_bytes > self.log_max_bytes):
             gone = self.messages.pop(next(iter(self.messages)))
             self.logged_bytes -= len(gone) + ENTRY_OVERHEAD_BYTES
-        self.publish(head + body)
-        return head
+        self.publish(header + body)
+        return header

@@ -7,7 +7,7 @@ from math import ceil
 
 from cachebus.core.ports import Invalidated
 from cachebus.keys.key import ALL_TENANTS, bucket_of_scope
-from cachebus.wire.event import NO_BUCKET
+from cachebus.wire.event import NONE_RAISED, LowWatermark
 
 BATCH_PART = 128
 LONG_BYTES = 256
@@ -55,8 +55,8 @@ class MemoryInvalidated:
         own, wide = self.by_bucket.get(bucket, {}), self.by_bucket.get(ALL_TENANTS, {})
         return any(own.get(name, 0) > seq or wide.get(name, 0) > seq for name in scopes)
 
-    def set(self, scopes: Sequence[str], seq: int) -> tuple[str, int]:
-        """Move these to `seq`. Gives the bucket whose low watermark this has raised, and that."""
+    def set(self, scopes: Sequence[str], seq: int) -> LowWatermark:
+        """Move these to `seq`. Gives the low watermark that this has raised."""
         added = False
         for name in scopes:
             bucket = bucket_of_scope(name)
@@ -66,24 +66,24 @@ class MemoryInvalidated:
                 added = True
             invalidated[name] = seq
         excess = sum(self.sizes.values()) - self.most
-        return self._trim(excess) if added and excess > 0 else (NO_BUCKET, 0)
+        return self._trim(excess) if added and excess > 0 else NONE_RAISED
 
     def _count(self, bucket: str, count: int, size: int) -> None:
         self.counted[bucket] = self.counted.get(bucket, 0) + count
         self.sizes[bucket] = self.sizes.get(bucket, 0) + size
 
-    def _trim(self, excess: int) -> tuple[str, int]:
+    def _trim(self, excess: int) -> LowWatermark:
         bucket = min(self.sizes, key=lambda b: (-self.sizes[b], b))
         invalidated = self.by_bucket.get(bucket, {})
         if not invalidated:
             self.lost = True
-            return NO_BUCKET, 0
+            return NONE_RAISED
         oldest = sorted(invalidated, key=lambda name: (invalidated[name], name.encode()))
         for name in oldest[: max(excess, ceil(self.most / BATCH_PART))]:
             self.low[bucket] = invalidated.pop(name)
             self._count(bucket, -1, -_size(name))
             self.trimmed += 1
-        return bucket, self.low[bucket]
+        return LowWatermark(bucket, self.low[bucket])
 
     def given(self) -> Invalidated:
         """A copy for a node."""

@@ -7,11 +7,13 @@ from collections.abc import Awaitable, Sequence
 from typing import overload
 
 from cachebus.base.backoff import RECONNECT_FIRST_S
-from cachebus.core.ports import Caller, Change, LeaseReply, LogEntry, NodesReply, ProbeReply, ReadReply, Stale
+from cachebus.base.clock import monotonic
+from cachebus.base.losses import Losses
+from cachebus.core.ports import Caller, Change, FillLeaseReply, KeyFacts, LogEntry, NodesReply, ProbeReply, ReadReply
+from cachebus.core.requests import FillLeaseRequest, FillRequest, GuardRequest, WriteRequest
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.l2.memory import MemoryShard
-from cachebus.wire.record import Record
 
 
 class MemoryShards(Sequence[MemoryShard]):
@@ -49,6 +51,8 @@ class MemoryStore:
         self.checked = [False] * len(shards)
         """By shard: whether a probe has been answered since the last outage."""
         self.opened = 0
+        self.losses = Losses(monotonic)
+        """There are none."""
 
     @property
     def connected(self) -> bool:
@@ -110,38 +114,28 @@ class MemoryStore:
         """See `Store.read`."""
         return self._shard(shard).read(caller, keys)
 
-    async def lease(
-        self,
-        key: Key,
-        caller: Caller,
-        token: str,
-        px_ms: int,
-        *,
-        refresh: bool = False,
-        stale: Stale = Stale.NONE,
-        tags: Sequence[str] = (),
-    ) -> LeaseReply:
-        """See `Store.lease`."""
-        return self._shard(key.shard).lease(key, caller, token, px_ms, refresh, stale, tags)
+    async def fill_lease(self, key: Key, caller: Caller, request: FillLeaseRequest) -> FillLeaseReply:
+        """See `Store.fill_lease`."""
+        return self._shard(key.shard).fill_lease(key, caller, request)
 
     def extend(self, key: Key, token: str, px_ms: int) -> None:
         """See `Store.extend`."""
-        if self.connected:  # else the lease ends by its px
-            self._shard(key.shard).hold(key, token, px_ms)
+        if self.connected:  # else the fill lease ends by its px
+            self._shard(key.shard).hold(key, token, px_ms=px_ms)
 
     def release(self, key: Key, token: str) -> None:
         """See `Store.release`."""
         if self.connected:
-            self._shard(key.shard).hold(key, token, 0)
+            self._shard(key.shard).hold(key, token, px_ms=0)
 
-    def rest(self, key: Key, token: str, px_ms: int) -> None:
-        """See `Store.rest`."""
+    def cool_down(self, key: Key, token: str, px_ms: int) -> None:
+        """See `Store.cool_down`."""
         if self.connected:
-            self._shard(key.shard).hold(key, token, px_ms, rests=True)
+            self._shard(key.shard).hold(key, token, px_ms=px_ms, cools_down=True)
 
-    async def fill(self, key: Key, caller: Caller, token: str, record: Record, px_ms: int, over: bytes) -> Change:
+    async def fill(self, key: Key, caller: Caller, request: FillRequest) -> Change:
         """See `Store.fill`."""
-        return self._shard(key.shard).fill(key, caller, token, record, px_ms, over)
+        return self._shard(key.shard).fill(key, caller, request)
 
     async def invalidate(
         self, shard: int, caller: Caller, keys: Sequence[Key], scopes: Sequence[str], body: bytes
@@ -149,33 +143,13 @@ class MemoryStore:
         """See `Store.invalidate`."""
         return self._shard(shard).invalidate(caller, keys, scopes, body)
 
-    async def guard(
-        self,
-        shard: int,
-        caller: Caller,
-        keys: Sequence[Key],
-        scopes: Sequence[str],
-        token: str,
-        px_ms: int,
-        body: bytes,
-    ) -> Change:
+    async def guard(self, shard: int, caller: Caller, request: GuardRequest, body: bytes) -> Change:
         """See `Store.guard`."""
-        return self._shard(shard).guard(caller, keys, scopes, token, px_ms, body)
+        return self._shard(shard).guard(caller, request, body)
 
-    async def write(
-        self,
-        key: Key,
-        caller: Caller,
-        record: Record,
-        px_ms: int,
-        body: bytes,
-        *,
-        others: Sequence[Key] = (),
-        scopes: Sequence[str] = (),
-        if_absent: bool = False,
-    ) -> Change:
+    async def write(self, key: Key, caller: Caller, request: WriteRequest) -> Change:
         """See `Store.write`."""
-        return self._shard(key.shard).write(key, caller, record, px_ms, body, others, scopes, if_absent)
+        return self._shard(key.shard).write(key, caller, request)
 
     async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:
         """See `Store.counter`."""
@@ -184,3 +158,15 @@ class MemoryStore:
     async def log(self, shard: int, after: int, count: int) -> list[LogEntry]:
         """See `Store.log`."""
         return self._shard(shard).log(after, count)
+
+    async def inspect(self, key: Key) -> KeyFacts:
+        """See `Store.inspect`."""
+        return self._shard(key.shard).inspect(key)
+
+    async def identity(self) -> str:
+        """See `Store.identity`."""
+        return self._shards[0].identity
+
+    async def publish(self, shard: int, message: bytes, *, to: str = "", sharded: bool = False) -> None:
+        """See `Store.publish`. In one process there is one channel for all."""
+        self._shard(shard).publish(message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cachebus.keys.key import ALL_TENANTS, Key
+from cachebus.wire.inquiry import channel_of_answers
 
 
 class ShardNames:
@@ -12,8 +13,9 @@ class ShardNames:
         "buckets",
         "channel",
         "counter_prefix",
+        "fill_lease_prefix",
         "guards",
-        "lease_prefix",
+        "identity",
         "log",
         "marks_prefix",
         "meta",
@@ -27,18 +29,19 @@ class ShardNames:
         self.log = f"{tag}:log"
         self.nodes = f"{tag}:nodes"
         self.guards = f"{tag}:guards"
+        self.identity = f"{tag}:identity"
         self.buckets = f"{tag}:buckets"
         self.marks_prefix = f"{tag}:marks:"
         self.channel = f"{tag}:events:{database}"
         """Channels know no databases, so its name has the number."""
         self.record_prefix = f"{tag}:r:"
-        self.lease_prefix = f"{tag}:l:"
+        self.fill_lease_prefix = f"{tag}:l:"
         self.counter_prefix = f"{tag}:c:"
 
     @property
     def own(self) -> list[str]:
-        """All but records, leases and counters."""
-        return [self.meta, self.log, self.nodes, self.guards, self.buckets, *self.all_marks]
+        """All but records, fill leases and counters."""
+        return [self.meta, self.log, self.nodes, self.guards, self.buckets, self.identity, *self.all_marks]
 
     @property
     def all_marks(self) -> list[str]:
@@ -49,9 +52,13 @@ class ShardNames:
         """Where the key's record lies."""
         return self.record_prefix + key.l2
 
-    def lease(self, key: Key) -> str:
+    def fill_lease(self, key: Key) -> str:
         """Where the key's fill lease lies."""
-        return self.lease_prefix + key.l2
+        return self.fill_lease_prefix + key.l2
+
+    def answers(self, question: str) -> str:
+        """The channel of the answers to the question with this id."""
+        return channel_of_answers(self.channel, question)
 
     def marks(self, bucket: str) -> str:
         """Where a bucket's marks lie."""

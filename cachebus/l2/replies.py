@@ -17,9 +17,9 @@ import msgspec
 from cachebus.core.ports import (
     About,
     Change,
+    FillLeaseOutcome,
+    FillLeaseReply,
     Invalidated,
-    LeaseOutcome,
-    LeaseReply,
     LogEntry,
     NodeRow,
     NodesReply,
@@ -66,12 +66,16 @@ def row_rest(about: About) -> bytes:
     return b"".join(_encode(name) + _encode(value) for name, value in pairs.items())
 
 
+UNREADABLE: Final = NodeRow(0, b"", 0)
+"""Stands for a row that can't be read: of a node that has applied nothing, and was never heard of."""
+
+
 def node_row(data: bytes) -> NodeRow:
     """A node's row; one that can't be read says that the node has applied nothing."""
     try:
         row = _decode_row(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return NodeRow(0, b"", 0)
+        return UNREADABLE
     keeps_without_l2 = row.more.pop(KEEP_ALONE, True) is not False
     about = About(min(row.bound_ms, BOUND_MAX_MS), row.guard_ms, tuple(row.more.items()), keeps_without_l2)
     return NodeRow(row.applied, row.epoch.encode(), row.at_us, about)
@@ -81,7 +85,7 @@ _NONE = type(None)
 _EPOCH_BYTES: Final = 16
 
 
-class Shape:
+class ReplyShape:
     """What a script replies: epoch and seq, then what is of these types; of a tuple of types, of one of them."""
 
     def __init__(self, *types: type | tuple[type, ...]) -> None:
@@ -97,10 +101,18 @@ class Shape:
         return found
 
 
-_POSITION, _WITH_NUMBER, _PROBE = Shape(), Shape(int), Shape(bytes, bytes, int, int, (bytes, _NONE), int, int)
-_MARKS = Shape(bytes, bytes, int, int, (bytes, _NONE), list, list, int)
-_LEASE, _NODES, _COUNTER = Shape(bytes, (bytes, _NONE), int), Shape(int, list, int), Shape((bytes, _NONE))
-_FILLED, _INVALIDATED, _WRITTEN = Shape(int, int), Shape(int, bytes), Shape(int, bytes, int, int)
+_POSITION, _WITH_NUMBER, _PROBE = (
+    ReplyShape(),
+    ReplyShape(int),
+    ReplyShape(bytes, bytes, int, int, (bytes, _NONE), int, int),
+)
+_MARKS = ReplyShape(bytes, bytes, int, int, (bytes, _NONE), list, list, int)
+_LEASE, _NODES, _COUNTER = (
+    ReplyShape(bytes, (bytes, _NONE), int),
+    ReplyShape(int, list, int),
+    ReplyShape((bytes, _NONE)),
+)
+_FILLED, _INVALIDATED, _WRITTEN = ReplyShape(int, int), ReplyShape(int, bytes), ReplyShape(int, bytes, int, int)
 _STRINGS: Final = frozenset((bytes, _NONE))
 
 
@@ -143,13 +155,13 @@ def records_of(count: int, reply: Any) -> ReadReply:
     return ReadReply(reply[0], reply[1], records)
 
 
-def lease_of(reply: Any) -> LeaseReply:
-    """What `lease` replied."""
+def fill_lease_of(reply: Any) -> FillLeaseReply:
+    """What `fill_lease` replied."""
     epoch, seq, outcome, record, wait_ms = _LEASE.of(reply)
-    leased = LeaseOutcome(outcome.decode())
-    if leased is LeaseOutcome.HIT and record is None:
+    leased = FillLeaseOutcome(outcome.decode())
+    if leased is FillLeaseOutcome.HIT and record is None:
         raise Misshapen("a hit without a record")
-    return LeaseReply(epoch, seq, leased, record, wait_ms)
+    return FillLeaseReply(epoch, seq, leased, record, wait_ms)
 
 
 def filled(reply: Any) -> Change:
@@ -160,14 +172,14 @@ def filled(reply: Any) -> Change:
 
 def invalidation_of(reply: Any) -> Change:
     """What `invalidate` or `guard` replied; below zero: too many names are guarded, or one by too many."""
-    epoch, seq, bound_ms, head = _INVALIDATED.of(reply)
-    return Change(epoch, seq, bound_ms >= 0, head, bound_ms=max(bound_ms, 0))
+    epoch, seq, bound_ms, header = _INVALIDATED.of(reply)
+    return Change(epoch, seq, bound_ms >= 0, header, bound_ms=max(bound_ms, 0))
 
 
 def written(reply: Any) -> Change:
     """What `write` replied."""
-    epoch, seq, bound_ms, head, stored, expires_ms = _WRITTEN.of(reply)
-    return Change(epoch, seq, bool(stored), head, expires_ms, bound_ms)
+    epoch, seq, bound_ms, header, stored, expires_ms = _WRITTEN.of(reply)
+    return Change(epoch, seq, bool(stored), header, expires_ms, bound_ms)
 
 
 class Counted(NamedTuple):
@@ -213,7 +225,9 @@ def buckets_of(flat: Sequence[bytes]) -> dict[str, BucketState]:
     """The counts of every bucket that has, or had, marks; what is none of ours is left out."""
     pairs = zip(flat[::2], flat[1::2], strict=True)
     return {
-        bucket.decode(): BucketState(*_BUCKET.unpack(state)) for bucket, state in pairs if len(state) == _BUCKET.size
+        bucket.decode(errors="replace"): BucketState(*_BUCKET.unpack(state))
+        for bucket, state in pairs
+        if len(state) == _BUCKET.size
     }
 
 

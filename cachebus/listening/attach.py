@@ -11,10 +11,8 @@ from cachebus.core.ports import Bus, Store
 from cachebus.errors import BusUnavailable, L2Unavailable
 from cachebus.listening.outages import Outages
 from cachebus.listening.probe import Prober
+from cachebus.reading.refusals import PASSING
 from cachebus.resp import NoPrimary, ended
-
-PASSING = ("BUSY", "CLUSTERDOWN", "LOADING", "MASTERDOWN", "NOREPLICAS", "READONLY", "TRYAGAIN")
-"""In refusals that end by themselves, as during a failover: they may lie in the text of another."""
 
 
 def _passes(error: L2Unavailable) -> bool:
@@ -51,16 +49,16 @@ class Attachment:
             for shard in self._node.shards
         }
         try:
-            troubles = await self._settled(attaching, timeout_s, sooner_s)
+            troubles = await self._troubles_of(attaching, timeout_s, sooner_s)
         finally:
             await ended(*attaching)
         if len(troubles) == len(attaching):
             raise min(troubles.items())[1]
-        for shard, trouble in troubles.items():
-            self._outages.lost("L2", shard, str(trouble))
+        for index, trouble in troubles.items():
+            self._outages.lost("L2", index, str(trouble))
         self._opened = self._store.opened + self._bus.opened
 
-    async def _settled(
+    async def _troubles_of(
         self, attaching: dict[asyncio.Task[None], int], timeout_s: float, sooner_s: float
     ) -> dict[int, Exception]:
         """Wait for the tasks as long as it is worth it; by shard what is wrong with those that are not there."""
@@ -72,30 +70,30 @@ class Attachment:
             if not done:
                 break
             for task in done:
-                shard = lacking.pop(task)
+                index = lacking.pop(task)
                 try:
                     task.result()
                 except (L2Unavailable, BusUnavailable) as error:
-                    troubles[shard] = error
-        for shard in lacking.values():
-            troubles[shard] = L2Unavailable(self._refusals.get(shard) or f"no answer in {timeout_s:g} s")
+                    troubles[index] = error
+        for index in lacking.values():
+            troubles[index] = L2Unavailable(self._refusals.get(index) or f"no answer in {timeout_s:g} s")
         return troubles
 
-    async def _attach_one(self, shard: int) -> None:
+    async def _attach_one(self, index: int) -> None:
         """Goes on where a server accepts and then is silent or late, as one that many nodes or shards come to at once,
         or refuses for a reason that passes."""
         pauses = Backoff()
         while True:
             began = False
             try:
-                await self._store.reach(shard)
-                await self._bus.listen(shard)
+                await self._store.reach(index)
+                await self._bus.listen(index)
                 began = True
-                await self._prober.begin(shard, "start")
+                await self._prober.begin(index, "start")
             except L2Unavailable as error:
-                if not _passes(error) and (not began or self._store.reaches(shard)):
+                if not _passes(error) and (not began or self._store.reaches(index)):
                     raise
-                self._refusals[shard] = str(error)
+                self._refusals[index] = str(error)
                 await asyncio.sleep(pauses.next_s())
                 pauses.longer()
             else:

@@ -15,29 +15,29 @@ class Attention:
         self._wanted = [asyncio.Event() for _ in range(shards)]
         self._probe_wanted = [False] * shards
 
-    def nudge(self, shard: int) -> None:
+    def nudge(self, index: int) -> None:
         """Have the shard tended soon: something is missing."""
-        self._wanted[shard].set()
+        self._wanted[index].set()
 
-    def prompt(self, shard: int) -> None:
+    def prompt(self, index: int) -> None:
         """Have the shard probed at once, with what is applied by now: somebody waits for this node's position."""
-        self._probe_wanted[shard] = True
-        self._wanted[shard].set()
+        self._probe_wanted[index] = True
+        self._wanted[index].set()
 
-    def begin_turn(self, shard: int) -> None:
+    def begin_turn(self, index: int) -> None:
         """Forget what was asked for so far: the turn that begins now does it."""
-        self._wanted[shard].clear()
-        self._probe_wanted[shard] = False
+        self._wanted[index].clear()
+        self._probe_wanted[index] = False
 
-    def wants_probe(self, shard: int) -> bool:
+    def wants_probe(self, index: int) -> bool:
         """Whether a probe has been asked for since the turn began."""
-        return self._probe_wanted[shard]
+        return self._probe_wanted[index]
 
-    async def wait(self, shard: int) -> None:
+    async def wait(self, index: int) -> None:
         """Return when something has been asked for since the turn began."""
-        await self._wanted[shard].wait()
+        await self._wanted[index].wait()
 
-    async def wait_anew(self, shard: int) -> None:
+    async def wait_for_next(self, index: int) -> None:
         """Return when something is asked for from now on."""
-        self._wanted[shard].clear()
-        await self._wanted[shard].wait()
+        self._wanted[index].clear()
+        await self._wanted[index].wait()

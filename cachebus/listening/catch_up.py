@@ -35,65 +35,65 @@ class CatchUp:
         self._attention = attention
         self._grace_s = grace_s
 
-    async def heal(self, shard: int) -> None:
+    async def heal(self, index: int) -> None:
         """Give a gap the time that a reordered message needs, then read the log; `L2Unavailable`."""
-        view = self._node.shards[shard]
-        if view.has_gap and self._grace_s:
-            await self._be_patient(shard)
-        if view.has_gap:
-            await self.read_log(shard)
+        shard = self._node.shards[index]
+        if shard.has_gap and self._grace_s:
+            await self._be_patient(index)
+        if shard.has_gap:
+            await self.read_log(index)
 
-    async def _be_patient(self, shard: int) -> None:
+    async def _be_patient(self, index: int) -> None:
         """Wait for what is missing; who is asked to probe at once goes on as soon as it has come."""
         with suppress(TimeoutError):
             async with asyncio.timeout(self._grace_s * random.uniform(0.8, 1.2)):
-                while self._node.shards[shard].has_gap:
-                    await self._attention.wait_anew(shard)
+                while self._node.shards[index].has_gap:
+                    await self._attention.wait_for_next(index)
 
-    async def read_log(self, shard: int) -> None:
+    async def read_log(self, index: int) -> None:
         """Apply from the log what is missing; begin anew where the log lacks any of it. `L2Unavailable`."""
-        view = self._node.shards[shard]
+        shard = self._node.shards[index]
         self._node.counters.catch_ups += 1
         count = LOG_BATCH_FIRST
-        while view.has_gap:
-            epoch, after = view.epoch, view.applied
-            entries = await self._store.log(shard, after, count)
-            if view.epoch != epoch:
+        while shard.has_gap:
+            epoch, after = shard.epoch, shard.applied
+            entries = await self._store.log(index, after, count)
+            if shard.epoch != epoch:
                 return
-            if view.flooded or not self._replay(shard, entries) or view.applied == after:
-                await self.begin(shard, "gap")
+            if shard.flooded or not self._replay(index, entries) or shard.applied == after:
+                await self.begin_epoch(index, "gap")
                 return
             count = next_count(count, entries)
             await asyncio.sleep(0)
 
-    def _replay(self, shard: int, entries: list[LogEntry]) -> bool:
+    def _replay(self, index: int, entries: list[LogEntry]) -> bool:
         """Apply entries in order; False at the first that is missing, unreadable or of another epoch."""
-        view = self._node.shards[shard]
+        shard = self._node.shards[index]
         for seq, message in entries:
-            if 0 <= seq <= view.applied:
+            if 0 <= seq <= shard.applied:
                 continue  # the bus was faster
-            if seq != view.applied + 1:
+            if seq != shard.applied + 1:
                 return False  # trimmed: the stream skips silently, so contiguity is ours to check
             try:
                 event = events.decode(message)
-                if event.seq != seq or event.epoch != view.epoch:
+                if event.seq != seq or event.epoch != shard.epoch:
                     return False
-                self._node.hear(shard, event)
+                self._node.hear(index, event)
             except events.CorruptEvent:
                 self._node.counters.events_corrupt += 1
                 return False
             if event.asks_for_probe:
-                self._attention.prompt(shard)
+                self._attention.prompt(index)
         return True
 
-    async def begin(self, shard: int, cause: str) -> None:
-        """Drop what is held of the shard, and begin from where L2 is now, with its marks; `L2Unavailable`.
+    async def begin_epoch(self, index: int, cause: str) -> None:
+        """Drop what is held of the shard, and begin from where L2 is now, with its invalidated scopes; `L2Unavailable`.
 
         `cause`: "start", "epoch" (L2 has begun another) or "gap" (the log has gone).
         """
         node = self._node
-        sent_at_s, asked = node.clock(), node.shards[shard].heard_so_far()
-        reply = await self._store.probe(shard, node.caller(shard), with_invalidated=True)
-        node.answered(shard, reply, sent_at_s, node.clock())
-        node.begin_epoch(shard, reply, sent_at_s, cause, asked)
-        logger.info("shard {}: began anew at {}:{} ({})", shard, reply.epoch.decode(), reply.seq, cause)
+        sent_at_s, asked = node.clock(), node.shards[index].begin_asking()
+        reply = await self._store.probe(index, node.caller(index), with_invalidated=True)
+        node.answered(index, reply, sent_at_s, node.clock())
+        node.begin_epoch(index, reply, sent_at_s, cause, asked)
+        logger.info("shard {}: began anew at {}:{} ({})", index, reply.epoch.decode(), reply.seq, cause)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from cachebus.core.node import Node
-from cachebus.core.ports import About, ProbeReply
+from cachebus.core.ports import Largest, ProbeReply
 from cachebus.listening.outages import Notices
 
 
-def _described(about: About) -> str:
+def _described(largest: Largest) -> str:
     return (
-        f"staleness_bound_s {about.bound_ms / 1000:g}, guard_max_s {about.guard_ms / 1000:g} and "
-        f"keep_without_l2 {str(about.keeps_without_l2).lower()}"
+        f"staleness_bound_s {largest.bound_ms / 1000:g}, guard_max_s {largest.guard_ms / 1000:g} and "
+        f"keep_without_l2 {str(largest.keeps_without_l2).lower()}"
     )
 
 
@@ -25,20 +25,20 @@ class FleetWatch:
         self._gone = [False] * len(node.shards)
         """By shard: whether there are fewer of them now."""
 
-    def probed(self, shard: int, reply: ProbeReply) -> None:
+    def probed(self, index: int, reply: ProbeReply) -> None:
         """Look at what a probe has told."""
-        self._compare_bounds(shard)
-        self._look_at_replicas(shard, reply.loose_replicas)
+        self._compare_bounds(index)
+        self._note_replicas(index, reply.loose_replicas)
 
-    def refused(self, shard: int, why: str) -> None:
+    def refused(self, index: int, why: str) -> None:
         """The primary has refused a probe. One that lacks replicas waits for some, so it has none that are loose."""
         if "NOREPLICAS" in why:
-            self.loose_replicas[shard], self._gone[shard] = 0, False
+            self.loose_replicas[index], self._gone[index] = 0, False
             self._say_replicas()
 
-    def _compare_bounds(self, shard: int) -> None:
+    def _compare_bounds(self, index: int) -> None:
         """Others may have a larger staleness bound or longer guards, or keep what they load alone."""
-        own, largest = self._node.about._replace(more=()), self._node.largest[shard]
+        own, largest = Largest.of(self._node.about), self._node.largest[index]
         self._notices.say(
             "bounds",
             f"nodes of this namespace have, or had, {_described(largest)}, this one has {_described(own)}: waits for "
@@ -47,17 +47,17 @@ class FleetWatch:
             else "",
         )
 
-    def _look_at_replicas(self, shard: int, now: int) -> None:
+    def _note_replicas(self, index: int, now: int) -> None:
         """Note how many replicas a primary has that would go on writing when it is cut off from them.
 
         That they have gone is the very danger, and no time ends it, nor does a new epoch. So the most that were seen
         count, until the primary waits for some (-1).
         """
-        known = self.loose_replicas[shard]
-        self.loose_replicas[shard] = seen = 0 if now < 0 else max(known, now)
+        known = self.loose_replicas[index]
+        self.loose_replicas[index] = seen = 0 if now < 0 else max(known, now)
         gone = max(0, now) < seen
-        if gone != self._gone[shard] or seen != known:  # to look at thousands of shards costs more than a probe
-            self._gone[shard] = gone
+        if gone != self._gone[index] or seen != known:  # to look at thousands of shards costs more than a probe
+            self._gone[index] = gone
             self._say_replicas()
 
     def _say_replicas(self) -> None:

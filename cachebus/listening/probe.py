@@ -39,54 +39,54 @@ class Prober:
         self._asleep_s = boottime_s() - monotonic()
         """How long the machine has been suspended since it was started."""
 
-    async def probe(self, shard: int) -> None:
+    async def probe(self, index: int) -> None:
         """Ask where the shard stands, renew the lease or catch up; `L2Unavailable`."""
-        async with self._turns[shard]:
+        async with self._turns[index]:
             self._notice_suspension()
-            if self._node.shards[shard].epoch == NO_EPOCH:
-                await self.begin(shard, "start")
+            if self._node.shards[index].epoch == NO_EPOCH:
+                await self.begin(index, "start")
             else:
-                await self._ask(shard)
-            self._judge_guards(shard)
+                await self._ask(index)
+            self._judge_guards(index)
 
-    async def reach(self, shard: int) -> None:
+    async def reach(self, index: int) -> None:
         """Connect to the shard's primary if need be; `L2Unavailable`. Paces itself."""
-        await self._store.reach(shard)
+        await self._store.reach(index)
 
-    def refuses(self, shard: int, why: str) -> bool:
+    def refuses(self, index: int, why: str) -> bool:
         """A probe has failed. Whether it was refused, so that the server is there; what that tells of it is noted."""
-        self._fleet.refused(shard, why)
-        return self._store.reaches(shard)
+        self._fleet.refused(index, why)
+        return self._store.reaches(index)
 
-    async def heal(self, shard: int) -> None:
+    async def heal(self, index: int) -> None:
         """Make up for a gap that was heard of; `L2Unavailable`."""
-        async with self._turns[shard]:
-            await self._catch_up.heal(shard)
+        async with self._turns[index]:
+            await self._catch_up.heal(index)
 
-    async def begin(self, shard: int, cause: str) -> None:
+    async def begin(self, index: int, cause: str) -> None:
         """Read where the shard is; not of too many at once, as each takes several steps, and all wait in one line."""
-        async with self._beginnings[self._store.lies_at(shard)]:
-            await self._catch_up.begin(shard, cause)
+        async with self._beginnings[self._store.lies_at(index)]:
+            await self._catch_up.begin_epoch(index, cause)
 
-    async def _ask(self, shard: int) -> None:
+    async def _ask(self, index: int) -> None:
         node = self._node
         sent_at_s = node.clock()
-        node.shards[shard].probe_sent()
-        reply = await self._store.probe(shard, node.caller(shard), with_invalidated=False)
+        node.shards[index].probe_sent()
+        reply = await self._store.probe(index, node.caller(index), with_invalidated=False)
         now_s = node.clock()
         node.counters.l2_latency.observe(now_s - sent_at_s)
-        probed = node.probed(shard, reply, sent_at_s, now_s)
-        self._fleet.probed(shard, reply)
+        probed = node.probed(index, reply, sent_at_s, now_s)
+        self._fleet.probed(index, reply)
         if probed is Probed.FOREIGN:
-            await self.begin(shard, "epoch")
+            await self.begin(index, "epoch")
         elif probed is Probed.BEHIND:
-            await self._catch_up.heal(shard)
+            await self._catch_up.heal(index)
 
     def _notice_suspension(self) -> None:
         """A suspended machine's monotonic clock stands still: what the lease promised has long run out."""
         asleep_s = boottime_s() - monotonic()
         if asleep_s - self._asleep_s > SUSPENDED_S:
             logger.warning("this machine was suspended for {:.1f} s: leases are void", asleep_s - self._asleep_s)
-            for shard in range(len(self._node.shards)):
-                self._node.void(shard, "suspended")
+            for index in range(len(self._node.shards)):
+                self._node.void(index, "suspended")
         self._asleep_s = asleep_s

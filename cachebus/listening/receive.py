@@ -5,8 +5,10 @@ from __future__ import annotations
 from cachebus.core.answers import Heard
 from cachebus.core.node import Node
 from cachebus.listening.attention import Attention
+from cachebus.listening.inquiries import Inquiries
 from cachebus.reading.waiting import Waiters
 from cachebus.wire import event as events
+from cachebus.wire.inquiry import ANSWER, QUESTION
 
 ASK_EVERY_S = 1.0
 """How often a shard is probed at most for messages that can't be applied: they may come for ever."""
@@ -15,53 +17,55 @@ ASK_EVERY_S = 1.0
 class Receiver:
     """Turns the bus's messages into state of the node."""
 
-    def __init__(self, node: Node, waiters: Waiters, attention: Attention) -> None:
+    def __init__(self, node: Node, waiters: Waiters, attention: Attention, inquiries: Inquiries) -> None:
         self.node = node
         self._waiters = waiters
+        self.inquiries = inquiries
         self.attention = attention
         self._asked_s = [float("-inf")] * len(node.shards)
 
-    def on_message(self, shard: int, message: bytes) -> None:
+    def on_message(self, index: int, message: bytes) -> None:
         """Take in one message of the bus; whatever its bytes are, this returns."""
         kind = message[:3]
         if kind == events.WAKE:
             self._waiters.wake(message[3:].decode(errors="replace"))
         elif kind == events.MAGIC:
-            self._on_event(shard, message)
+            self._on_event(index, message)
+        elif kind in (QUESTION, ANSWER):
+            self.inquiries.take(index, message)
         else:  # of a later version, or damaged: then the probe finds the gap
             self.node.counters.messages_unknown += 1
 
-    def _on_event(self, shard: int, message: bytes) -> None:
-        view = self.node.shards[shard]
-        if view.has_heard(*events.position_of(message)):
+    def _on_event(self, index: int, message: bytes) -> None:
+        shard = self.node.shards[index]
+        if shard.has_heard(*events.position_of(message)):
             self.node.counters.events_repeated += 1  # as all of this node's own, when the bus brings them
             return
         try:
-            event, had_gap = events.decode(message), view.has_gap
-            heard = self.node.hear(shard, event)
+            event, had_gap = events.decode(message), shard.has_gap
+            heard = self.node.hear(index, event)
         except events.CorruptEvent:
             # It took the place of an event that the counter in L2 knows of: the probe finds the gap.
             self.node.counters.events_corrupt += 1
-            self._have_asked(shard)
+            self._have_asked(index)
             return
         if heard is Heard.NEXT:
-            self._observe_lag(shard, event)
-            if had_gap and not view.has_gap:
-                self.attention.nudge(shard)  # who waits for what was missing goes on
+            self._observe_lag(index, event)
+            if had_gap and not shard.has_gap:
+                self.attention.nudge(index)  # who waits for what was missing goes on
         elif heard is Heard.AHEAD:
-            self.attention.nudge(shard)
+            self.attention.nudge(index)
         elif heard is Heard.FOREIGN:
-            self._have_asked(shard)
+            self._have_asked(index)
         if event.asks_for_probe and heard in (Heard.NEXT, Heard.AHEAD):
-            self.attention.prompt(shard)
+            self.attention.prompt(index)
 
-    def _observe_lag(self, shard: int, event: events.Event) -> None:
-        server_now_s = self.node.clock() + self.node.server_clocks[shard].offset_s
-        self.node.counters.bus_lag.observe(server_now_s - event.published_us / 1e6)
+    def _observe_lag(self, index: int, event: events.Event) -> None:
+        self.node.counters.bus_lag.observe(self.node.server_now_s(index) - event.published_us / 1e6)
 
-    def _have_asked(self, shard: int) -> None:
+    def _have_asked(self, index: int) -> None:
         """Have one probe find out what a message that can't be applied stands for, as one of an unknown epoch."""
         now_s = self.node.clock()
-        if now_s - self._asked_s[shard] >= ASK_EVERY_S:
-            self._asked_s[shard] = now_s
-            self.attention.nudge(shard)
+        if now_s - self._asked_s[index] >= ASK_EVERY_S:
+            self._asked_s[index] = now_s
+            self.attention.nudge(index)

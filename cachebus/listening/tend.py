@@ -1,4 +1,4 @@
-"""A shard's turns: connect, probe, catch up, then rest until the next turn is due or something is missing."""
+"""A shard's turns: connect, probe, catch up, then pause until the next turn is due or something is missing."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from cachebus.base.backoff import Backoff
 from cachebus.core.ports import Bus
-from cachebus.errors import BusUnavailable, L2Unavailable
+from cachebus.errors import BusUnavailable, L2Unavailable, ProtocolMismatch
 from cachebus.listening.attention import Attention
 from cachebus.listening.outages import Outages
 from cachebus.listening.probe import Prober
@@ -35,36 +35,39 @@ class Tending:
         self._pauses: dict[int, Backoff] = {}
         """By shard: those after probes that were refused."""
 
-    async def step(self, shard: int) -> None:
+    async def step(self, index: int) -> None:
         """Take one turn. A probe that fails costs only time: leases lapse by themselves, and whoever reads then has L2
         judge, or loads from the source."""
         try:
-            await self._prober.reach(shard)
-            await self._turn(shard)
+            await self._prober.reach(index)
+            await self._turn(index)
         except L2Unavailable as error:
-            self._outages.lost("L2", shard, str(error))
-            if self._prober.refuses(shard, str(error)):  # for a connection `reach` waits
-                pauses = self._pauses_of(shard)
+            self._outages.lost("L2", index, str(error))
+            if self._prober.refuses(index, str(error)):  # for a connection `reach` waits
+                pauses = self._pauses_of(index)
                 await asyncio.sleep(pauses.next_s())
                 pauses.longer()
+        except ProtocolMismatch as error:
+            self._outages.refused(index, str(error))
+            await asyncio.sleep(self._turn_s)
 
-    async def _turn(self, shard: int) -> None:
-        self._attention.begin_turn(shard)
-        await self._prober.probe(shard)
-        self._outages.back("L2", shard)
-        self._pauses_of(shard).reset()
-        self._after_probe(shard)
-        if self._attention.wants_probe(shard):
+    async def _turn(self, index: int) -> None:
+        self._attention.begin_turn(index)
+        await self._prober.probe(index)
+        self._outages.back("L2", index)
+        self._pauses_of(index).reset()
+        self._after_probe(index)
+        if self._attention.wants_probe(index):
             return  # the probe was sent before the event came: it did not tell of it
         try:
             async with asyncio.timeout(self._turn_s):
-                await self._attention.wait(shard)
+                await self._attention.wait(index)
         except TimeoutError:
             return
-        await self._prober.heal(shard)
+        await self._prober.heal(index)
 
-    def _pauses_of(self, shard: int) -> Backoff:
-        return self._pauses.setdefault(shard, Backoff())
+    def _pauses_of(self, index: int) -> Backoff:
+        return self._pauses.setdefault(index, Backoff())
 
 
 class Ears:
@@ -75,13 +78,13 @@ class Ears:
         self._attention = attention
         self._outages = outages
 
-    async def step(self, shard: int) -> None:
+    async def step(self, index: int) -> None:
         """Wait until the shard's events may not arrive any more, and listen anew."""
-        await self._bus.deaf(shard)
+        await self._bus.deaf(index)
         try:
-            await self._bus.listen(shard)
+            await self._bus.listen(index)
         except BusUnavailable as error:
-            self._outages.lost("bus", shard, str(error))
+            self._outages.lost("bus", index, str(error))
             return
-        self._outages.back("bus", shard)
-        self._attention.nudge(shard)  # some may have gone by meanwhile
+        self._outages.back("bus", index)
+        self._attention.nudge(index)  # some may have gone by meanwhile

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from cachebus.base.log import logger
 from cachebus.core.node import Node
 
 SWEEP_PAUSE_S = 0.002
@@ -30,6 +31,7 @@ class Tidying:
         for _ in range(PAUSES_MAX):
             await asyncio.sleep(self._pause_s)
             self._forget_old()
+            logger.tell_withheld()
             if self._node.groups.untidy:
                 break
         slices, began_s = 0, self._node.clock()

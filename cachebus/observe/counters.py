@@ -56,6 +56,7 @@ class TypeCounters:
     """Counters of one data type; hits in L1 are counted in its groups."""
 
     __slots__ = (
+        "fallbacks",
         "l1_hits",
         "l2_hits",
         "load_errors",
@@ -64,12 +65,11 @@ class TypeCounters:
         "not_found",
         "refreshes",
         "serialization_errors",
-        "stale_served",
     )
 
     def __init__(self) -> None:
         self.l1_hits = self.l2_hits = self.misses = self.loads = self.load_errors = 0
-        self.not_found = self.refreshes = self.serialization_errors = self.stale_served = 0
+        self.not_found = self.refreshes = self.serialization_errors = self.fallbacks = 0
 
     def snapshot(self, group_hits: int) -> TypeStats:
         """The counters as they are now, with the hits that the live groups hold."""

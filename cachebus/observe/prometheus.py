@@ -7,7 +7,8 @@ keys or tenants, of which there are too many. A second cache of the same process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -21,7 +22,7 @@ _BY_TYPE = {
     "not_found": "Answers that the source has nothing",
     "refreshes": "Loads begun before a value expired",
     "serialization_errors": "Values that could not be encoded or decoded",
-    "stale_served": "Expired values served while the source failed",
+    "fallbacks": "Expired values served while the source failed",
 }
 _COUNTS = {
     "bus_reconnects": ("reconnects", "Connections to L2 or bus opened again"),
@@ -61,30 +62,49 @@ _GAUGES = {
     "l1_bytes": "Estimated size of L1 in bytes",
     "flights": "Loads under way",
     "pending": "Invalidations that wait for L2",
-    "nodes_elsewhere": "Nodes of the namespace that hear events by another topic of Kafka",
+    "nodes_elsewhere": "Nodes of the namespace that do not hear us, or we them: another Kafka, topic or key",
     "loose_replicas": "Replicas, there or gone, of a primary whose min-replicas-to-write is 0, at most",
+    "shards_refused": "Shards that are laid out for nodes of other settings: each call in them raises",
     "l2_connected": "Whether L2 is connected",
     "bus_connected": "Whether the bus is connected",
 }
+
+
+_OWN_LABELS = frozenset(("cache", "cause", "data_type", "le", "outcome", "quantile", "shard"))
+_LABEL = re.compile("(?!__)[A-Za-z_][A-Za-z0-9_]*").fullmatch
 
 
 class CacheCollector(Collector):
     """Collects one cache's figures whenever Prometheus asks; give it the cache's `stats` method.
 
     `name`: what tells this cache from others of the process, the label `cache`; "" is no label. A registry refuses a
-    second collector of the same name (`ValueError`).
+    second collector of the same name (`ValueError`), so unregister one whose cache is closed for good.
+
+    `labels`: what else its figures carry, such as the service's name and the worker's number. Nothing random: each new
+    label makes every figure a new series. `ConfigError` for a name that its own figures have, or that is none.
     """
 
-    def __init__(self, stats: Callable[[], Stats], *, name: str = "") -> None:
+    def __init__(
+        self, stats: Callable[[], Stats], *, name: str = "", labels: Mapping[str, str | int] | None = None
+    ) -> None:
         self._stats = stats
         self._name = name
+        self._labels = {label: str(value) for label, value in (labels or {}).items()}
+        for label in self._labels:
+            if label in _OWN_LABELS or not _LABEL(label):
+                raise ConfigError(f"labels: {label!r} is a label of the cache's own figures, or no name of a label")
+        if name:
+            self._labels["cache"] = name
 
     def describe(self) -> list[Metric]:
         """No family ahead of time, since a cache may be registered before it is open; but a name, so that a registry
         that has one of the same sees that."""
         mine = Metric("cachebus", "", "unknown")
         # After the constructor, which takes only names of metrics: this one is read by whoever registers two.
-        mine.name = f"a CacheCollector named {self._name!r}; give each its own: CacheCollector(cache.stats, name=...)"
+        mine.name = (
+            f"a CacheCollector named {self._name!r}; give each its own: CacheCollector(cache.stats, name=...), "
+            "or unregister the one whose cache is closed"
+        )
         return [mine]
 
     def collect(self) -> Iterator[Metric]:
@@ -95,9 +115,8 @@ class CacheCollector(Collector):
         except ConfigError:
             return
         for family in self._families(stats):
-            if self._name:
-                for sample in family.samples:
-                    sample.labels["cache"] = self._name
+            for sample in family.samples:
+                sample.labels.update(self._labels)
             yield family
 
     def _families(self, stats: Stats) -> Iterator[Metric]:

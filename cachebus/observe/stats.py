@@ -11,10 +11,12 @@ class Health:
 
     serving: bool
     """Whether reads are answered: from memory, from L2, or from the source. True without L2, too, and so what a
-    readiness probe should ask: a fleet that leaves service while Redis restarts makes an outage of a delay."""
+    readiness probe should ask: a fleet that leaves service while Redis restarts makes an outage of a delay. False once
+    its event loop has ended or while it is stopped, and where all of L2 is laid out for nodes of other settings: each
+    call raises `ProtocolMismatch` then."""
     coherent: bool
     """Whether the lease of every shard is live: memory answers, within the staleness bound. Where it is not, L2 or the
-    source is asked instead."""
+    source is asked instead. A cache that is off needs no lease: the source answers."""
     degraded: tuple[str, ...] = ()
     """What is not as it should be, why, and what that costs, for people: the words may change. Empty where all is
     well."""
@@ -64,7 +66,7 @@ class TypeStats:
     """Loads that failed after their retries."""
     not_found: int = 0
     """Loads, or cached answers, that said the source has nothing."""
-    stale_served: int = 0
+    fallbacks: int = 0
     """Expired (never invalidated) values served because the source failed or was slow."""
     refreshes: int = 0
     """Loads begun in the background before a value expired."""
@@ -178,6 +180,9 @@ class Stats:
     see `lease_lapses`."""
     l2_connected: bool
     """Whether commands can be sent now."""
+    shards_refused: int
+    """Shards in L2 that are laid out for nodes of other settings now: what this node's memory can't answer
+    of them raises `ProtocolMismatch`."""
     bus_publish_failures: int
     """Events that L2 has and the bus did not take (Kafka): nodes find them by their probes."""
     bus_positions_lost: int
@@ -189,7 +194,8 @@ class Stats:
     """The most replicas that a primary has, or had since this node began, whose min-replicas-to-write is 0: where
     there are any, a failover can lose what was acknowledged."""
     nodes_elsewhere: int
-    """Nodes of the namespace that hear events by another topic of Kafka, as of the last minute's look."""
+    """Nodes of the namespace that do not hear this one, or it them, as of the last minute's look: events go by another
+    topic, or cluster, of Kafka, or are signed with another key."""
     reconnects: int
     """Connections to L2 or bus that were opened again after a loss."""
     flights: int

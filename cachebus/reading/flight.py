@@ -1,7 +1,7 @@
 """Single flight: one load a key and node, however many ask for it.
 
 1. Who finds no flight that suits it begins one (`Flights.begin`), which runs in a task of its own.
-2. Who comes while it goes on joins it, if `joinable` says so, and says what it asks for, too (`add`).
+2. Who comes while it goes on joins it, if `joinable` says so, and says what it asks for, too (`join`).
 3. Each of them waits (`wait`): for the result, or for an expired value that may be given meanwhile.
 4. When the last of them leaves, the load is cancelled.
 """
@@ -12,14 +12,16 @@ import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from copy import copy
+from enum import Enum
 from typing import NamedTuple
 
 from cachebus.base.clock import Clock
+from cachebus.base.ignored import ignore_error
 from cachebus.errors import L2Unavailable, LoadTimeout
-from cachebus.policy import TAGS_MAX
 from cachebus.reading.freshness import Fallback, Freshness
 from cachebus.reading.reentrance import Loading, loads_for, waiting_for
 from cachebus.reading.request import Found, Request
+from cachebus.reading.wishes import Wishes
 
 Fly = Callable[["Flight"], Coroutine[object, object, Found]]
 
@@ -40,6 +42,14 @@ class Departure(NamedTuple):
     """The version that it is to replace, where it is a refresh."""
 
 
+class _Stage(Enum):
+    """How far a flight has come, but for what its task says."""
+
+    UNDER_WAY = "it goes on"
+    LEFT = "nobody waits for it any more: it is being cancelled"
+    CLOSED = "its cache is closed: it is being cancelled"
+
+
 class Flight:
     """One load under way, and what those who share it have asked for. It ends when done, or when nobody waits for it
     any more. It alone says who may join it."""
@@ -47,18 +57,15 @@ class Flight:
     __slots__ = (
         "_callers",
         "_clock",
-        "_closed",
         "_fallback",
-        "_kept",
-        "_leaving",
         "_loading",
-        "_made",
         "_news",
-        "_spares",
-        "_tags",
+        "_released",
+        "_runs_on",
+        "_stage",
         "_task",
-        "_ttl_s",
         "_waiting",
+        "_wishes",
         "departure",
     )
 
@@ -67,16 +74,17 @@ class Flight:
         self.departure = departure
         self._loading = Loading(owner, departure.request.key)
         self._fallback = departure.fallback
-        self._spares = False
+        self._released = False
+        """Whether those who wait are given the fallback at once."""
         self._news: asyncio.Future[None] | None = None
         """Done when either of these has changed."""
-        self._tags = dict.fromkeys(departure.request.tags)
-        """Of all who joined before the value was made; so is the shortest time to live, in s; None: the type's."""
-        self._ttl_s = departure.request.ttl_s
-        self._made = self._closed = False
+        self._wishes = Wishes(departure.request.tags, departure.request.ttl_s)
+        self._stage = _Stage.UNDER_WAY
         self._clock = clock
         self._callers = self._waiting = 0
-        self._kept = self._leaving = False
+        """How many have asked for it, and how many of them still wait."""
+        self._runs_on = False
+        """Whether it goes on when nobody waits."""
         self._task = self._started(fly)
 
     def _started(self, fly: Fly) -> asyncio.Task[Found]:
@@ -99,12 +107,12 @@ class Flight:
     @property
     def ttl_s(self) -> float | None:
         """The shortest time to live that one of its callers has asked for, in seconds; None is the type's."""
-        return self._ttl_s
+        return self._wishes.ttl_s
 
     @property
     def tags(self) -> list[str]:
         """Of all who share it so far."""
-        return list(self._tags)
+        return list(self._wishes.tags)
 
     @property
     def task(self) -> asyncio.Task[Found]:
@@ -114,7 +122,7 @@ class Flight:
     @property
     def over(self) -> bool:
         """Whether it has ended, or is ending: whoever comes now is too late."""
-        return self._leaving or self._task.done() or self._task.cancelling() > 0
+        return self._stage is not _Stage.UNDER_WAY or self._task.done() or self._task.cancelling() > 0
 
     def joinable(self, request: Request) -> bool:
         """Whether a caller that comes now may share it.
@@ -126,7 +134,7 @@ class Flight:
         """
         return (
             not self.over
-            and (not self._made or self._made_for(request))
+            and self._wishes.can_include(request)
             and self.has_room_for(request.tags)
             and self.fresh.reaches(request.after)
             and self.fresh.knows(request.tags)
@@ -135,28 +143,25 @@ class Flight:
 
     def has_room_for(self, tags: Sequence[str]) -> bool:
         """Whether a record can carry these, too, with the tags of all who share the load."""
-        return not tags or len(self._tags) + sum(tag not in self._tags for tag in tags) <= TAGS_MAX
+        return not tags or self._wishes.has_room_for(tags)
 
-    def _made_for(self, request: Request) -> bool:
-        longest_s = request.rules.ttl_s if self._ttl_s is None else self._ttl_s
-        return self._tags.keys() >= set(request.tags) and (request.ttl_s is None or longest_s <= request.ttl_s)
-
-    def make(self) -> None:
+    def fix_wishes(self) -> None:
         """The value is being made now, with the tags and the time to live that its callers have asked for so far."""
-        self._made = True
+        self._wishes.are_fixed = True
 
-    def add(self, request: Request) -> None:
+    def join(self, request: Request) -> None:
         """A caller shares it: what it has asked for counts too."""
-        new = [tag for tag in request.tags if tag not in self._tags]
+        self.heed(request.tags, request.ttl_s)
+
+    def heed(self, tags: Sequence[str] = (), ttl_s: float | None = None) -> None:
+        """The value is to carry these tags too, and to live for no longer than that, in seconds."""
+        new = self._wishes.add(tags, ttl_s)
         if new:
-            self._tags.update(dict.fromkeys(new))
             self.fresh.heed(new)
-        if request.ttl_s is not None:
-            self._ttl_s = request.ttl_s if self._ttl_s is None else min(self._ttl_s, request.ttl_s)
 
     def run_on(self) -> None:
         """Go on in the background even when nobody waits."""
-        self._kept = True
+        self._runs_on = True
 
     @property
     def fallback(self) -> Fallback | None:
@@ -165,12 +170,13 @@ class Flight:
 
     def fall_back_on(self, fallback: Fallback | None) -> None:
         """Have this in place of the fallback known before, or none."""
-        self._fallback = fallback
-        self._notify()
+        if fallback is not self._fallback:
+            self._fallback = fallback
+            self._notify()
 
     def release_waiters(self) -> None:
         """From now on nobody waits who can be given the fallback: it is all up to a source that has failed before."""
-        self._spares = True
+        self._released = True
         self._notify()
 
     def _notify(self) -> None:
@@ -189,55 +195,62 @@ class Flight:
 
     def close(self) -> None:
         """The cache is closed: no more than this is waited for."""
-        self._closed = True
+        self._stage = _Stage.CLOSED
         self._task.cancel()
 
     async def wait(self, request: Request | None = None) -> Found:
-        """The result; or the fallback that may be served, if the load spares its callers, or this one's
-        `load_soft_timeout_s` is over.
+        """The result, or the fallback. A caller's waiting ends in one of these ways:
 
-        A caller that is cancelled leaves; the last one to leave ends the load.
+        1. The load ends: with its result or its error, of which each of several callers has one of its own.
+        2. The fallback may be served, and waiters are released, or this caller's `load_soft_timeout_s` is over.
+        3. The caller is cancelled. It leaves, and the last one to leave ends the load.
+        4. The cache is closed: `L2Unavailable`.
+        5. Others have cancelled the load: `LoadTimeout`.
         """
-        self._waiting += 1
-        self._callers += 1
         me = asyncio.current_task()
         before = 0 if me is None else me.cancelling()  # it may have taken back a cancellation of long ago
-        others = waiting_for(self._loading)
-        others.__enter__()
         try:
-            if request is not None and request.rules.fail_safe_s is not None:
-                stale = await self._meanwhile(request)
-                if stale is not None:
-                    self.run_on()
-                    return stale
-            return await asyncio.shield(self._task)
+            with waiting_for(self._loading):
+                return await self._result_or_fallback(request)
         except asyncio.CancelledError:
             if not self._task.cancelled() or me is None or me.cancelling() > before:
                 raise
-            if self._closed:
+            if self._stage is _Stage.CLOSED:
                 raise L2Unavailable("the cache was closed while this load was under way") from None
             raise LoadTimeout("the load was cancelled, though others waited for it") from None
         except Exception as error:
             if self._callers == 1:
                 raise
             failed = error
-        finally:
-            others.__exit__(None, None, None)
-            self._waiting -= 1
-            if not self._waiting and not self._kept and not self._task.done():
-                self._leaving = True
-                self._task.cancel()
         raise _own(failed)  # out here, so that it gets no context that the load did not give it
+
+    async def _result_or_fallback(self, request: Request | None) -> Found:
+        """For one caller, who counts as long as it waits."""
+        self._callers += 1
+        self._waiting += 1
+        try:
+            if request is not None and request.rules.fail_safe_s is not None:
+                fallback = await self._meanwhile(request)
+                if fallback is not None:
+                    self.run_on()
+                    return fallback
+            return await asyncio.shield(self._task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self._runs_on and not self._task.done():
+                if self._stage is _Stage.UNDER_WAY:
+                    self._stage = _Stage.LEFT
+                self._task.cancel()
 
     async def _meanwhile(self, request: Request) -> Found | None:
         """The fallback, as soon as there is one and the caller need not wait any more; None once the load has ended."""
         now, soft_s = asyncio.get_running_loop().time, request.rules.load_soft_timeout_s
         over_s = None if soft_s is None else now() + soft_s
         while not self._task.done():
-            left_s = None if over_s is None or self._spares else max(0.0, over_s - now())
-            stale = self.usable_fallback() if self._spares or left_s == 0 else None
-            if stale is not None and (request.use_memory or stale.level != "l1"):
-                return stale
+            left_s = None if over_s is None or self._released else max(0.0, over_s - now())
+            fallback = self.usable_fallback() if self._released or left_s == 0 else None
+            if fallback is not None and (request.use_memory or fallback.level != "l1"):
+                return fallback
             if self._news is None or self._news.done():
                 self._news = asyncio.get_running_loop().create_future()
             await asyncio.wait((self._task, self._news), timeout=left_s or None, return_when=asyncio.FIRST_COMPLETED)
@@ -289,8 +302,7 @@ class Flights:
             self._tasks.pop(task, None)
             if self._flights.get(name) is flight:
                 del self._flights[name]
-            if not task.cancelled():
-                task.exception()  # seen: those who waited have it, and a background load has logged it
+            ignore_error(task)  # those who waited have it, and a background load has logged it
 
         flight.task.add_done_callback(landed)
         if self._closed or (self._closing and not flight.begins_in_a_load()):

@@ -21,7 +21,7 @@ class Freshness:
     """What this node knew of a shard when a value was asked for.
 
     It holds as long as nothing has replaced the value since, and a value of its age could be served from L1: under the
-    coherence lease, or within D of `as_of_s`.
+    lease, or within D of `as_of_s`.
     """
 
     __slots__ = ("_as_of_s", "_key", "_reservation", "_shard", "_snapshot", "_until_s")
@@ -36,11 +36,12 @@ class Freshness:
 
     @classmethod
     def of_a_get(cls, shard: Shard, request: Request, now_s: float) -> Freshness:
-        """As fresh as a plain get sent now would be: as the marks that judge it, which the lease's probe brought."""
-        as_of_s = shard.fresh_as_of_s if now_s < shard.valid_until else now_s
+        """As fresh as a plain get sent now would be: as what judges it, the invalidations that the lease's probe
+        brought."""
+        as_of_s = shard.fresh_as_of_s if now_s < shard.valid_until_s else now_s
         return cls(shard, request.key, request.tags, as_of_s)
 
-    def begin_anew(self, as_of_s: float) -> None:
+    def date_from(self, as_of_s: float) -> None:
         """What is asked for from now on is as fresh as this; what was invalidated since the beginning still counts."""
         self._as_of_s = as_of_s
 
@@ -72,7 +73,7 @@ class Freshness:
             return False
         if shard.doubts.cover(self._snapshot.invalidated_at, began.drops):
             return False
-        return now_s < self._until_s and (now_s < shard.valid_until or now_s < self._as_of_s + shard.bound_s)
+        return now_s < self._until_s and (now_s < shard.valid_until_s or now_s < self._as_of_s + shard.bound_s)
 
     def reaches(self, after: Position | None) -> bool:
         """Whether this node has applied what a token stands for; then whatever is older does not hold."""
@@ -106,5 +107,5 @@ def fallback_in_l1(node: Node, request: Request) -> Fallback | None:
     extra = None if entry is None else details(entry)
     if entry is None or extra is None:
         return None
-    fresh = Freshness(shard, key, extra.tags, entry.read_until - shard.bound_s)
-    return Fallback(Found(entry.value, "l1", stale=True, copy=extra.decode), fresh, extra.version)
+    fresh = Freshness(shard, key, extra.tags, entry.read_until_s - shard.bound_s)
+    return Fallback(Found(entry.value, "l1", is_fallback=True, copy=extra.decode), fresh, extra.version)

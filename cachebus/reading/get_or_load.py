@@ -2,7 +2,7 @@
 
 1. L1 has it.
 2. A search finds it in L1 or L2 under a wider context.
-3. The source rests after a failure: an expired value is given.
+3. The source cools down after a failure: an expired value is given.
 4. A flight for this key is under way that suits the caller: join it.
 5. Otherwise begin one. What it does is told in `cachebus.reading.miss`.
 
@@ -14,15 +14,15 @@ from __future__ import annotations
 from cachebus.core.details import details
 from cachebus.errors import L2Unavailable
 from cachebus.reading.background import Background
-from cachebus.reading.fetch import NOT_FOUND
+from cachebus.reading.cooldown import Cooldown
 from cachebus.reading.flight import Departure, Flight, Flights
 from cachebus.reading.freshness import Fallback, Freshness, fallback_in_l1
+from cachebus.reading.judge import NOT_FOUND
 from cachebus.reading.miss import Miss
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.read import handed_out
 from cachebus.reading.reentrance import check
 from cachebus.reading.request import Found, Request
-from cachebus.reading.resting import Rest
 
 
 class Loads:
@@ -54,15 +54,15 @@ class Loads:
             return found
         check(self.flights, request.key)
         fallback = fallback_in_l1(self._node, request)
-        if fallback is not None and self._parts.rests.of(request.key.l1, fallback.version) is Rest.RESTS:
-            self.background.look(request)
+        if fallback is not None and self._parts.cooldowns.of(request.key.l1, fallback.version) is Cooldown.ACTIVE:
+            self.background.check_l2(request)
             return self._count(request, fallback.found)
         joined = self._join(request)
         if joined is None:
             spent_s = self._clock() - began_s if request.searches else 0.0
             return self._count(request, await self._begin(request, fallback, spent_s).wait(request))
         found = await joined.wait(request)
-        if found.stale and found.level == "l1" and not request.use_memory:
+        if found.is_fallback and found.level == "l1" and not request.use_memory:
             found = await self._begin(request, None).wait(request)  # that is for others: who wants no memory loads
         return self._count(request, found)
 
@@ -75,8 +75,9 @@ class Loads:
         if extra is not None and extra.not_found and request.searches:
             return None  # a wider context may know
         self._node.counters.of(request.key.family.data_type).l1_hits += 1
-        if extra is not None and extra.soft_until <= self._clock():
-            self.background.refresh(request, extra.version)
+        soft_version = b"" if extra is None else extra.soft_version(self._clock())
+        if soft_version:
+            self.background.refresh(request, soft_version)
         return Found(handed_out(entry), "l1")
 
     async def _searched(self, request: Request) -> Found | None:
@@ -87,15 +88,15 @@ class Loads:
             return None  # the load finds out for itself, and goes to the source
         if found.level is None:
             return None
-        if found.soft:
-            self.background.refresh(request, found.soft)
+        if found.soft_version:
+            self.background.refresh(request, found.soft_version)
         return found
 
     def _join(self, request: Request) -> Flight | None:
         flight = self.flights.find(request.key.l1)
         if flight is None or not flight.joinable(request):
             return None
-        flight.add(request)
+        flight.join(request)
         return flight
 
     def _begin(self, request: Request, fallback: Fallback | None, spent_s: float = 0.0) -> Flight:
@@ -117,9 +118,9 @@ class Loads:
     def _count(self, request: Request, found: Found) -> Found:
         """What one of the flight's callers is given."""
         counters = self._node.counters.of(request.key.family.data_type)
-        if found.stale or found.level is None:
+        if found.is_fallback or found.level is None:
             counters.misses += 1
-            counters.stale_served += found.stale
+            counters.fallbacks += found.is_fallback
         elif found.level == "l2":
             counters.l2_hits += 1
         else:

@@ -1,11 +1,11 @@
 """One load: the source is asked, and what it gives is kept where it may be.
 
-1. `under_lease`: L2 has granted the lease. Its fill goes to L2, then to L1.
+1. `under_fill_lease`: L2 has granted the fill lease. Its fill goes to L2, then to L1.
 2. `guarded`: a write guard stands in L2. No level keeps what is loaded.
 3. `without_l2`: L2 is out of reach. L1 alone keeps it, within the staleness bound.
 4. `unkept`: nothing is cached at all.
 
-Where the source fails, the key rests in cases 1 and 3, and an expired value is given if there is one that may be.
+Where the source fails, the key cools down in cases 1 and 3, and an expired value is given if there is one that may be.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from cachebus.base.log import logger
 from cachebus.core.node import Node
 from cachebus.errors import ConfigError
 from cachebus.keys.key import Key
-from cachebus.reading.fetch import AsOf
 from cachebus.reading.fill import Fill
+from cachebus.reading.fill_lease import DatedReply, FillLease
 from cachebus.reading.flight import Flight
-from cachebus.reading.lease import Lease, LeaseAnswer
+from cachebus.reading.judge import AsOf
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.request import Failing, Found
 
@@ -25,28 +25,28 @@ from cachebus.reading.request import Failing, Found
 class SourceLoad:
     """What one flight asks of its source."""
 
-    __slots__ = ("_fill", "_flight", "_lease", "_node", "_parts")
+    __slots__ = ("_fill", "_fill_lease", "_flight", "_node", "_parts")
 
-    def __init__(self, parts: LoadParts, flight: Flight, lease: Lease) -> None:
+    def __init__(self, parts: LoadParts, flight: Flight, lease: FillLease) -> None:
         self._parts, self._node = parts, parts.fetch.node
-        self._flight, self._lease = flight, lease
+        self._flight, self._fill_lease = flight, lease
         self._fill = Fill(parts.fetch, flight, lease)
 
     # -- the four cases -------------------------------------------------------------------------------------------
 
-    async def under_lease(self, answer: LeaseAnswer, over: bytes = b"") -> Found:
+    async def under_fill_lease(self, dated: DatedReply, over: bytes = b"") -> Found:
         """Load, and offer it to L2, in the place of the version `over` (b"": of any)."""
         # The load may read what a lost guard covered. Callers that come after that guard's time must not join it.
-        lost_guards_settled_s = self._node.lost_guards_settled_s(self._flight.request.key.shard)
-        if answer.as_of.at_s < lost_guards_settled_s:
-            self._flight.fresh.end_at(lost_guards_settled_s)
-        found = await self._or_stale()
-        return found if found.stale else await self._fill.under_lease(found, answer, over)
+        lost_guards_over_s = self._node.lost_guards_over_s(self._flight.request.key.shard)
+        if dated.as_of.at_s < lost_guards_over_s:
+            self._flight.fresh.end_at(lost_guards_over_s)
+        found = await self._or_fallback()
+        return found if found.is_fallback else await self._fill.under_fill_lease(found, dated, over)
 
-    async def guarded(self, answer: LeaseAnswer) -> Found:
+    async def guarded(self, dated: DatedReply) -> Found:
         """What a guard covers may change at the source at any moment: who comes when the guard may be over must not
         join."""
-        self._flight.fresh.end_at(answer.as_of.at_s + answer.reply.wait_ms / 1000)
+        self._flight.fresh.end_at(dated.as_of.at_s + dated.reply.wait_ms / 1000)
         self._node.counters.guarded_loads += 1
         return await self.unkept()
 
@@ -55,11 +55,11 @@ class SourceLoad:
         flight, node = self._flight, self._node
         key = flight.request.key
         as_of, seq = begun_without_l2(node, key)
-        flight.fresh.begin_anew(as_of.at_s)  # what comes now is the source's
+        flight.fresh.date_from(as_of.at_s)  # what comes now is the source's
         flight.fresh.end_at(as_of.at_s + node.bound_s)  # whatever guard stands, L2 was not asked
         with self._parts.flights.without_l2(key.l1, flight):
-            found = await self._or_stale()
-            return found if found.stale else self._fill.without_l2(found, as_of, seq)
+            found = await self._or_fallback()
+            return found if found.is_fallback else self._fill.without_l2(found, as_of, seq)
 
     async def unkept(self) -> Found:
         """Load, or make what can be made instead, for the flight's callers alone."""
@@ -71,8 +71,8 @@ class SourceLoad:
 
     # -- the source -----------------------------------------------------------------------------------------------
 
-    async def _or_stale(self) -> Found:
-        """What the source gives; where it fails, the key rests, and what is expired is given if that may be served."""
+    async def _or_fallback(self) -> Found:
+        """What the source gives; where it fails, the key cools down, and what is expired is given if it may be."""
         flight = self._flight
         try:
             try:
@@ -84,11 +84,11 @@ class SourceLoad:
         except ConfigError:  # the program's error, not the source's
             raise
         except Exception:
-            self._lease.rest(self.rest())
-            stale = flight.usable_fallback()
-            if stale is None:
+            self._fill_lease.cool_down(self.begin_cooldown())
+            fallback = flight.usable_fallback()
+            if fallback is None:
                 raise
-            return stale
+            return fallback
 
     async def _asked(self) -> Found:
         """What the source gives; counted and timed."""
@@ -103,7 +103,7 @@ class SourceLoad:
             raise
         finally:
             counters.load_latency.observe(self._node.clock() - started_s)
-        self._parts.rests.end(key.l1)
+        self._parts.cooldowns.end(key.l1)
         of_type.not_found += loaded.value is None
         return Found(loaded.value, None, loaded)
 
@@ -117,15 +117,14 @@ class SourceLoad:
         except Exception as error:
             self._note_failure(error)
             raise
-        request = self._flight.request
-        self._flight.add(request._replace(tags=(), ttl_s=request.rules.fail_safe_throttle_s))
+        self._flight.heed(ttl_s=self._flight.request.rules.fail_safe_throttle_s)
         return Found(loaded.value, None, loaded._replace(makeshift=True))
 
-    def rest(self) -> float:
-        """The source has failed: on this node the key rests. For how long, in seconds."""
+    def begin_cooldown(self) -> float:
+        """The source has failed: on this node the key cools down. For how long, in seconds."""
         request, fallback = self._flight.request, self._flight.fallback
         version = self._flight.departure.refreshes if fallback is None else fallback.version
-        return self._parts.rests.begin(request.key.l1, request.rules.fail_safe_throttle_s, version)
+        return self._parts.cooldowns.begin(request.key.l1, request.rules.fail_safe_throttle_s, version)
 
     def _note_failure(self, error: BaseException) -> None:
         """Count and log that a source has failed: by its class alone, since a driver's text may hold a password."""
@@ -142,4 +141,4 @@ def begun_without_l2(node: Node, key: Key) -> tuple[AsOf, int]:
     """
     shard = node.shards[key.shard]
     as_of, held = AsOf(shard.reserve(), node.clock()), node.trusted(key)
-    return as_of, shard.head if held is None else max(shard.head, held.seq)
+    return as_of, shard.highest_seq if held is None else max(shard.highest_seq, held.seq)

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from cachebus.reading.fetch import MISSING
+from cachebus.reading.fetch import record_of
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.request import Found, Request
+from cachebus.wire.packing import copier
 
 
 async def look_up(parts: LoadParts, request: Request, refresh: Callable[[Request, bytes], None]) -> Found:
     """What L2 has, by a plain get where this node may judge it. `refresh`: begins to load anew, without a wait, what is
     past its soft expiry; it is given the version that is there."""
-    seen = await parts.fetch.found(request.key, request.after, admit=request.use_memory)
-    if seen.value is not MISSING:
-        parts.rests.saw(request.key.l1, seen.version)
-    if seen.soft:
-        refresh(request, seen.version)
-    return Found(seen.value, "l2", copy=seen.copy)
+    key = request.key
+    value, _ = seen = await parts.fetch.read_one(key, request.after, admit=request.use_memory)
+    record = record_of(seen)
+    if record is None:
+        return Found(value, "l2")
+    parts.cooldowns.saw(key.l1, record.version)
+    soft_version = parts.fetch.judge.soft_version(key.shard, record)
+    if soft_version:
+        refresh(request, soft_version)
+    return Found(value, "l2", copy=copier(record, value, parts.fetch.judge.rules(key)))

@@ -17,7 +17,8 @@ from cachebus.core.shard import Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.l1 import Entry
-from cachebus.reading.fetch import ASK_L2, LARGE_BYTES, MISSING, NOT_FOUND, AsOf, Fetcher, needs_script
+from cachebus.reading.fetch import Fetcher, Seen, record_of
+from cachebus.reading.judge import MISSING, NOT_FOUND, AsOf
 from cachebus.reading.request import Found
 
 
@@ -28,6 +29,8 @@ class Reader:
         """`outage_is_miss`: a read that L2 does not answer finds nothing, rather than raise `L2Unavailable`. `enabled`:
         whether anything is cached."""
         self._fetch, self._node, self._clock = fetcher, fetcher.node, fetcher.clock
+        self.refusals = fetcher.refusals
+        self._judge = fetcher.judge
         self._outage_is_miss = outage_is_miss
         self._enabled = enabled
 
@@ -35,51 +38,28 @@ class Reader:
 
     async def get(self, key: Key, after: Position | None, use_memory: bool) -> object:
         """The value, NOT_FOUND where the source has nothing, or MISSING; `L2Unavailable` unless an outage is a miss."""
-        counters, began_s = self._node.counters.of(key.family.data_type), self._clock()
+        counters = self._node.counters.of(key.family.data_type)
         entry = self.remembered(key, after) if use_memory else None
         if entry is not None:
             counters.l1_hits += 1
             return handed_out(entry)
-        try:
-            if not self._enabled or (self._node.blocked is not None and self._node.blocked.covers(key)):
-                value = MISSING
-            elif after is None and self._fetch.may_judge(self._node.shards[key.shard], None):
-                # What `Fetcher.one` does, without another coroutine around it: this is the path of every L2 hit.
-                as_of = self._fetch.as_of(key)
-                data = await self._fetch.store.get(key)
-                if use_memory and data is not None and len(data) > LARGE_BYTES:
-                    entry = self.remembered(key, None)  # whoever asked with this one has decoded it
-                    if entry is not None:
-                        counters.l2_hits += 1
-                        return handed_out(entry)
-                value = MISSING if data is None else self._fetch.judged(key, data, as_of, use_memory)
-                if value is ASK_L2:
-                    value = await self._judged_in_l2(key, use_memory, began_s)
-            else:
-                value = await self._fetch.one(key, after, admit=use_memory)
-        except L2Unavailable as error:
-            value = await self._once_more(key, use_memory, error, began_s)
+        value = MISSING
+        if self._enabled:
+            try:
+                value, _ = await self._fetch.read_one(key, after, admit=use_memory, decoded_by_others=self._held)
+            except L2Unavailable as error:
+                if not self._note_outage(error, key):
+                    raise
         if value is MISSING:
             counters.misses += 1
         else:
             counters.l2_hits += 1
         return value
 
-    async def _judged_in_l2(self, key: Key, use_memory: bool, began_s: float) -> object:
-        """What the script gives, in what time is left."""
-        budget = self._fetch.budget(self._clock() - began_s)
-        return (await budget.spent_on(self._fetch.validated([key], admit=use_memory)))[0]
-
-    async def _once_more(self, key: Key, use_memory: bool, error: L2Unavailable, began_s: float) -> object:
-        """What the script gives, where only that may answer; an outage is a miss here too, where it is one."""
-        if needs_script(error):
-            try:
-                return await self._judged_in_l2(key, use_memory, began_s)
-            except L2Unavailable as other:
-                error = other
-        if self._outage_is_a_miss():
-            return MISSING
-        raise error
+    def _held(self, key: Key) -> Seen | None:
+        """What L1 has by now."""
+        entry = self.remembered(key, None)
+        return None if entry is None else (handed_out(entry), None)
 
     async def get_many(self, keys: Sequence[Key], after: Position | None) -> list[object]:
         """What `get` gives for each of these keys of one tenant; what L1 lacks comes in one round trip."""
@@ -94,13 +74,13 @@ class Reader:
                 self._node.counters.of(key.family.data_type).l1_hits += 1
         if lacking and self._enabled:
             try:
-                values = await self._fetch.many([keys[i] for i in lacking], after)
-            except L2Unavailable:
-                if not self._outage_is_a_miss():
+                seen = await self._fetch.read([keys[i] for i in lacking], after)
+            except L2Unavailable as error:
+                if not self._note_outage(error, keys[lacking[0]]):
                     raise
-                values = [MISSING] * len(lacking)
-            for i, value in zip(lacking, values, strict=True):
-                found[i] = value
+            else:
+                for i, (value, _) in zip(lacking, seen, strict=True):
+                    found[i] = value
         for i in lacking:
             counters = self._node.counters.of(keys[i].family.data_type)
             if found[i] is MISSING:
@@ -118,7 +98,7 @@ class Reader:
         """
         levels, counters = key.levels(), self._node.counters.of(key.family.data_type)
         found = self._levels_in_l1(levels, after) if use_memory else {}
-        soft = b""
+        came: dict[str, Seen] = {}
         lacking = []
         for level in levels:
             if level.l1 not in found:
@@ -126,8 +106,8 @@ class Reader:
             elif _is_value(found[level.l1]):
                 break
         if lacking and self._enabled:
-            came, soft = await self._levels_in_l2(lacking, after, use_memory)
-            found.update(came)
+            came = await self._levels_in_l2(lacking, after, use_memory)
+            found.update((name, value) for name, (value, _) in came.items())
         best = next((level for level in levels if _is_value(found.get(level.l1, MISSING))), key)
         value = found.get(best.l1, MISSING)
         if value is MISSING:
@@ -135,7 +115,8 @@ class Reader:
             return Found(MISSING, None)
         if best in lacking:
             counters.l2_hits += 1
-            return Found(value, "l2", soft=soft if best is key else b"")
+            # What is refreshed is the key itself. A load of it in the place of a wider value would hide that one.
+            return Found(value, "l2", soft_version=self._soft_version(key, came[key.l1]) if best is key else b"")
         counters.l1_hits += 1
         return Found(value, "l1")
 
@@ -152,28 +133,33 @@ class Reader:
                 break
         return found
 
-    async def _levels_in_l2(
-        self, levels: list[Key], after: Position | None, use_memory: bool
-    ) -> tuple[dict[str, object], bytes]:
-        """What L2 has of these levels; and the version of the first, where that is past its soft expiry."""
+    async def _levels_in_l2(self, levels: list[Key], after: Position | None, use_memory: bool) -> dict[str, Seen]:
+        """What L2 has of these levels; nothing of any where an outage is a miss."""
         shard = self._node.shards[levels[0].shard]
-        remembers = use_memory and self._fetch.policies.rules(levels[0].family.data_type).l1
+        remembers = use_memory and self._judge.rules(levels[0]).l1
         as_of = AsOf(shard.reserve(), self._clock())
         try:
-            answers = await self._fetch.answers(levels, after, admit=use_memory)
-        except L2Unavailable:
-            if not self._outage_is_a_miss():
+            answers = await self._fetch.read(levels, after, admit=use_memory)
+        except L2Unavailable as error:
+            if not self._note_outage(error, levels[0]):
                 raise
-            return {}, b""
+            return {}
+        # A record of an epoch that this node has yet to enter counts as missing, too. So the absence is known as of no
+        # later than the probe behind the lease, though L2 has answered just now.
+        known_as_of_s = min(as_of.at_s, shard.fresh_as_of_s)
         for level, (value, _) in zip(levels, answers, strict=True):
             if value is MISSING and remembers:
-                self._node.admit_absent(level, as_of.reservation, min(as_of.at_s, shard.fresh_as_of_s))
-        soft = self._fetch.soft_of(levels[0], *answers[0])
-        return {level.l1: value for level, (value, _) in zip(levels, answers, strict=True)}, soft
+                self._node.admit_absent(level, as_of.reservation, known_as_of_s)
+        return {level.l1: seen for level, seen in zip(levels, answers, strict=True)}
 
-    def _outage_is_a_miss(self) -> bool:
+    def _soft_version(self, key: Key, seen: Seen) -> bytes:
+        """The version of what L2 has under the key, where that is past its soft expiry; else b""."""
+        record = record_of(seen)
+        return b"" if record is None else self._judge.soft_version(key.shard, record)
+
+    def _note_outage(self, error: L2Unavailable, key: Key) -> bool:
         """Count an outage met by a read; whether it is to look like a miss."""
-        self._node.counters.l2_errors += 1
+        self._fetch.refusals.count(error, "reads", key.family.data_type)
         return self._outage_is_miss
 
     def _present(self, key: Key, after: Position | None) -> Entry | None:

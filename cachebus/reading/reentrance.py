@@ -9,7 +9,7 @@ nothing of each other. So a cycle is found whoever began its loads, and in which
 
 A refresh for which nobody waits is part of no cycle, nor is a task that outlives the load that started it. While
 the load goes on, a task that its loader started counts as its part, awaited or not. A cycle over two nodes is not
-seen: each waits for the other's lease until the time limit, and the next who loads it alone is told.
+seen: each waits for the other's fill lease until the time limit, and the next who loads it alone is told.
 """
 
 from __future__ import annotations

@@ -82,11 +82,11 @@ class Found(NamedTuple):
     """It is "l1", "l2", or None where neither had it."""
     loaded: Loaded | None = None
     """There when it came from the source."""
-    stale: bool = False
-    """Whether it is an expired value that stands in."""
+    is_fallback: bool = False
+    """Whether it is a fallback."""
     serialization_error: bool = False
-    soft: bytes = b""
-    """The version of a record that is past its soft expiry, and is to be refreshed."""
+    soft_version: bytes = b""
+    """The version of a record that is past its soft expiry, and is to be refreshed; else b""."""
     copy: Callable[[], object] | None = None
     """Makes a value of its own for each caller, where the policy wants that."""
 

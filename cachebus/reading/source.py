@@ -18,8 +18,9 @@ from collections.abc import Callable
 from types import CoroutineType
 from typing import Any, Final
 
+from cachebus.base.ignored import ignore_error
 from cachebus.base.log import logger
-from cachebus.base.parameters import Source, name_of, not_async, passing_of
+from cachebus.base.parameters import SourceFunction, name_of, not_async, passing_of
 from cachebus.errors import ConfigError, LoadTimeout
 from cachebus.policy import Rules
 from cachebus.reading.request import Load, Loaded
@@ -35,7 +36,7 @@ _left_behind: set[asyncio.Task[Any]] = set()
 """Sources that are given up, or go on after that. Held here, since the event loop holds tasks weakly."""
 
 
-def bind(source: Source, resource_id: object, tenant_id: object, ctx: object) -> Bound:
+def bind(source: SourceFunction, resource_id: object, tenant_id: object, ctx: object) -> Bound:
     """The call of `source` with what it takes of the three.
 
     1. Parameters named `resource_id`, `tenant_id` and `ctx` get these, wherever they stand.
@@ -64,7 +65,7 @@ async def call(
     """
     attempts = _Attempts(bound, retries, retry_on, backoff_s)
     task = asyncio.create_task(attempts.run(), name="cachebus-source")
-    task.add_done_callback(_seen)
+    task.add_done_callback(ignore_error)
     try:
         await asyncio.wait([task], timeout=timeout_s)
     except asyncio.CancelledError:
@@ -85,12 +86,6 @@ async def call(
 def _cancelled_itself(task: asyncio.Task[Any]) -> bool:
     """Whether it was cancelled from within. Such a source has failed; only the flight's end is a cancellation."""
     return task.cancelled()
-
-
-def _seen(task: asyncio.Task[Any]) -> None:
-    """Who waits for it hears of its error, if anybody does: asyncio need not complain of it."""
-    if not task.cancelled():
-        task.exception()
 
 
 async def _given_up(task: asyncio.Task[Any], bound: Bound) -> None:
@@ -144,15 +139,17 @@ class _Attempts:
     async def run(self) -> Any:
         """What the first attempt gives that does not fail."""
         pause_s = self._backoff_s
-        for left in range(self._retries, -1, -1):
+        for remaining in range(self._retries, -1, -1):
             try:
                 result = self._bound()
                 return await result if inspect.isawaitable(result) else result
             except self._retry_on as error:
-                if not left or _final(error) or self.over or _is_cancelled():
+                if not remaining or _final(error) or self.over or _is_cancelled():
                     raise
                 # Its class alone: the text of a driver's error may hold a password.
-                logger.debug("{} failed with {}, {} more attempts", name_of(self._bound), type(error).__name__, left)
+                logger.debug(
+                    "{} failed with {}, {} more attempts", name_of(self._bound), type(error).__name__, remaining
+                )
             await asyncio.sleep(pause_s + random.uniform(0, self._backoff_s))
             pause_s = min(2 * pause_s, max(PAUSE_MAX_S, self._backoff_s))
         raise AssertionError("unreachable: the last attempt returns or raises")
@@ -176,14 +173,14 @@ def _final(error: Exception) -> bool:
     return isinstance(error, ConfigError) or among is not None
 
 
-async def awaited(result: object, source: Source) -> Any:
+async def awaited(result: object, source: SourceFunction) -> Any:
     """What an async function's call gives, if callers can share it; `ConfigError` where it is no async function."""
     if not inspect.isawaitable(result):
         raise not_async(source)
     return shareable(await result, source)
 
 
-def shareable(value: Any, source: Source) -> Any:
+def shareable(value: Any, source: SourceFunction) -> Any:
     """The value, unless it can be read or awaited only once: callers share it, so `ConfigError`.
 
     `source` is the function that gave it, for the message.

@@ -38,7 +38,7 @@ class Waiters:
     def wake(self, key: str) -> None:
         """A hint has come: the fill is there, or was given up."""
         for waiter in self._waiting.get(key, ()):
-            _settle(waiter, True)
+            _resolve(waiter, True)
 
     async def wait(self, key: str, pause_s: float, patience_s: float) -> bool:
         """Wait until woken, or until it is this one's turn to ask again, `pause_s` seconds from now or later. Returns
@@ -47,7 +47,7 @@ class Waiters:
         waiter: asyncio.Future[bool] = loop.create_future()
         self._waiting.setdefault(key, set()).add(waiter)
         pause = loop.call_later(pause_s, self._stand_in_line, waiter)
-        patience = loop.call_later(patience_s, _settle, waiter, False)
+        patience = loop.call_later(patience_s, _resolve, waiter, False)
         try:
             return await waiter
         finally:
@@ -69,12 +69,12 @@ class Waiters:
         self._timer, now_s = None, loop.time()
         self._next_s = max(self._next_s, now_s - POLLS_AT_ONCE / POLLS_PER_S)
         while self._line and self._next_s <= now_s:
-            _settle(self._line.popitem(last=False)[0], True)
+            _resolve(self._line.popitem(last=False)[0], True)
             self._next_s += 1 / POLLS_PER_S
         if self._line:
             self._timer = loop.call_at(self._next_s, self._serve)
 
 
-def _settle(waiter: asyncio.Future[bool], turn: bool) -> None:
+def _resolve(waiter: asyncio.Future[bool], turn: bool) -> None:
     if not waiter.done():
         waiter.set_result(turn)

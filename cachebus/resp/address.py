@@ -7,14 +7,26 @@ from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
+from cachebus.base.tls import FileContext, TlsFiles
+from cachebus.base.unicode import is_unicode
 from cachebus.base.urls import as_redis
 from cachebus.errors import ConfigError
+from cachebus.resp.credentials import ProvidedCredentials
 
 DEFAULT_PORT: Final = 6379
 _TLS_OPTIONS: Final = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_check_hostname", "ssl_cert_reqs")
 _OPTIONS: Final = ("db", "client_name", "username", "password", *_TLS_OPTIONS)
 _FLAGS: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-_ENCODE: Final = "percent-encode / # ? @ : [ ] % in a user name or password"
+_ENCODE: Final = "percent-encode / # ? @ : [ ] % & in a user name or password"
+_OF_OTHERS: Final = frozenset(
+    (
+        *("socket_timeout", "socket_connect_timeout", "socket_keepalive", "socket_read_size", "timeout", "protocol"),
+        *("retry_on_timeout", "retry_on_error", "max_connections", "health_check_interval", "lib_name", "lib_version"),
+        *("decode_responses", "encoding", "encoding_errors", "single_connection_client", "ssl", "read_from_replicas"),
+        *("ssl_ca_path", "ssl_ca_data", "ssl_password", "ssl_min_version", "ssl_ciphers", "ssl_keyfile_password"),
+    )
+)
+"""Options of other clients' URLs. Any other name may be the rest of a password that has a `&`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +41,13 @@ class Address:
     password: str | None = field(default=None, repr=False)
     ssl: tls.SSLContext | None = field(default=None, repr=False)
     client_name: str | None = None
+    credentials: ProvidedCredentials | None = field(default=None, repr=False)
+    """Whom to ask who this is, in place of user and password."""
+
+    def __post_init__(self) -> None:
+        """`ConfigError` for what no server could be told."""
+        if not is_unicode(f"{self.username}{self.password}"):
+            raise ConfigError(f"Redis at {self}: user or password is no Unicode text: it has a lone surrogate")
 
     def __str__(self) -> str:
         """`host:port`, `[ipv6]:port` or the socket's path: fit for logs and errors."""
@@ -37,19 +56,29 @@ class Address:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_address(
-    url: str,
-    *,
-    username: str | None = None,
-    password: str | None = None,
-    ca_certs: str | None = None,
-    check_hostname: bool = True,
-    client_name: str | None = None,
-) -> Address:
+@dataclass(frozen=True, slots=True)
+class Login:
+    """How a client logs in, and how it tells servers by their certificates. What is given wins over the URL."""
+
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    ca_certs: str | None = None
+    """A PEM file of authorities; None is the system's."""
+    check_hostname: bool = True
+    client_name: str | None = None
+    credentials: ProvidedCredentials | None = field(default=None, repr=False)
+    """Whom to ask instead."""
+    of_sentinels: ProvidedCredentials | None = field(default=None, repr=False)
+    """The same for Sentinels, who know users of their own."""
+
+
+AS_THE_URL_SAYS: Final = Login()
+
+
+def parse_address(url: str, login: Login = AS_THE_URL_SAYS) -> Address:
     """Read `redis://user:password@host:port/db`, `rediss://` (TLS) or `unix:///path?db=0`; `valkey` says `redis`.
 
-    Arguments given win over the URL. `ca_certs` is a PEM file of authorities (the system's when None). Known options
-    after `?`: db, client_name, username, password and, for TLS, ssl_ca_certs, ssl_certfile, ssl_keyfile,
+    Known options after `?`: db, client_name, username, password and, for TLS, ssl_ca_certs, ssl_certfile, ssl_keyfile,
     ssl_check_hostname and ssl_cert_reqs. Raises `ConfigError`, in one line that names host and port.
     """
     parts = _split(url)
@@ -61,14 +90,22 @@ def parse_address(
         port,
         path,
         _db(parts, options, where),
-        username or _decoded(parts.username) or options.get("username"),
-        password or _decoded(parts.password) or options.get("password"),
-        _tls(parts, options, where, ca_certs, check_hostname),
-        client_name or options.get("client_name"),
+        None if login.credentials else login.username or _decoded(parts.username) or options.get("username"),
+        None if login.credentials else login.password or _decoded(parts.password) or options.get("password"),
+        _tls(parts, options, where, login),
+        login.client_name or options.get("client_name"),
+        login.credentials,
     )
 
 
+def must_be_unicode(url: str) -> None:
+    """`ConfigError`, which quotes none of it."""
+    if not is_unicode(url):
+        raise ConfigError("Redis URL: no Unicode text: it has a lone surrogate")
+
+
 def _split(url: str) -> SplitResult:
+    must_be_unicode(url)
     try:
         parts = urlsplit(as_redis(url))
     except ValueError:  # whose text would quote the URL
@@ -106,8 +143,9 @@ def _decoded(part: str | None) -> str | None:
 
 def _options(parts: SplitResult, where: str) -> dict[str, str]:
     options = dict(parse_qsl(parts.query, keep_blank_values=True))
-    if unknown := sorted(set(options) - set(_OPTIONS)):
-        raise ConfigError(f"Redis URL for {where}: unknown option {unknown[0]!r}; known are {', '.join(_OPTIONS)}")
+    if unknown := sorted(set(options) - set(_OPTIONS), key=lambda name: (name not in _OF_OTHERS, name)):
+        shown = repr(unknown[0]) if unknown[0] in _OF_OTHERS else f"({_ENCODE})"
+        raise ConfigError(f"Redis URL for {where}: unknown option {shown}; known are {', '.join(_OPTIONS)}")
     return options
 
 
@@ -120,25 +158,24 @@ def _db(parts: SplitResult, options: dict[str, str], where: str) -> int:
     return int(text)
 
 
-def _tls(
-    parts: SplitResult, options: dict[str, str], where: str, ca_certs: str | None, check_hostname: bool
-) -> tls.SSLContext | None:
+def _tls(parts: SplitResult, options: dict[str, str], where: str, login: Login) -> tls.SSLContext | None:
     given = [option for option in _TLS_OPTIONS if option in options]
     if parts.scheme != "rediss":
-        if given or ca_certs:
+        if given or login.ca_certs:
             raise ConfigError(f"Redis URL for {where}: {given[0] if given else 'ca_certs'} needs rediss://")
         return None
     verify = options.get("ssl_cert_reqs", "required")
     flag = options.get("ssl_check_hostname", "true").lower()
     if verify not in ("required", "none") or flag not in _FLAGS:
         raise ConfigError(f"Redis URL for {where}: ssl_cert_reqs is required or none, ssl_check_hostname true or false")
+    files = TlsFiles(
+        login.ca_certs or options.get("ssl_ca_certs"),
+        options.get("ssl_certfile"),
+        options.get("ssl_keyfile"),
+        check_hostname=login.check_hostname and _FLAGS[flag],
+        verify=verify == "required",
+    )
     try:
-        context = tls.create_default_context(cafile=ca_certs or options.get("ssl_ca_certs"))
-        if certificate := options.get("ssl_certfile"):
-            context.load_cert_chain(certificate, options.get("ssl_keyfile"))
+        return FileContext(files)
     except OSError as error:
         raise ConfigError(f"Redis URL for {where}: cannot load the TLS certificates: {error.strerror}") from error
-    context.check_hostname = check_hostname and _FLAGS[flag] and verify == "required"
-    if verify == "none":
-        context.verify_mode = tls.CERT_NONE
-    return context

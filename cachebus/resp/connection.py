@@ -10,6 +10,7 @@ from typing import Any, Final, cast
 
 from cachebus.base.budget import NESTED, Budget
 from cachebus.base.clock import Clock
+from cachebus.base.patience import Patience
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.handshake import join
@@ -36,23 +37,16 @@ class Connection(Link):
 
     @classmethod
     async def open(
-        cls,
-        address: Address,
-        *,
-        timeout_s: float,
-        connect_timeout_s: float,
-        clock: Clock,
-        on_lost: OnLost | None = None,
-        grouped: bool = False,
+        cls, address: Address, patience: Patience, *, on_lost: OnLost | None = None, grouped: bool = False
     ) -> Connection:
-        """Connect and log in within `connect_timeout_s`; raises `L2Unavailable` in a line that names the server.
+        """Connect and log in within its `connect_timeout_s`; raises `L2Unavailable` in a line that names the server.
 
         A server that owes an answer is lost when for `timeout_s` (at most an eighth more) no byte arrives from it, nor
         leaves of a question still on its way: everything pending fails and `on_lost` is called, as it is once for any
         loss but `close`. `grouped`: keys of different hash tags may not share an MGET, as in a Cluster.
         """
-        connection = cls(address, timeout_s=timeout_s, clock=clock, grouped=grouped)
-        await join(connection, address, connect_timeout_s, on_lost)
+        connection = cls(address, timeout_s=patience.timeout_s, clock=patience.clock, grouped=grouped)
+        await join(connection, address, patience.connect_timeout_s, on_lost)
         return connection
 
     def get(self, key: bytes | str) -> asyncio.Future[bytes | None]:
@@ -65,7 +59,7 @@ class Connection(Link):
         if not getters and not self._asked and self._lone_ticks >= ALONE_MIN:
             return self.call("GET", key, reads=value_of)  # nobody to share with
         future = self._new_future()
-        if getters or self._admit(future):
+        if getters or self._schedule_flush(future):
             self._keys.append(key)
             getters.append(future)
             if len(getters) >= BATCH_MAX:
@@ -174,18 +168,19 @@ class Connection(Link):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand each reply to whoever asked, in order."""
-        self.last_reply_at = self._clock()
+        self.last_reply_s = self._clock()
         asked, next_reply = self._asked, self._next_reply
         try:
             self._feed(self._buffer, 0, nbytes)
+            unsent = len(self._out)  # asked, but the server cannot know
             reply = next_reply()
             while reply is not NOTHING:
-                if not asked:
-                    self._nonsense()
+                if len(asked) == unsent:
+                    self._unasked(reply)
                     return
                 waiting = asked[0]  # and stays there until its reply is read: what is nonsense fails it too
                 if isinstance(waiting, list):
-                    self._settle(waiting, reply)
+                    self._resolve(waiting, reply)
                 else:
                     future, reads = waiting if isinstance(waiting, tuple) else (waiting, None)
                     if isinstance(reply, CacheBusError):
@@ -200,7 +195,7 @@ class Connection(Link):
         except NONSENSE:
             self._nonsense()
 
-    def _settle(self, getters: list[asyncio.Future[Any]], reply: Any) -> None:
+    def _resolve(self, getters: list[asyncio.Future[Any]], reply: Any) -> None:
         """Give an MGET's reply to its callers; `Misshapen`."""
         if isinstance(reply, CacheBusError):
             for future in getters:

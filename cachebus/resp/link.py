@@ -9,15 +9,15 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 
 from cachebus.base.clock import Clock
 from cachebus.base.home import in_each_child
-from cachebus.errors import L2Unavailable
+from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.address import Address
 from cachebus.resp.replies import NotAsked, Reads, new_reader, pack
 from cachebus.resp.unsent import unsent
-from cachebus.resp.watchdog import Progress, Watchdog
+from cachebus.resp.watchdog import ConnectionProgress, Watchdog
 
 PENDING_MAX: Final = 100_000
 """Questions that may wait for an answer; those beyond it fail at once."""
@@ -46,28 +46,39 @@ Waiting = asyncio.Future[Any] | tuple[asyncio.Future[Any], Reads] | list[asyncio
 _generations = count(1)
 
 
+class Stops(Protocol):
+    """What goes on for as long as a link does."""
+
+    def stop(self) -> None:
+        """The link has ended."""
+
+
 class Link(asyncio.BufferedProtocol):
     """What a `Connection` and a `Subscriber` share: writing, watching and losing a socket. Replies are theirs to read.
 
     `closed` says that no call can succeed any more, `generation` numbers the connections of this process, and
-    `last_reply_at` is the clock's time (seconds) at which the server was last heard. `on_lost` hears once of any loss
+    `last_reply_s` is the clock's time (seconds) at which the server was last heard. `on_lost` hears once of any loss
     but `close`.
     """
 
     def __init__(self, address: Address, *, timeout_s: float, clock: Clock) -> None:
         self.closed = False
         self.generation = next(_generations)
-        self.last_reply_at = clock()
+        self.last_reply_s = clock()
         self._clock = clock
         self._timeout_s = timeout_s
-        self._where = str(address)
+        self.where = str(address)
+        self.takes_auth = True
+        """Whether AUTH may be sent at any time: a server takes none from who listens, unless RESP3 is spoken."""
+        self.renewal: Stops | None = None
+        """Logs it in anew."""
         self.on_lost: OnLost | None = None
         loop = asyncio.get_running_loop()
         self._call_soon = loop.call_soon
         # A partial of the C class: `loop.create_future` would add a Python frame to each call.
         self._new_future: Callable[[], asyncio.Future[Any]] = partial(asyncio.Future, loop=loop)
         self._transport: asyncio.Transport | None = None
-        self._out: list[bytes] = []
+        self._out: list[bytes] = []  # not sent yet: a command for each of the last in `_asked`
         self._asked: deque[Waiting] = deque()
         self._getters: list[asyncio.Future[Any]] = []
         self._batched = 0  # those who share an answer, beyond the first
@@ -83,7 +94,7 @@ class Link(asyncio.BufferedProtocol):
         # A view, since asyncio's TLS writes to slices of it, and a slice of a bytearray is a copy.
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._next_reply = reader.gets
-        self._silent = f"{self._where} did not answer in {timeout_s:g} s"
+        self._silent = f"{self.where} did not answer in {timeout_s:g} s"
         self._watchdog = Watchdog(loop, timeout_s, self._progress, self._expired)
 
     # -- asking -------------------------------------------------------------------------------------------------
@@ -117,10 +128,10 @@ class Link(asyncio.BufferedProtocol):
         """`call` for a command that `pack` has packed before."""
         future = self._new_future()
         if len(packed) > PACKED_MAX_BYTES:
-            fail(future, NotAsked(f"{len(packed)} bytes are too many for {self._where}: at most {PACKED_MAX_BYTES}"))
+            fail(future, NotAsked(f"{len(packed)} bytes are too many for {self.where}: at most {PACKED_MAX_BYTES}"))
         elif (self._paused or len(packed) > SMALL_BYTES) and not self._has_room(len(packed)):
-            fail(future, NotAsked(f"{self._where} is behind: {self._kept_bytes} bytes wait to be sent"))
-        elif (self._flushing and len(self._asked) < PENDING_MAX) or self._admit(future):
+            fail(future, NotAsked(f"{self.where} is behind: {self._kept_bytes} bytes wait to be sent"))
+        elif (self._flushing and len(self._asked) < PENDING_MAX) or self._schedule_flush(future):
             self._out.append(packed)
             self._asked.append(future if reads is None else (future, reads))
             if not self._flushing:
@@ -129,7 +140,11 @@ class Link(asyncio.BufferedProtocol):
 
     def close(self) -> None:
         """Drop the socket now; what is pending fails, `on_lost` is not called. May be repeated."""
-        self._end(f"the connection to {self._where} was closed")
+        self._end(f"the connection to {self.where} was closed")
+
+    def give_up(self, why: str) -> None:
+        """Drop the socket now, as lost: whoever needs one makes another."""
+        self._lost(why)
 
     def forsake(self) -> None:
         """In a forked child: the socket is its parent's. Neither a byte out of this process nor one into it.
@@ -157,13 +172,14 @@ class Link(asyncio.BufferedProtocol):
         self._kept_bytes += size
         return True
 
-    def _admit(self, future: asyncio.Future[Any]) -> bool:
-        """Have a flush at the end of this tick, unless nobody is expected to join; False if the future was failed."""
+    def _schedule_flush(self, future: asyncio.Future[Any]) -> bool:
+        """Have a flush at the end of this tick, unless nobody is expected to join: then who asks has to flush, once its
+        question is in `_out` and `_asked`. False if the future was failed."""
         if self.closed:
-            fail(future, L2Unavailable(f"not connected to {self._where}"))
+            fail(future, L2Unavailable(f"not connected to {self.where}"))
             return False
         if self.pending >= PENDING_MAX:
-            fail(future, NotAsked(f"{self._where} is behind: {PENDING_MAX} calls wait for its answers"))
+            fail(future, NotAsked(f"{self.where} is behind: {PENDING_MAX} calls wait for its answers"))
             return False
         if not self._flushing and (self._lone_ticks < ALONE_MIN or self._asked):
             self._flushing = True
@@ -202,6 +218,8 @@ class Link(asyncio.BufferedProtocol):
             return False
         self.closed = True
         self._watchdog.stop()
+        if self.renewal is not None:
+            self.renewal.stop()
         self._collect()  # so that those still gathering are among the asked
         asked = list(self._asked)
         self._asked.clear()
@@ -216,16 +234,24 @@ class Link(asyncio.BufferedProtocol):
                 fail(future, L2Unavailable(why))
         return True
 
+    def _unasked(self, reply: Any) -> None:
+        """A reply to nothing that was sent. A server that lets nobody in says why before it is asked anything."""
+        if isinstance(reply, CacheBusError):
+            self._answered += 1
+            self._lost(f"{self.where} refused: {reply}")
+        else:
+            self._nonsense()
+
     def _nonsense(self) -> None:
         """The stream of replies can no longer be matched to the questions."""
-        self._lost(f"{self._where} sent what does not answer what it was asked, or no RESP2")
+        self._lost(f"{self.where} sent what does not answer what it was asked, or no RESP2")
 
-    def _progress(self) -> Progress:
+    def _progress(self) -> ConnectionProgress:
         written = self._written
-        return Progress(
+        return ConnectionProgress(
             self._answered + len(self._asked),
             self._answered,
-            self.last_reply_at,
+            self.last_reply_s,
             written + sum(map(len, self._out)),
             written if self._transport is None else written - unsent(self._transport),
         )
@@ -248,7 +274,7 @@ class Link(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone, by whoever's doing."""
-        self._lost(f"{self._where} closed the connection" if exc is None else f"lost {self._where}: {exc}")
+        self._lost(f"{self.where} closed the connection" if exc is None else f"lost {self.where}: {exc}")
 
     def pause_writing(self) -> None:
         """The server reads more slowly than we write: gather, and let `PENDING_MAX` and `KEPT_MAX_BYTES` refuse."""

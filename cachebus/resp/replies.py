@@ -7,6 +7,7 @@ from typing import Any, Final, cast
 
 import hiredis
 
+from cachebus.base.masking import without_arguments
 from cachebus.errors import CacheBusError, L2Unavailable, ProtocolMismatch
 
 NOTHING: Final = object()
@@ -49,12 +50,14 @@ def code_of(error: object) -> str:
 
 
 def mapped(text: str) -> CacheBusError:
-    """The error for a server's error reply, whose text it keeps (cut to 300 characters, control characters as `?`).
+    """The error for a server's error reply, whose text it keeps (cut to 300 characters, control characters as `?`), but
+    for the arguments of a command that the server does not know: those are keys, values, or a password.
 
     A script of ours that answers `CACHEBUS why` refuses this node: `ProtocolMismatch(why)`. Everything else, be it
     LOADING, READONLY, NOREPLICAS, OOM or plain ERR, is `Refused`: the store did not do it, whatever its reason,
     and Redis 6.2 hides the codes of errors inside scripts in an ERR, so the code could not be relied on.
     """
+    text = without_arguments(text)
     if not text.isprintable():
         text = "".join(char if char.isprintable() else "?" for char in text)
     if text.startswith(_OWN):
@@ -71,10 +74,11 @@ def _of_facts(text: str) -> str:
     helps = [f"set {_FACTS[name]}={known[name]}" for name in _FACTS if name in known and known[name] != own.get(name)]
     if known.get("protocol") != own.get("protocol"):
         helps = ["use the release of cachebus that all others use"]
-    told = f"the namespace is laid out as {there!r}, this process is set to {here!r}"
-    return f"{told}: {' and '.join(helps)}{', or ' * bool(helps)}set CACHEBUS_NAMESPACE to another name"
+    says = f"the namespace is laid out as {there!r}, this process is set to {here!r}"
+    return f"{says}: {' and '.join(helps)}{', or ' * bool(helps)}set CACHEBUS_NAMESPACE to another name{_TAKEN_BACK}"
 
 
+_TAKEN_BACK: Final = "; `cachebus doctor` says how a layout is taken back"
 _FACTS: Final = {"shards": "CACHEBUS_SHARDS", "bus": "CACHEBUS_BUS"}
 _NO_PRIMARY: Final = ("READONLY", "MASTERDOWN", "CLUSTERDOWN", "NOREPLICAS")
 """In refusals of a server that may have been deposed: they may lie in the text of another, as that of a script."""
@@ -105,7 +109,7 @@ def knows_no_script(error: object) -> bool:
     return code_of(error) == "NOSCRIPT"
 
 
-def place_in(error: L2Unavailable) -> tuple[str, int]:
+def host_port_in(error: L2Unavailable) -> tuple[str, int]:
     """Host ("" for the server's own) and port that a MOVED or ASK names. `L2Unavailable`, which leads nowhere itself,
     where it names none: a Cluster says port 0 of a node that is known to it, and not where it is."""
     host, _, port = str(error).rpartition(" ")[2].rpartition(":")

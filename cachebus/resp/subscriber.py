@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from cachebus.base.clock import Clock
+from cachebus.base.patience import Patience
 from cachebus.errors import CacheBusError
 from cachebus.resp.address import Address
 from cachebus.resp.handshake import join
@@ -27,6 +28,7 @@ class Subscriber(Link):
         self, address: Address, *, timeout_s: float, clock: Clock, on_push: OnPush, on_ended: OnEnded | None = None
     ) -> None:
         super().__init__(address, timeout_s=timeout_s, clock=clock)
+        self.takes_auth = False
         self._on_push = on_push
         self._on_ended = on_ended
 
@@ -34,10 +36,8 @@ class Subscriber(Link):
     async def open(
         cls,
         address: Address,
+        patience: Patience,
         *,
-        timeout_s: float,
-        connect_timeout_s: float,
-        clock: Clock,
         on_push: OnPush,
         on_ended: OnEnded | None = None,
         on_lost: OnLost | None = None,
@@ -48,6 +48,7 @@ class Subscriber(Link):
         Should it raise, messages would be missing: the connection is lost then, and the error goes to the loop's
         exception handler.
         """
+        timeout_s, connect_timeout_s, clock = patience
         subscriber = cls(address, timeout_s=timeout_s, clock=clock, on_push=on_push, on_ended=on_ended)
         await join(subscriber, address, connect_timeout_s, on_lost)
         return subscriber
@@ -57,10 +58,12 @@ class Subscriber(Link):
         future = self._new_future()
         if not channels:
             future.set_result(None)
-        elif self._admit(future):
+        elif self._schedule_flush(future):
             self._out.append(pack(("SSUBSCRIBE" if sharded else "SUBSCRIBE", *channels)))
             # One future for each confirmation to come; the last of them settles it.
             self._asked.append([future] * len(channels))
+            if not self._flushing:
+                self._flush()
         return future
 
     def ping(self) -> asyncio.Future[Any]:
@@ -69,7 +72,7 @@ class Subscriber(Link):
 
     def buffer_updated(self, nbytes: int) -> None:
         """Hand on all messages that have arrived; what is none answers the oldest question."""
-        self.last_reply_at = self._clock()
+        self.last_reply_s = self._clock()
         on_push = self._on_push
         self._feed(self._buffer, 0, nbytes)
         try:
@@ -81,6 +84,9 @@ class Subscriber(Link):
                         return
                 elif isinstance(reply, list) and len(reply) == 3 and reply[0] == _ENDED and self._on_ended is not None:
                     self._on_ended(reply[1])
+                elif len(self._asked) == len(self._out):  # the rest was not sent yet
+                    self._unasked(reply)
+                    return
                 elif not self._answer(reply):
                     self._nonsense()
                     return
@@ -96,9 +102,7 @@ class Subscriber(Link):
             raise Misshapen(str(error)) from error
 
     def _answer(self, reply: Any) -> bool:
-        """Settle the oldest question; False if there is none, or not of this kind."""
-        if not self._asked:
-            return False
+        """Settle the oldest question; False if it is not of this kind."""
         waiting = self._asked[0]
         confirms = isinstance(reply, list) and len(reply) == 3 and reply[0] in _CONFIRMATIONS
         if isinstance(reply, CacheBusError):

@@ -5,16 +5,11 @@ from __future__ import annotations
 import asyncio
 from typing import Any, TypeVar
 
+from cachebus.base.ignored import ignore_error
 from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.resp.replies import again
 
 T = TypeVar("T")
-
-
-def heard(task: asyncio.Future[Any]) -> None:
-    """What it raised was looked at: whoever waited has been told, and perhaps nobody did."""
-    if not task.cancelled():
-        task.exception()
 
 
 async def shared(task: asyncio.Task[T]) -> T:
@@ -29,12 +24,13 @@ async def shared(task: asyncio.Task[T]) -> T:
 
 
 async def ended(*tasks: asyncio.Task[Any] | None) -> None:
-    """Cancel them, and wait until they have ended."""
+    """Cancel them, and wait until they have ended. What they raise is nobody's, also where the caller is cancelled."""
     there = [task for task in tasks if task is not None and not task.done()]
     for task in there:
+        task.add_done_callback(ignore_error)
         task.cancel()
     if there:
         await asyncio.wait(there)
     for past in tasks:
         if past is not None and past.done():
-            heard(past)
+            ignore_error(past)

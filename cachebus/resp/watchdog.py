@@ -10,19 +10,19 @@ from typing import Final, NamedTuple
 _TICKS: Final = 16
 
 
-class Progress(NamedTuple):
-    """How far a connection is. All of these only grow, but for `left`."""
+class ConnectionProgress(NamedTuple):
+    """How far a connection is. All of these only grow, but for `sent_bytes`."""
 
     asked: int
     """Questions ever asked."""
     answered: int
     """Those that were answered."""
-    heard: float
+    last_reply_s: float
     """Differs whenever bytes have arrived."""
     written: int
     """Where in the stream of bytes the last question asked ends."""
-    left: int
-    """How many bytes of the stream have left this machine."""
+    sent_bytes: int
+    """Of the stream: what has left this machine."""
 
 
 class Watchdog:
@@ -37,20 +37,20 @@ class Watchdog:
     the server's. Between questions there is no timer at all.
     """
 
-    __slots__ = ("_ends", "_expired", "_last", "_look", "_loop", "_quiet", "_tick_s", "_timer", "asleep")
+    __slots__ = ("_ends", "_expired", "_last", "_loop", "_progress", "_quiet", "_tick_s", "_timer", "asleep")
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
         timeout_s: float,
-        look: Callable[[], Progress],
+        progress: Callable[[], ConnectionProgress],
         expired: Callable[[], None],
     ) -> None:
         self._loop = loop
         self._tick_s = timeout_s / _TICKS
-        self._look = look
+        self._progress = progress
         self._expired = expired
-        self._last = Progress(0, 0, 0.0, 0, 0)
+        self._last = ConnectionProgress(0, 0, 0.0, 0, 0)
         self._ends: deque[tuple[int, int]] = deque()
         """Of each tick that saw new questions: how many had been asked, and where the last of them ends."""
         self._quiet = 0
@@ -60,7 +60,7 @@ class Watchdog:
     def wake(self) -> None:
         """Begin to watch; called when a question was written and the dog is asleep."""
         self.asleep = False
-        self._last = now = self._look()
+        self._last = now = self._progress()
         self._ends.clear()
         self._ends.append((now.asked, now.written))
         self._quiet = -1  # the first tick comes a whole tick from now, those after a byte come sooner
@@ -74,7 +74,7 @@ class Watchdog:
         self.asleep = True
 
     def _tick(self) -> None:
-        now = self._look()
+        now = self._progress()
         if now.asked == now.answered:
             self.asleep = True
             return
@@ -87,9 +87,11 @@ class Watchdog:
         self._last = now
         self._timer = self._loop.call_later(self._tick_s, self._tick)
 
-    def _lives(self, now: Progress) -> bool:
+    def _lives(self, now: ConnectionProgress) -> bool:
         """Whether anything came since the last tick, or left of a question that was the oldest then and still is."""
         last, ends = self._last, self._ends
         while ends and ends[0][0] <= now.answered:
             ends.popleft()
-        return now.heard != last.heard or bool(ends and last.left < ends[0][1] and now.left > last.left)
+        return now.last_reply_s != last.last_reply_s or bool(
+            ends and last.sent_bytes < ends[0][1] and now.sent_bytes > last.sent_bytes
+        )

@@ -18,7 +18,7 @@ class Invalidations:
 
     def __init__(self, cache: Cache) -> None:
         """`cache`: the open cache by whose settings and policies ids are read."""
-        self._parts = cache._looked_at()
+        self._parts = cache._observed_parts()
         self._plans: list[Plan] = []
 
     def covers(
@@ -102,7 +102,7 @@ def record_invalidations(*caches: Cache) -> Iterator[Invalidations]:
     seen = Invalidations(caches[0])
     with ExitStack() as stack:
         for cache in caches:
-            stack.enter_context(cache._looked_at().writer.told(seen._plans.append))
+            stack.enter_context(cache._observed_parts().writer.recorded_by(seen._plans.append))
         yield seen
 
 

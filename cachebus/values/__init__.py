@@ -13,7 +13,7 @@ date, time, timedelta, UUID, Decimal, and numpy arrays and scalars. Said once, s
 `carry` does both, and where a model is named it compares: what would come back changed is refused.
 """
 
-from cachebus.values.carry import carry
+from cachebus.values.carry import Form, carry
 from cachebus.values.codec import CODECS, F32, F32_ARRAY, MSGPACK, RAW, UNSET, ZLIB, decode, encode
 from cachebus.values.extension import CorruptValue
 from cachebus.values.models import check_model
@@ -29,6 +29,7 @@ __all__ = [
     "UNSET",
     "ZLIB",
     "CorruptValue",
+    "Form",
     "carry",
     "check_model",
     "decode",

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 from numpy.lib import format as npy
 
-from cachebus.values.extension import ARRAY, NUMPY_SCALAR, Refused, Tagged, name_of
+from cachebus.values.extension import ARRAY, NUMPY_SCALAR, NotEncodable, Tagged, name_of
 
 _pack = msgspec.msgpack.Encoder().encode
 Array = np.ndarray[Any, Any]
@@ -21,20 +21,20 @@ def tagged(value: Any, kind: type) -> Tagged | None:
         # numpy fills up with NULs what is shorter than its type, and so takes them off on reading.
         nul: Any = "\0" if issubclass(kind, np.str_) else b"\0"
         if issubclass(kind, (np.str_, np.bytes_)) and value.endswith(nul):
-            raise Refused(f"is of type {name_of(kind)} with a NUL at its end, which numpy does not read back")
+            raise NotEncodable(f"is of type {name_of(kind)} with a NUL at its end, which numpy does not read back")
         return Tagged(NUMPY_SCALAR, _pack([_described(value.dtype), value.tobytes()]))
     if kind is np.ndarray:
         return Tagged(ARRAY, _pack([_described(value.dtype), value.shape, value.tobytes()]))
     if issubclass(kind, np.ndarray):  # may hold more than numbers: a mask, a unit
-        raise Refused(f"is of type {name_of(kind)}; of arrays, only a plain numpy.ndarray can be carried")
+        raise NotEncodable(f"is of type {name_of(kind)}; of arrays, only a plain numpy.ndarray can be carried")
     return None
 
 
 def _described(dtype: np.dtype[Any]) -> Any:
     if dtype.hasobject:
-        raise Refused("is a numpy array of Python objects, which codec msgpack can't carry")
+        raise NotEncodable("is a numpy array of Python objects, which codec msgpack can't carry")
     if issubclass(dtype.type, np.record):
-        raise Refused("is a numpy record, which would come back as numpy.void")
+        raise NotEncodable("is a numpy record, which would come back as numpy.void")
     return npy.dtype_to_descr(dtype) if dtype.names else dtype.str
 
 
@@ -93,11 +93,11 @@ def is_array(value: object) -> bool:
 def as_float32(value: Array) -> bytes:
     """Shape and numbers of an array of real numbers, as float32."""
     if value.dtype.kind not in "fiu":
-        raise Refused(f"is a numpy array of {value.dtype}, and codec f32 takes real numbers only")
+        raise NotEncodable(f"is a numpy array of {value.dtype}, and codec f32 takes real numbers only")
     with np.errstate(over="ignore"):
         narrow = value.astype("<f4")
     if value.dtype.kind == "f" and np.isinf(narrow).sum() != np.isinf(value).sum():
-        raise Refused("holds a number that is too large for codec f32")
+        raise NotEncodable("holds a number that is too large for codec f32")
     return _pack([value.shape, narrow.tobytes()])
 
 

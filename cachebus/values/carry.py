@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from cachebus.errors import CacheBusError, NotSerializable, ValueTooLarge
 from cachebus.values.codec import decode, encode, with_unset
@@ -11,39 +11,45 @@ from cachebus.values.extension import CorruptValue
 from cachebus.values.unset import restore
 
 
-def carry(
-    value: object,
-    codec: str,
-    compress_over_bytes: int | None,
-    max_bytes: int,
-    model: Any = None,
-    *,
-    lossy: bool = False,
-) -> tuple[int, bytes, object]:
+class Form(NamedTuple):
+    """How the values of a type are stored."""
+
+    codec: str
+    """As of `encode`."""
+    compress_over_bytes: int | None
+    max_bytes: int
+    model: Any = None
+    """What they are decoded as."""
+    lossy: bool = False
+    """Whether what comes back may differ from what was given."""
+
+
+def carry(value: object, form: Form) -> tuple[int, bytes, object]:
     """The codec byte, the payload, and the value that anybody will decode from it.
 
-    With a `model`, what is decoded must equal what was given, at every depth and with the same types, private
-    attributes included; what was set on pydantic models is restored. `lossy` takes it as it comes back. Raises
+    With a model, what is decoded must equal what was given, at every depth and with the same types, private attributes
+    included; what was set on pydantic models is restored. A `lossy` form takes it as it comes back. Raises
     `NotSerializable`, which says what differs and where, or `ValueTooLarge`, and nothing else.
     """
     try:
-        return _carried(value, codec, compress_over_bytes, max_bytes, model, lossy)
+        return _carried(value, form)
     except (CacheBusError, MemoryError):
         raise
     except Exception as error:
-        raise NotSerializable(f"what comes back of the value could not be looked at: {error!r}") from error
+        raise NotSerializable(f"what comes back of the value could not be looked at: {type(error).__name__}") from error
 
 
-def _carried(
-    value: object, codec: str, compress_over_bytes: int | None, max_bytes: int, model: Any, lossy: bool
-) -> tuple[int, bytes, object]:
+def _carried(value: object, form: Form) -> tuple[int, bytes, object]:
+    codec, compress_over_bytes, max_bytes, model, lossy = form
     byte, payload = encode(value, codec, compress_over_bytes, dumped=model is not None or lossy)
     _check_size(payload, max_bytes)
     try:
         found = decode(byte, payload, model)
     except CorruptValue as error:
         reason = f"the value does not fit the policy's model: {error}" if model is not None else str(error)
-        raise NotSerializable(reason) from None
+        refused = NotSerializable(reason)
+        refused.in_log = reason.replace(str(error), error.in_log) if error.in_log else ""
+        raise refused from None
     if model is None or lossy or value is None:
         return byte, payload, found
     unset = compare(value, found)

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from cachebus.errors import ConfigError, NotSerializable
-from cachebus.values.extension import CorruptValue, Refused, name_of
+from cachebus.values.extension import CorruptValue, NotEncodable, name_of
 from cachebus.values.models import into
 from cachebus.values.plain import SCALARS, is_plain
 from cachebus.values.reading import unpack
@@ -109,8 +109,8 @@ def with_unset(byte: int, payload: bytes, unset: Unset, compress_over_bytes: int
     """The msgpack payload of models, and beside it what was not set on them."""
     if byte & ZLIB:
         payload = _inflated(payload)
-    told = _pack(unset)
-    return compressed(UNSET, _LENGTH.pack(len(told)) + told + payload, compress_over_bytes)
+    packed = _pack(unset)
+    return compressed(UNSET, _LENGTH.pack(len(packed)) + packed + payload, compress_over_bytes)
 
 
 def _decode_unset(data: bytes | memoryview, model: Any) -> object:
@@ -153,7 +153,7 @@ def _encode_f32(value: Any) -> tuple[int, bytes]:
         if arrays.is_array(value):
             try:
                 return F32_ARRAY, arrays.as_float32(value)
-            except Refused as refused:
+            except NotEncodable as refused:
                 raise NotSerializable(f"value {refused.reason}") from None
     raise NotSerializable(
         f"value is of type {name_of(type(value))}, and codec f32 takes a list of numbers or a numpy array"

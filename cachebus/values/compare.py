@@ -21,7 +21,7 @@ from uuid import UUID
 import msgspec
 
 from cachebus.errors import NotSerializable
-from cachebus.values.extension import Refused, name_of, shown
+from cachebus.values.extension import EXTRA, NotEncodable, name_of, shown
 from cachebus.values.models import is_model
 from cachebus.values.plain import CONTAINERS, SCALARS
 from cachebus.values.unset import Step, Unset, restorable
@@ -42,16 +42,16 @@ def compare(given: object, found: object) -> Unset:
     comparison = _Comparison()
     try:
         comparison.of(given, found)
-    except Refused as refused:
+    except NotEncodable as refused:
         reason = refused.reason
-    except Exception as error:  # noqa: BLE001 (of a property or an `==` that is not ours)
-        reason = f"can't be compared with what comes back: {type(error).__name__} was raised"
+    except Exception as raised:  # noqa: BLE001 (of a property or an `==` that is not ours)
+        reason = f"can't be compared with what comes back: {type(raised).__name__} was raised"
     else:
         return comparison.unset
-    raise NotSerializable(
-        f"value{''.join(map(_written, comparison.path))} {reason}; Policy(lossy=True) takes it as it comes back, or "
-        "change the model"
-    )
+    what = f"{reason}; Policy(lossy=True) takes it as it comes back, or change the model"
+    error = NotSerializable(f"value{''.join(map(_written, comparison.path))} {what}")
+    error.in_log = f"value{''.join(map(comparison.in_log, comparison.path))} {what}"
+    raise error
 
 
 def _written(step: Step | None) -> str:
@@ -65,15 +65,23 @@ def _written(step: Step | None) -> str:
 class _Comparison:
     """One comparison. `path` leads to what is being looked at; it stays where something differs."""
 
-    __slots__ = ("_inside", "path", "unset")
+    __slots__ = ("_declared", "_inside", "path", "unset")
 
     def __init__(self) -> None:
         self.path: list[Step | None] = []
         self.unset: Unset = []
+        self._declared = set[str]()
+        """The names in `path` that are of types, and not of data."""
         self._inside = False  # a model: there even plain data must come back as it is
 
+    def in_log(self, step: Step | None) -> str:
+        """A step without data."""
+        if isinstance(step, str) and step not in self._declared:
+            return f".({EXTRA})"
+        return _written(step) if step is None or isinstance(step, (str, int)) else f"[{name_of(type(step[0]))}]"
+
     def of(self, given: Any, found: Any) -> None:
-        """Raise `Refused` where they differ."""
+        """Raise `NotEncodable` where they differ."""
         if given is found:
             return
         kind = type(given)
@@ -84,7 +92,7 @@ class _Comparison:
             if kind in CONTAINERS and not self._inside and is_model(type(found)):
                 self._made_of(given, found)
                 return
-            raise Refused(f"is of type {name_of(kind)}, and comes back as {name_of(type(found))}")
+            raise NotEncodable(f"is of type {name_of(kind)}, and comes back as {name_of(type(found))}")
         if kind in _ATOMS:
             _atoms(given, found)
         elif kind is dict:
@@ -112,7 +120,7 @@ class _Comparison:
         if issubclass(kind, dict):
             self._dicts(given, found)
             if issubclass(kind, defaultdict) and given.default_factory is not found.default_factory:
-                raise Refused(f"is of type {name_of(kind)}, and comes back with another default_factory")
+                raise NotEncodable(f"is of type {name_of(kind)}, and comes back with another default_factory")
         elif issubclass(kind, (list, tuple)):
             self._lists(given, found)
         elif issubclass(kind, (set, frozenset)):
@@ -158,7 +166,7 @@ class _Comparison:
             held, got = getattr(given, more), getattr(found, more)
             if held or got:
                 held, got = held or {}, got or {}
-                self._named({**held, **got}, held.get, got.get)
+                self._named({**held, **got}, held.get, got.get, declared=more == "__pydantic_private__")
         unset = found.__pydantic_fields_set__ ^ given.__pydantic_fields_set__
         if unset and restorable(self.path):
             self.unset.append((tuple(self.path), sorted(unset)))  # type: ignore[arg-type]
@@ -167,7 +175,7 @@ class _Comparison:
         # By name: to ask the object that was decoded for its `__dict__` would make one, and that stays in memory.
         self._named(_names(given, kind), partial(getattr, given), partial(getattr, found))
 
-    def _named(self, names: Iterable[str], given_of: _Field, found_of: _Field) -> None:
+    def _named(self, names: Iterable[str], given_of: _Field, found_of: _Field, *, declared: bool = True) -> None:
         inside, self._inside = self._inside, True
         for name in names:
             given, found = given_of(name, _NOTHING), found_of(name, _NOTHING)
@@ -175,15 +183,17 @@ class _Comparison:
             if given is found or (kind in SCALARS and kind is type(found) and given == found):
                 continue
             self.path.append(name)
+            if declared:
+                self._declared.add(name)
             if given is _NOTHING or found is _NOTHING:
-                raise Refused("gets lost" if found is _NOTHING else "has no value, and comes back with one")
+                raise NotEncodable("gets lost" if found is _NOTHING else "has no value, and comes back with one")
             self.of(given, found)
             self.path.pop()
         self._inside = inside
 
     def _lists(self, given: Any, found: Any) -> None:
         if len(given) != len(found):
-            raise Refused("comes back with another length")
+            raise NotEncodable("comes back with another length")
         kinds = [*map(type, given)]
         if SCALARS.issuperset(kinds) and kinds == [*map(type, found)] and given == found:
             return
@@ -193,7 +203,7 @@ class _Comparison:
 
     def _dicts(self, given: dict[Any, Any], found: dict[Any, Any]) -> None:
         if len(given) != len(found):
-            raise Refused("comes back with other keys")
+            raise NotEncodable("comes back with other keys")
         if any(type(k) is not type(q) or k != q for k, q in zip(given, found, strict=True)):
             given, found = self._in_one_order(given, found)
         for (key, one), (same_key, other) in zip(given.items(), found.items(), strict=True):
@@ -221,11 +231,11 @@ class _Comparison:
             else:
                 pairs.append((one, other))
         if len(alone) != len(others) or len(alone) > _PAIRED_MAX:
-            raise Refused("comes back with other keys or elements")
+            raise NotEncodable("comes back with other keys or elements")
         for one in alone:
             other = next((other for other in others if _alike(one, other)), _NOTHING)
             if other is _NOTHING:
-                raise Refused("comes back with other keys or elements")
+                raise NotEncodable("comes back with other keys or elements")
             pairs.append((one, others.pop(other)))
         return pairs
 
@@ -233,7 +243,7 @@ class _Comparison:
 def _alike(given: object, found: object) -> bool:
     try:
         _Comparison().of(given, found)
-    except Refused:
+    except NotEncodable:
         return False
     return True
 
@@ -246,7 +256,7 @@ def _atoms(given: Any, found: Any) -> None:
 
 def _require(equal: bool) -> None:
     if not equal:
-        raise Refused(_CHANGED)
+        raise NotEncodable(_CHANGED)
 
 
 def _names(value: Any, kind: type) -> list[str]:

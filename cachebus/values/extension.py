@@ -7,17 +7,24 @@ from __future__ import annotations
 
 import json
 
+from cachebus.errors import NotSerializable
+
 BIG_INT, DATETIME, DATE, TIME, TIMEDELTA, UUID, DECIMAL, SET, FROZENSET, ARRAY, NUMPY_SCALAR = range(1, 12)
 
 _KNOWN = frozenset(["builtins", "datetime", "decimal", "uuid"])
 _SHOWN_MAX = 40
+EXTRA = "extra"
+"""In place of the name of an attribute that no type declares: it is data."""
 
 
 class CorruptValue(ValueError):
     """The bytes are no value of this format, or the value does not fit the model asked for."""
 
+    in_log = ""
+    """As that of `NotSerializable`."""
 
-class Refused(Exception):
+
+class NotEncodable(Exception):
     """Something can't be encoded: a `NotSerializable` in the making. `path` says where, from the inside out;
     it grows while the walk unwinds."""
 
@@ -25,6 +32,18 @@ class Refused(Exception):
         super().__init__(reason)
         self.reason = reason
         self.path: list[str] = []
+        self.path_in_log: list[str] = []
+
+    def inside(self, step: str, in_log: str = "") -> None:
+        """Note that it lies in what this step leads to. `in_log`: what the log says of a step that names data."""
+        self.path.append(step)
+        self.path_in_log.append(in_log or step)
+
+    def refusal(self) -> NotSerializable:
+        """What callers are told, with the place."""
+        refused = NotSerializable(f"value{''.join(reversed(self.path))} {self.reason}")
+        refused.in_log = f"value{''.join(reversed(self.path_in_log))} {self.reason}"
+        return refused
 
 
 class Tagged:

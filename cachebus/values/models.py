@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from types import GenericAlias, UnionType
+from typing import TYPE_CHECKING, Any, Union, get_args, get_origin
 from uuid import UUID
 
 import msgspec
 
 from cachebus.errors import ConfigError
-from cachebus.values.extension import CorruptValue, Refused, name_of
+from cachebus.values.extension import CorruptValue, NotEncodable, name_of
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -48,7 +49,7 @@ def fields_of(value: Any, kind: type, *, dumped: bool) -> Any:
         return _struct_fields(value, kind)
     if dataclasses.is_dataclass(kind):
         if issubclass(kind, _WITH_DATA_OF_THEIR_OWN):
-            raise Refused(f"is of type {name_of(kind)}, which is a dataclass and holds data beside its fields")
+            raise NotEncodable(f"is of type {name_of(kind)}, which is a dataclass and holds data beside its fields")
         return {field.name: _attribute(value, field.name) for field in dataclasses.fields(kind)}
     from pydantic import BaseModel
 
@@ -64,9 +65,9 @@ def _attribute(value: Any, name: str) -> Any:
         raise _at(name, "has no value") from None
 
 
-def _at(name: str, reason: str) -> Refused:
-    refused = Refused(reason)
-    refused.path.append(f".{name}")
+def _at(name: str, reason: str) -> NotEncodable:
+    refused = NotEncodable(reason)
+    refused.inside(f".{name}")
     return refused
 
 
@@ -80,7 +81,7 @@ def _dump(value: Any, kind: type[BaseModel]) -> Any:
                 value.model_dump(round_trip=True, warnings=False, include={name})
             except Exception:  # noqa: BLE001 (only which one it is)
                 raise _at(name, reason) from None
-        raise Refused(f"is of type {name_of(kind)}, and {reason}") from None
+        raise NotEncodable(f"is of type {name_of(kind)}, and {reason}") from None
 
 
 def _pydantic_fields(value: Any, kind: type[BaseModel]) -> Any:
@@ -116,7 +117,7 @@ def check_model(model: Any) -> None:
 
     try:
         _builder(model)
-    except PydanticUndefinedAnnotation:
+    except (PydanticUndefinedAnnotation, NameError):
         return
     except PydanticUserError as error:
         if error.code != "class-not-fully-defined":
@@ -129,8 +130,9 @@ def check_model(model: Any) -> None:
     mixed = _mixed(model)
     if mixed is not None:
         raise ConfigError(f"values can't be decoded into {_shown(mixed)}: it holds data beside its fields")
-    if inspect.isclass(model) and _never(model):
-        raise ConfigError(f"values can't be decoded into {_shown(model)}: it is abstract, or no type of data")
+    never = _never(model)
+    if never is not None:
+        raise ConfigError(f"values can't be decoded into {_shown(never)}: it is abstract, or no type of data")
 
 
 def _mixed(model: Any) -> type | None:
@@ -155,8 +157,21 @@ def _mixed(model: Any) -> type | None:
     return None
 
 
-def _never(model: type) -> bool:
-    """Whether a class has no instance that could come out of a payload."""
+def _never(model: Any) -> Any:
+    """The type in it, or in what it is a container or union of, that has no instance which could come out of a payload;
+    else None."""
+    kind, parts = get_origin(model) or model, [part for part in get_args(model) if part is not type(None)]
+    never = [_never(part) for part in parts]
+    if kind in (Union, UnionType):
+        return next(iter(never), None) if all(each is not None for each in never) else None
+    if kind in (list, tuple, set, frozenset, dict) or getattr(kind, "__module__", None) == "collections.abc":
+        found = next((each for each in never if each is not None), None)
+        if found is not None:
+            return found
+    return model if inspect.isclass(kind) and _is_never(model, kind) else None
+
+
+def _is_never(model: Any, kind: type) -> bool:
     from msgspec.inspect import CustomType, type_info
 
     try:
@@ -164,11 +179,18 @@ def _never(model: type) -> bool:
     except Exception:  # noqa: BLE001 (only pydantic can tell)
         return False
     if not isinstance(known, CustomType):
-        return inspect.isabstract(model) and (dataclasses.is_dataclass(model) or issubclass(model, msgspec.Struct))
-    if hasattr(model, "__pydantic_validator__"):
-        return inspect.isabstract(model)
+        return inspect.isabstract(kind) and (dataclasses.is_dataclass(kind) or issubclass(kind, msgspec.Struct))
+    if hasattr(kind, "__pydantic_validator__"):
+        return inspect.isabstract(kind)
     # msgspec leaves any other class to us: then what was decoded must be an instance already, as of an array's type.
-    return model.__module__.partition(".")[0] != "numpy" and not any(issubclass(kind, model) for kind in _DECODED)
+    return kind.__module__.partition(".")[0] != "numpy" and not any(_is_a(each, kind) for each in _DECODED)
+
+
+def _is_a(one: type, kind: type) -> bool:
+    try:
+        return issubclass(one, kind)
+    except TypeError:  # a protocol that is none at run time
+        return False
 
 
 def into(model: Any, value: object) -> object:
@@ -183,7 +205,9 @@ def into(model: Any, value: object) -> object:
     try:
         return _builder(model)(value)
     except (ValidationError, msgspec.ValidationError) as error:
-        raise CorruptValue(f"the stored value does not fit {_shown(model)}: {_reasons(error)}") from None
+        corrupt = CorruptValue(f"the stored value does not fit {_shown(model)}: {_reasons(error)}")
+        corrupt.in_log = f"the stored value does not fit {_shown(model)}: {_kinds(error)}"
+        raise corrupt from None
     except ConfigError as error:
         raise CorruptValue(str(error)) from None
     except Exception as error:  # noqa: BLE001 (of a validator)
@@ -207,6 +231,16 @@ def _reasons(error: Exception) -> str:
     return f"{said}{_AT}{where}" if where else said
 
 
+def _kinds(error: Exception) -> str:
+    """What does not fit, without where, which may lie behind keys that are data."""
+    from pydantic import ValidationError
+
+    if isinstance(error, ValidationError):
+        problems = error.errors(include_url=False, include_context=False, include_input=False)
+        return "; ".join(dict.fromkeys(problem["type"] for problem in problems[:3]))
+    return _kinds(error.__cause__) if isinstance(error.__cause__, ValidationError) else _reasons(error)
+
+
 def _builder(model: Any) -> _Build:
     """What makes the type of plain data; `ConfigError` for what is no type of data."""
     known = _built.get(id(model))
@@ -220,9 +254,12 @@ def _builder(model: Any) -> _Build:
 
 
 def _build(model: Any) -> _Build:
+    undefined: NameError | None = None
     if not hasattr(model, "__pydantic_validator__"):  # neither a pydantic model nor dataclass
         try:
             msgspec.msgpack.Decoder(model)
+        except NameError as error:
+            undefined = error
         except Exception:  # noqa: BLE001, S110
             pass  # a union that only pydantic can tell apart, or no type at all
         else:
@@ -232,18 +269,24 @@ def _build(model: Any) -> _Build:
     try:
         adapter = TypeAdapter(model)
     except PydanticSchemaGenerationError as error:
-        raise ConfigError(f"values can't be decoded into {_shown(model)}: {error.message}") from None
+        if undefined is not None:
+            raise undefined from None
+        why = error.message.partition("\n")[0]
+        raise ConfigError(f"values can't be decoded into {_shown(model)}: {why}") from None
     # The model wrote this itself, by its fields' names: what it asks of foreign input need not hold again.
     return lambda value: adapter.validate_python(value, strict=False, by_name=True, by_alias=False)
 
 
 def _nested(model: Any, value: object) -> object:
-    """A part of a type that msgspec doesn't know: a pydantic model, a numpy array."""
-    if isinstance(value, model):
-        return value
-    if not hasattr(model, "__pydantic_validator__"):
+    """A part of a type that msgspec doesn't know: a pydantic model, a numpy array, an iterable."""
+    kind, parts = get_origin(model) or model, get_args(model)
+    if hasattr(kind, "__pydantic_validator__") and not isinstance(value, kind):
+        return _builder(model)(value)
+    if parts and kind is Iterable and type(value) in (list, set, frozenset):
+        return _builder(GenericAlias(type(value), parts))(value)
+    if not isinstance(value, kind):
         raise TypeError(f"is not of type {_shown(model)}")
-    return _builder(model)(value)
+    return value
 
 
 def _shown(model: Any) -> str:

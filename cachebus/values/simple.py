@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from cachebus.values import extension as ext
-from cachebus.values.extension import Refused, Tagged, name_of
+from cachebus.values.extension import NotEncodable, Tagged, name_of
 
 _TIMEDELTA = Struct(">iII")
 _FOLDED = "f"
@@ -26,7 +26,7 @@ def _str(value: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise Refused("is a str with a lone surrogate, which is not valid Unicode") from None
+        raise NotEncodable("is a str with a lone surrogate, which is not valid Unicode") from None
     return str.__str__(value)
 
 
@@ -35,10 +35,10 @@ def _temporal(code: int, base: type, read: Callable[[str], Any]) -> Callable[[An
         if getattr(value, "tzinfo", None) is not None:
             offset = value.utcoffset()
             if offset is None or offset.microseconds:  # the standard library does not read the latter back
-                raise Refused(f"is a {base.__name__} in a zone that has no offset of whole seconds")
+                raise NotEncodable(f"is a {base.__name__} in a zone that has no offset of whole seconds")
         text = value.isoformat()
         if type(value) is not base and not reads_back(text):
-            raise Refused(f"is of type {name_of(type(value))}, which the codec can't carry without loss")
+            raise NotEncodable(f"is of type {name_of(type(value))}, which the codec can't carry without loss")
         folded = base is not date and value.fold
         return Tagged(code, (text + _FOLDED if folded else text).encode())
 
@@ -54,7 +54,7 @@ def _temporal(code: int, base: type, read: Callable[[str], Any]) -> Callable[[An
 
 def _timedelta(value: timedelta) -> Tagged:
     if type(value) is not timedelta and getattr(value, "nanoseconds", False):
-        raise Refused(f"is of type {name_of(type(value))} with nanoseconds, which the codec can't carry")
+        raise NotEncodable(f"is of type {name_of(type(value))} with nanoseconds, which the codec can't carry")
     return Tagged(ext.TIMEDELTA, _TIMEDELTA.pack(value.days, value.seconds, value.microseconds))
 
 
@@ -89,7 +89,7 @@ WRITERS: dict[type, Callable[[Any], Any]] = {
     bytearray: bytes,
     memoryview: bytes,
 }
-"""By type: what gives the thing that msgspec packs. May raise `Refused`."""
+"""By type: what gives the thing that msgspec packs. May raise `NotEncodable`."""
 
 READERS: dict[int, Callable[[memoryview], object]] = {
     ext.BIG_INT: lambda data: int.from_bytes(data, "big", signed=True),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from enum import Enum
 from typing import Any
 
@@ -11,7 +11,7 @@ import msgspec
 
 from cachebus.errors import NotSerializable
 from cachebus.values import models
-from cachebus.values.extension import FROZENSET, SET, Refused, Tagged, name_of, shown
+from cachebus.values.extension import EXTRA, FROZENSET, SET, NotEncodable, Tagged, name_of, shown
 from cachebus.values.plain import DEPTH_MAX, SCALARS
 from cachebus.values.reading import unpack
 from cachebus.values.simple import WRITERS
@@ -46,42 +46,41 @@ def encode_any(value: object, *, dumped: bool = False) -> bytes:
         except (OverflowError, UnicodeEncodeError):
             # An int or str somewhere is out of msgpack's range. That is rare: only now each of them is looked at.
             return _pack(_Walk(SCALARS - {int, str}, dumped).of(value, 0))
-    except Refused as refused:
-        where = "value" + "".join(reversed(refused.path))
-        raise NotSerializable(f"{where} {refused.reason}") from None
+    except NotEncodable as refused:
+        raise refused.refusal() from None
     except RecursionError:
         raise NotSerializable("value is nested too deeply, or holds itself") from None
 
 
 class _Walk:
-    """Gives for a value what msgspec packs without loss. Types in `left` are taken as they are."""
+    """Gives for a value what msgspec packs without loss. Types in `native` are taken as they are."""
 
-    __slots__ = ("_dumped", "_left")
+    __slots__ = ("_dumped", "_native")
 
-    def __init__(self, left: frozenset[type], dumped: bool) -> None:
-        self._left = left
+    def __init__(self, native: frozenset[type], dumped: bool) -> None:
+        self._native = native
         self._dumped = dumped
 
     def of(self, value: Any, depth: int) -> Any:
         """The value itself, or what stands for it."""
         kind = type(value)
-        if kind in self._left:
+        if kind in self._native:
             return value
         try:
             writer = WRITERS.get(kind)
             if writer is not None:
                 return writer(value)
             if depth >= DEPTH_MAX:
-                raise Refused(f"is nested deeper than {DEPTH_MAX} levels, or holds itself")
+                raise NotEncodable(f"is nested deeper than {DEPTH_MAX} levels, or holds itself")
             if kind is dict:
                 return self._map(value.items(), depth + 1)
             if kind is list or kind is tuple:
                 return self._list(value, depth + 1)
             return self._kin(value, kind, depth + 1)
-        except (Refused, OverflowError, UnicodeEncodeError, RecursionError):
+        except (NotEncodable, OverflowError, UnicodeEncodeError, RecursionError):
             raise  # of these, `encode_any` knows more
         except Exception as error:  # noqa: BLE001 (of a property or a time zone: code that is not ours)
-            raise Refused(f"is of type {name_of(kind)}, and encoding it raised {type(error).__name__}") from None
+            raise NotEncodable(f"is of type {name_of(kind)}, and encoding it raised {type(error).__name__}") from None
 
     def _kin(self, value: Any, kind: type, depth: int) -> Any:
         """What is of none of the known types exactly. Most special first: a numpy float is a float too."""
@@ -96,7 +95,7 @@ class _Walk:
         fields = models.fields_of(value, kind, dumped=self._dumped)
         if fields is not models.NO_MODEL:
             if type(fields) is dict:
-                return self._map(fields.items(), depth, attributes=True)
+                return self._map(fields.items(), depth, declared=getattr(kind, "model_fields", fields))
             return self.of(fields, depth)
         if issubclass(kind, (set, frozenset)):
             return self._set(value, SET if issubclass(kind, set) else FROZENSET, depth)
@@ -107,51 +106,61 @@ class _Walk:
         for base, writer in WRITERS.items():
             if issubclass(kind, base):
                 return writer(value)
-        raise Refused(f"is of type {name_of(kind)}, which codec msgpack can't carry")
+        raise NotEncodable(f"is of type {name_of(kind)}, which codec msgpack can't carry")
 
     def _list(self, items: Iterable[Any], depth: int) -> list[Any]:
-        left, found = self._left, []
+        native, found = self._native, []
         try:
             for item in items:
-                found.append(item if type(item) in left else self.of(item, depth))  # noqa: PERF401 (its length is used)
-        except Refused as refused:
-            refused.path.append(f"[{len(found)}]")
+                found.append(item if type(item) in native else self.of(item, depth))  # noqa: PERF401 (its length is used)
+        except NotEncodable as refused:
+            refused.inside(f"[{len(found)}]")
             raise
         return found
 
-    def _map(self, pairs: Iterable[tuple[Any, Any]], depth: int, *, attributes: bool = False) -> dict[Any, Any]:
-        left, found, count = self._left, {}, 0
+    def _map(
+        self, pairs: Iterable[tuple[Any, Any]], depth: int, *, declared: Container[str] | None = None
+    ) -> dict[Any, Any]:
+        """`declared`: the names that the type of a model says, whose attributes these are."""
+        native, found, count = self._native, {}, 0
         for name, item in pairs:
             try:
-                key = name if type(name) in left else self._key(name, depth)
-                found[key] = item if type(item) in left else self.of(item, depth)
-            except Refused as refused:
-                refused.path.append(f".{name}" if attributes else f"[{shown(name)}]")
+                key = name if type(name) in native else self._key(name, depth)
+                found[key] = item if type(item) in native else self.of(item, depth)
+            except NotEncodable as refused:
+                if declared is None:
+                    refused.inside(f"[{shown(name)}]", f"[{name_of(type(name))}]")
+                else:
+                    refused.inside(f".{name}", "" if name in declared else f".({EXTRA})")
                 raise
             count += 1
         if count != len(found) or not _told_apart(found):
-            raise Refused("is a dict with two keys that would come back alike (an Enum member beside its value)")
+            raise NotEncodable("is a dict with two keys that would come back alike (an Enum member beside its value)")
         return found
 
     def _set(self, items: Iterable[Any], code: int, depth: int) -> Tagged:
         # Its elements are stored as the keys of a map, because msgspec reads an array there as a tuple: hashable.
         try:
             found = [self._key(item, depth) for item in items]
-        except Refused as refused:
-            refused.path.append("{}")
+        except NotEncodable as refused:
+            refused.inside("{}")
             raise
         elements = dict.fromkeys(found)
         if len(elements) != len(found) or not _told_apart(elements):
-            raise Refused("is a set with two elements that would come back alike (an Enum member beside its value)")
+            raise NotEncodable(
+                "is a set with two elements that would come back alike (an Enum member beside its value)"
+            )
         return Tagged(code, _pack(elements))
 
     def _key(self, key: Any, depth: int) -> Any:
         """A dict's key or a set's element: a tuple stays one, whatever it holds."""
         if isinstance(key, tuple):
             if depth >= DEPTH_MAX:
-                raise Refused(f"is nested deeper than {DEPTH_MAX} levels")
+                raise NotEncodable(f"is nested deeper than {DEPTH_MAX} levels")
             return tuple([self._key(part, depth + 1) for part in key])
         found = self.of(key, depth)
         if type(found) is dict or type(found) is list:
-            raise Refused(f"is a key or element of type {name_of(type(key))}, which can't be one once it is stored")
+            raise NotEncodable(
+                f"is a key or element of type {name_of(type(key))}, which can't be one once it is stored"
+            )
         return found

@@ -13,7 +13,7 @@ offset  bytes
 54      4     CRC-32 of the body
 58            body: msgpack [parts, more]
 ```
-The script makes the head; CRC and body are made by the one who invalidates. A part is one write: [keys, scopes,
+The script makes the header; CRC and body are made by the one who invalidates. A part is one write: [keys, scopes,
 origin, reason, trace]. `keys` are names as in L1, `scopes` those of scopes and tags; origin, reason and trace are text,
 "" where nobody said. `more` is a map; `probe` in it asks every node to probe at once, since somebody waits for them. A
 reader passes over what it does not know: in `more`, at the end of a part, and at the end of the body.
@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from hashlib import sha1
 from struct import Struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -37,10 +37,10 @@ WAKE: Final = b"CBW"
 NO_BUCKET: Final = "--"
 LEFT_OUT: Final = 1
 _FIELDS = Struct(">3sB16sQQ2sQ")
-_HEAD = Struct(">3sB16sQQ2sQ8sI")
+_HEADER = Struct(">3sB16sQQ2sQ8sI")
 _CRC = Struct(">I")
 _CHECK_AT = _FIELDS.size
-HEAD_BYTES: Final = _HEAD.size - _CRC.size
+HEADER_BYTES: Final = _HEADER.size - _CRC.size
 """What comes before the part that the publisher makes."""
 
 
@@ -63,26 +63,42 @@ class _Body(msgspec.Struct, array_like=True, gc=False):
     more: dict[str, Any] = {}
 
 
+class LowWatermark(NamedTuple):
+    """One that an event has raised, and the bucket that it is of."""
+
+    bucket: str
+    seq: int
+
+
+NONE_RAISED: Final = LowWatermark(NO_BUCKET, 0)
+
+
+class EventHeader(NamedTuple):
+    """What stands in front of an event's body."""
+
+    epoch: bytes
+    seq: int
+    published_us: int
+    left_out: bool = False
+    """Whether ids were left out of the marks."""
+    low: LowWatermark = NONE_RAISED
+
+    def encode(self, body: bytes) -> bytes:
+        """Its bytes around a body of `encode_body`: what the script does in L2."""
+        flags, bucket = LEFT_OUT if self.left_out else 0, self.low.bucket.encode()
+        fields = _FIELDS.pack(MAGIC, flags, self.epoch, self.seq, self.published_us, bucket, self.low.seq)
+        return fields + _check(fields + body[: _CRC.size])
+
+
 class Event:
-    """One event: its place in the shard's history, and what it replaces."""
+    """One event: its position in the shard's history, and what it replaces."""
 
-    __slots__ = ("bucket", "epoch", "keys", "left_out", "low", "more", "parts", "published_us", "scopes", "seq")
+    __slots__ = ("epoch", "keys", "left_out", "low", "more", "parts", "published_us", "scopes", "seq")
 
-    def __init__(
-        self,
-        epoch: bytes,
-        seq: int,
-        published_us: int,
-        parts: Sequence[WritePart],
-        *,
-        more: Mapping[str, Any] | None = None,
-        left_out: bool = False,
-        bucket: str = NO_BUCKET,
-        low: int = 0,
-    ) -> None:
-        self.epoch, self.seq, self.published_us, self.parts = epoch, seq, published_us, parts
+    def __init__(self, header: EventHeader, parts: Sequence[WritePart], more: Mapping[str, Any] | None = None) -> None:
+        self.epoch, self.seq, self.published_us, self.left_out, self.low = header
+        self.parts = parts
         self.more = more or {}
-        self.left_out, self.bucket, self.low = left_out, bucket, low
         self.keys: Sequence[str]
         """The L1 names of all parts."""
         self.scopes: Sequence[str]
@@ -114,32 +130,18 @@ def encode_body(parts: Sequence[WritePart], *, probe: bool = False) -> bytes:
     return _CRC.pack(crc32(body)) + body
 
 
-def encode_head(
-    epoch: bytes,
-    seq: int,
-    published_us: int,
-    body: bytes,
-    *,
-    left_out: bool = False,
-    bucket: str = NO_BUCKET,
-    low: int = 0,
-) -> bytes:
-    """The head of an event around a body of `encode_body`: what the script does in L2."""
-    fields = _FIELDS.pack(MAGIC, LEFT_OUT if left_out else 0, epoch, seq, published_us, bucket.encode(), low)
-    return fields + _check(fields + body[: _CRC.size])
-
-
 def encode(epoch: bytes, seq: int, published_us: int, body: bytes) -> bytes:
     """A whole event around a body of `encode_body`, that raises no watermark."""
-    return encode_head(epoch, seq, published_us, body) + body
+    return EventHeader(epoch, seq, published_us).encode(body) + body
 
 
-def with_head(head: bytes, body: bytes, parts: Sequence[WritePart]) -> Event:
-    """The event of a head that a script has just made around a body of these parts; `CorruptEvent`."""
-    if len(head) != HEAD_BYTES or _check(head[:_CHECK_AT] + body[: _CRC.size]) != head[_CHECK_AT:]:
-        raise CorruptEvent("its head is damaged")
-    _, flags, epoch, seq, published_us, bucket, low = _FIELDS.unpack_from(head)
-    return Event(epoch, seq, published_us, parts, left_out=bool(flags & LEFT_OUT), bucket=bucket.decode(), low=low)
+def with_header(header: bytes, body: bytes, parts: Sequence[WritePart]) -> Event:
+    """The event of a header that a script has just made around a body of these parts; `CorruptEvent`."""
+    if len(header) != HEADER_BYTES or _check(header[:_CHECK_AT] + body[: _CRC.size]) != header[_CHECK_AT:]:
+        raise CorruptEvent("its header is damaged")
+    _, flags, epoch, seq, published_us, bucket, low = _FIELDS.unpack_from(header)
+    low_watermark = LowWatermark(bucket.decode(), low)
+    return Event(EventHeader(epoch, seq, published_us, bool(flags & LEFT_OUT), low_watermark), parts)
 
 
 def _check(data: bytes) -> bytes:
@@ -147,36 +149,30 @@ def _check(data: bytes) -> bytes:
 
 
 def position_of(data: bytes) -> tuple[bytes, int]:
-    """Epoch and seq as they stand in an event's head, of bytes that need not be one."""
+    """Epoch and seq as they stand in an event's header, of bytes that need not be one."""
     return data[4:20], int.from_bytes(data[20:28], "big")
 
 
 def published_us(data: bytes) -> int:
-    """When it was published, as it stands in an event's head, of bytes that need not be one."""
+    """When it was published, as it stands in an event's header, of bytes that need not be one."""
     return int.from_bytes(data[28:36], "big")
 
 
 def decode(data: bytes) -> Event:
     """The event in these bytes, or `CorruptEvent`, whatever they are: a changed bit anywhere is found."""
-    if len(data) <= _HEAD.size:
-        raise CorruptEvent("shorter than an event's head")
-    magic, flags, epoch, seq, published_us, bucket, low, check, crc = _HEAD.unpack_from(data)
-    body = data[_HEAD.size :]
+    if len(data) <= _HEADER.size:
+        raise CorruptEvent("shorter than an event's header")
+    magic, flags, epoch, seq, published_us, bucket, low, check, crc = _HEADER.unpack_from(data)
+    body = data[_HEADER.size :]
     if magic != MAGIC or crc32(body) != crc:
         raise CorruptEvent("not an event of this format, or damaged")
-    if _check(data[:_CHECK_AT] + data[HEAD_BYTES : _HEAD.size]) != check:
-        raise CorruptEvent("its head is damaged")
+    if _check(data[:_CHECK_AT] + data[HEADER_BYTES : _HEADER.size]) != check:
+        raise CorruptEvent("its header is damaged")
     try:
-        told = _decode_body(body)
+        found = _decode_body(body)
+        low_watermark = LowWatermark(bucket.decode(), low)
         return Event(
-            epoch,
-            seq,
-            published_us,
-            told.parts,
-            more=told.more,
-            left_out=bool(flags & LEFT_OUT),
-            bucket=bucket.decode(),
-            low=low,
+            EventHeader(epoch, seq, published_us, bool(flags & LEFT_OUT), low_watermark), found.parts, found.more
         )
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CorruptEvent(str(error)) from None

@@ -7,32 +7,38 @@ import random
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from struct import error as StructError  # noqa: N812
+from typing import Final, NamedTuple
 
 from cachebus import values
 from cachebus.errors import NotSerializable
 from cachebus.policy import Rules
-from cachebus.wire.record import FLAG_MAKESHIFT, FLAG_NOT_FOUND, Record
+from cachebus.wire.record import FLAG_NOT_FOUND, Record
 
 
-def pack(
-    value: object,
-    rules: Rules,
-    server_now_s: float,
-    *,
-    ttl_s: float | None = None,
-    tags: Sequence[str] = (),
-    not_found: bool = False,
-    makeshift: bool = False,
-) -> tuple[Record, object]:
+class Given(NamedTuple):
+    """What is said of one value, beside the rules of its type."""
+
+    ttl_s: float | None = None
+    """None is the type's own."""
+    tags: Sequence[str] = ()
+    """Scopes."""
+    flags: int = 0
+    """`FLAG_NOT_FOUND` for the record that says so, which lives for the type's `negative_ttl_s`; `FLAG_MAKESHIFT` for
+    one that is made without the source."""
+
+
+NOTHING_SAID: Final = Given()
+
+
+def pack(value: object, rules: Rules, server_now_s: float, given: Given = NOTHING_SAID) -> tuple[Record, object]:
     """A record for the value, its times on the L2 server's clock, and the value that any node will decode from it:
     what this node serves too, so that all give the same.
 
-    `ttl_s` None is the type's own; `tags` are scopes. `not_found` makes the record that says so, for the type's
-    `negative_ttl_s`; `makeshift` one made without the source. Raises `NotSerializable` and `ValueTooLarge`, and
-    nothing else, whatever the value's own code raises: better said to the one who stores it than to all who read.
+    Raises `NotSerializable` and `ValueTooLarge`, and nothing else, whatever the value's own code raises: better said to
+    the one who stores it than to all who read.
     """
-    created_ms = int(server_now_s * 1000)
-    if not_found:
+    created_ms, (ttl_s, tags, flags) = int(server_now_s * 1000), given
+    if flags & FLAG_NOT_FOUND:
         codec, payload, seen, soft_s = 0, b"", None, None
         ttl_s = min(rules.negative_ttl_s or 0.0, math.inf if ttl_s is None else ttl_s)
     else:
@@ -45,7 +51,7 @@ def pack(
         ttl_s *= share
         soft_s = None if soft_s is None else soft_s * share  # else it might come behind the end
     record = Record(
-        FLAG_NOT_FOUND if not_found else FLAG_MAKESHIFT if makeshift else 0,
+        flags,
         codec,
         payload,
         created_ms=created_ms,
@@ -62,9 +68,7 @@ def pack(
 
 def carried(value: object, rules: Rules) -> tuple[int, bytes, object]:
     """Codec byte, payload, and the value that comes back of them, by the rules of its type; raises what `pack` does."""
-    return values.carry(
-        value, rules.codec, rules.compress_over_bytes, rules.max_value_bytes, rules.model, lossy=rules.lossy
-    )
+    return values.carry(value, rules.form)
 
 
 def keep_ms(record: Record, rules: Rules) -> int:

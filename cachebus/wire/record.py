@@ -1,4 +1,4 @@
-"""What L2 holds for a key: a fixed head that Lua can read, the tags, and the payload.
+"""What L2 holds for a key: a fixed header that Lua can read, the tags, and the payload.
 
 A record is its key's own: its check begins with the key's name, so that an answer that was meant for another question,
 or that was damaged on its way, is none.
@@ -9,7 +9,7 @@ offset  bytes
 2       1     flags: 1 = the source said "not found", 2 = made without the source, which had failed
 3       1     codec of the payload
 4       16    epoch, hexadecimal digits
-20      8     seq at which its lease was granted, or of its write (big-endian, like all numbers here)
+20      8     seq at which its fill lease was granted, or of its write (big-endian, like all numbers here)
 28      8     hard expiry, ms on that clock; 0 = none (L2 may keep the record longer, for fail-safe)
 36      4     check
 40      4     version: random
@@ -43,13 +43,13 @@ FLAG_MAKESHIFT = 2
 FLAGS_AT = 2
 COMPRESSED = 0x80
 """A codec of this or above has a compressed payload."""
-HEAD = Struct(">2sH16sQQI4sQQBH")
+HEADER = Struct(">2sH16sQQI4sQQBH")
 CHECKED_AT = 40
 """From here on the CRC goes over all."""
 PRIME = 2**32 - 5
 VERSION_BYTES = 4
 _FRONT, _BACK = Struct(">2sH16sQQI"), Struct(">4sQQBH")
-Head = tuple[bytes, int, bytes, int, int, int, bytes, int, int, int, int]
+Header = tuple[bytes, int, bytes, int, int, int, bytes, int, int, int, int]
 """Magic, kind (flags * 256 + codec), epoch, seq, hard expiry, check, version, created, soft expiry, tags, `more`."""
 _COPIED_MAX_BYTES = 4096
 """A slice of so many costs less than a view of them."""
@@ -117,40 +117,40 @@ class Record(msgspec.Struct, eq=False):
         return b"".join([front, middle, self.payload])
 
 
-def is_of(crc: int, data: bytes, head: Head) -> bool:
-    """Whether a record with this head is whole, and that of the key whose name has this CRC-32 (`Key.crc`)."""
-    laid = (head[4] + 25 * head[3] + 625 * head[1]) % PRIME
+def is_of(crc: int, data: bytes, header: Header) -> bool:
+    """Whether a record with this header is whole, and that of the key whose name has this CRC-32 (`Key.crc`)."""
+    laid = (header[4] + 25 * header[3] + 625 * header[1]) % PRIME
     checked = data[CHECKED_AT:] if len(data) <= _COPIED_MAX_BYTES else memoryview(data)[CHECKED_AT:]
-    return crc32(checked, crc) ^ laid == head[5]
+    return crc32(checked, crc) ^ laid == header[5]
 
 
 def decode(data: bytes, name: str) -> Record:
     """The record in these bytes, of the key of this name (`Key.l2`); or `CorruptRecord`, whatever they are."""
-    head = _head(data)
-    if not is_of(crc32(name.encode()), data, head):
+    header = _header(data)
+    if not is_of(crc32(name.encode()), data, header):
         raise CorruptRecord("damaged, or of another key")
-    return made(data, head)
+    return made(data, header)
 
 
 def parse(data: bytes) -> Record:
     """As much as a script sees, which asks for no check: the record in these bytes, be it whole or not."""
-    return made(data, _head(data))
+    return made(data, _header(data))
 
 
-def _head(data: bytes) -> Head:
-    if len(data) < HEAD.size:
-        raise CorruptRecord("shorter than a record's head")
-    head: Head = HEAD.unpack_from(data)
-    if head[0] != MAGIC:
+def _header(data: bytes) -> Header:
+    if len(data) < HEADER.size:
+        raise CorruptRecord("shorter than a record's header")
+    header: Header = HEADER.unpack_from(data)
+    if header[0] != MAGIC:
         raise CorruptRecord("not a record of this format")
-    return head
+    return header
 
 
-def made(data: bytes, head: Head) -> Record:
-    """The record in these bytes, of which the head was read already; or `CorruptRecord`."""
-    _, kind, epoch, seq, expires_ms, _, version, created_ms, soft_ms, count, size = head
+def made(data: bytes, header: Header) -> Record:
+    """The record in these bytes, of which the header was read already; or `CorruptRecord`."""
+    _, kind, epoch, seq, expires_ms, _, version, created_ms, soft_ms, count, size = header
     tags: Sequence[str] = ()
-    at, more = HEAD.size, b""
+    at, more = HEADER.size, b""
     if count:
         tags, at = _tags(data, at, count)
     if size:

@@ -9,10 +9,10 @@ from cachebus.errors import InvalidationFailed
 from cachebus.keys.plan import Plan
 from cachebus.receipt import Receipt, joined
 
-Invalidate = Callable[[Plan], Awaitable[Receipt]]
+InvalidateShard = Callable[[Plan], Awaitable[Receipt]]
 
 
-async def invalidate_in_every_shard(plans: Sequence[Plan], invalidate: Invalidate) -> Receipt:
+async def invalidate_in_every_shard(plans: Sequence[Plan], invalidate: InvalidateShard) -> Receipt:
     """Apply the plan of each shard; the shards do not wait for each other.
 
     Returns the receipt for all. Once all have been tried, raises `InvalidationFailed` where any failed, whatever failed

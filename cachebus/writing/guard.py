@@ -14,15 +14,16 @@ from collections import deque
 from types import TracebackType
 from typing import Any, Self
 
+from cachebus.base.home import Home
 from cachebus.base.log import logger
 from cachebus.core.node import Node
 from cachebus.core.shard import Shard
 from cachebus.errors import CacheBusError, ConfigError
 from cachebus.keys.plan import Plan
-from cachebus.receipt import NOTHING_DONE, Receipt
+from cachebus.receipt import Receipt, disabled_receipt, pending_receipt
 from cachebus.settings import Settings
 from cachebus.writing.resend_buffer import born_s
-from cachebus.writing.watched import Watched
+from cachebus.writing.watched import WatchedSession
 from cachebus.writing.write import Writer
 
 MARGIN_S = 1.0
@@ -53,13 +54,13 @@ def guard_time_s(
     return wanted_s
 
 
-class Standing:
+class StandingGuard:
     """One guard that stands in L2, or may: since when and until when, and in which epoch."""
 
     __slots__ = ("epoch", "lost", "shard", "since_s", "until_s")
 
-    def __init__(self, shard: int, epoch: bytes, since_s: float, until_s: float) -> None:
-        self.shard = shard
+    def __init__(self, index: int, epoch: bytes, since_s: float, until_s: float) -> None:
+        self.shard = index
         self.epoch = epoch
         self.since_s = since_s
         """When L2 had answered that it stands."""
@@ -67,9 +68,9 @@ class Standing:
         self.lost = False
         """Whether it is known that its epoch ended before it did."""
 
-    def is_over(self, view: Shard) -> bool:
+    def is_over(self, shard: Shard) -> bool:
         """Whether it is known to have stood to the end of its time, or to be lost."""
-        return self.lost or (view.epoch == self.epoch and view.fresh_as_of_s >= self.until_s)
+        return self.lost or (shard.epoch == self.epoch and shard.fresh_as_of_s >= self.until_s)
 
     def lose(self) -> None:
         """Its epoch has ended before it did."""
@@ -85,55 +86,55 @@ class Guards:
         self.writer = writer
         self.enabled = enabled
         """False: a guard's block is only a block."""
-        self._standing: list[dict[Standing, None]] = [{} for _ in node.shards]
-        self._left: deque[Standing] = deque()
+        self._standing: list[dict[StandingGuard, None]] = [{} for _ in node.shards]
+        self._abandoned: deque[StandingGuard] = deque()
         """Those that nobody will take away."""
         self._judged = [shard.epoch for shard in node.shards]
         """By shard: the last epoch in which it was looked which guards were lost."""
 
-    def stand(self, shard: int, epoch: bytes, until_s: float) -> Standing:
+    def stand(self, index: int, epoch: bytes, until_s: float) -> StandingGuard:
         """Note a guard that was put up."""
-        standing = Standing(shard, epoch, self.node.clock(), until_s)
-        self._standing[shard][standing] = None
+        standing = StandingGuard(index, epoch, self.node.clock(), until_s)
+        self._standing[index][standing] = None
         return standing
 
-    def end(self, standing: Standing) -> None:
+    def end(self, standing: StandingGuard) -> None:
         """Forget a guard: nothing can become of it any more."""
         self._standing[standing.shard].pop(standing, None)
 
-    def leave(self, standing: Standing, why: str, *, counted: bool = False) -> None:
+    def leave(self, standing: StandingGuard, why: str, *, counted: bool = False) -> None:
         """A guard's end did not take it away, as far as is known: it stands until its time is over. It may have been
         lost before, which is told at once where that is known, or whenever it comes to be."""
         if self._is_judged(standing) and standing.lost:
             return
-        self._left.append(standing)
-        while self._left and self._left[0].is_over(self.node.shards[self._left[0].shard]):
-            self.end(self._left.popleft())
+        self._abandoned.append(standing)
+        while self._abandoned and self._abandoned[0].is_over(self.node.shards[self._abandoned[0].shard]):
+            self.end(self._abandoned.popleft())
         self.node.counters.guards_left += not counted
         logger.info("a write guard is left standing, for {}", why)
 
-    def lose(self, standing: Standing) -> None:
+    def lose(self, standing: StandingGuard) -> None:
         """A guard is lost with its epoch."""
         if not standing.lost:
             standing.lose()
             self.node.counters.guards_lost += 1
             logger.warning("a write guard was lost with its epoch: what is loaded meanwhile may live for guard_max_s")
 
-    def judge(self, shard: int) -> None:
+    def judge(self, index: int) -> None:
         """Look which guards are lost; to be called when a probe may have told of another epoch."""
-        epoch = self.node.shards[shard].epoch
-        if epoch != self._judged[shard]:
-            undecided = [standing for standing in tuple(self._standing[shard]) if not self._is_judged(standing)]
+        epoch = self.node.shards[index].epoch
+        if epoch != self._judged[index]:
+            undecided = [standing for standing in tuple(self._standing[index]) if not self._is_judged(standing)]
             if not undecided:
-                self._judged[shard] = epoch
+                self._judged[index] = epoch
 
-    def _is_judged(self, standing: Standing) -> bool:
+    def _is_judged(self, standing: StandingGuard) -> bool:
         """Look whether another epoch has begun; False where no probe that was sent later than the guard stood has been
         answered."""
-        view = self.node.shards[standing.shard]
-        if view.fresh_as_of_s < standing.since_s:
+        shard = self.node.shards[standing.shard]
+        if shard.fresh_as_of_s < standing.since_s:
             return False
-        if view.epoch != standing.epoch:
+        if shard.epoch != standing.epoch:
             self.end(standing)
             born_us, clock = self.node.born_us[standing.shard], self.node.server_clocks[standing.shard]
             if born_s(born_us, clock) < standing.until_s:
@@ -150,18 +151,20 @@ class WriteGuard:
     that raised may have happened, unless it is known that none was sent: see `nothing_written` and `watch`.
     """
 
-    def __init__(self, guards: Guards, plan: Plan, time_s: float, *, wait: bool) -> None:
-        """`plan`: what is guarded. `time_s`: how long the guard stands at most, in seconds. `wait`: as of `Writer`."""
+    def __init__(self, guards: Guards, plan: Plan, time_s: float, home: Home, *, wait: bool) -> None:
+        """`plan`: what is guarded. `time_s`: how long the guard stands at most, in seconds. `home`: where its cache is
+        open. `wait`: as of `Writer`."""
+        self._home = home
         self._guards = guards
         self._plan = plan
         self._time_s = time_s
         self._wait = wait
         self._began_s = 0.0
         self._token = ""
-        self._standing: Standing | None = None
+        self._standing: StandingGuard | None = None
         self._nothing_written = False
-        self._watched: Watched | None = None
-        self.receipt: Receipt = NOTHING_DONE
+        self._watched: WatchedSession | None = None
+        self.receipt: Receipt = pending_receipt(plan.shard) if guards.enabled else disabled_receipt(plan.shard)
         """The receipt of the guard itself inside the block, of the invalidation at its end behind it."""
 
     @property
@@ -189,11 +192,13 @@ class WriteGuard:
         """
         if self._watched is not None:
             raise ConfigError("a write guard watches one session")
-        self._watched = Watched(session)
+        self._watched = WatchedSession(session)
 
     async def __aenter__(self) -> Self:
         guards = self._guards
-        guards.writer.tell(self._plan)
+        if not self._home.here:
+            raise self._home.elsewhere("write guard")
+        guards.writer.record(self._plan)
         if not guards.enabled:
             return self
         if self._token:
@@ -233,7 +238,7 @@ class WriteGuard:
         if self.receipt.epoch.encode() != standing.epoch:
             guards.lose(standing)
 
-    async def _withdraw(self, standing: Standing, why: str) -> None:
+    async def _withdraw(self, standing: StandingGuard, why: str) -> None:
         """Take the guard away behind a block that wrote nothing; what went wrong there passes, whatever becomes of
         this."""
         guards = self._guards

@@ -17,9 +17,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Coroutine
+from functools import partial
 from itertools import islice
 
 from cachebus.base.backoff import Backoff
+from cachebus.base.kept import kept
 from cachebus.base.log import logger
 from cachebus.core.node import Node
 from cachebus.core.ports import Change, Store
@@ -38,7 +40,7 @@ LOOK_S = 0.02
 Deliver = Callable[[Plan], Coroutine[object, object, Change]]
 
 
-class Waiting:
+class PendingInvalidation:
     """One invalidation that waits."""
 
     __slots__ = ("delivered", "plan")
@@ -85,9 +87,9 @@ class Pending:
         self._deliver = deliver
         self._room = _Room(most, len(node.shards))
         self._patience_s = patience_s
-        self._queues: dict[int, deque[Waiting]] = {}
+        self._queues: dict[int, deque[PendingInvalidation]] = {}
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        """By shard: what delivers its queue, while there is one."""
+        """By shard: what delivers its queue, or did so last."""
 
     @property
     def depth(self) -> int:
@@ -96,63 +98,66 @@ class Pending:
 
     # -- for who writes -------------------------------------------------------------------------------------------
 
-    def holds_up(self, shard: int) -> bool:
+    def holds_up(self, index: int) -> bool:
         """Whether any wait for this shard, which must go first."""
-        return shard in self._queues
+        return index in self._queues
 
-    def add(self, plan: Plan) -> Waiting | None:
+    def add(self, plan: Plan) -> PendingInvalidation | None:
         """Queue one, and believe nothing of what it addresses; None when there is no room."""
         if not self._room.take(len(self._queues.get(plan.shard, ()))):
             return None
-        waiting = Waiting(plan)
+        waiting, is_first = PendingInvalidation(plan), not self._queues
         self._queues.setdefault(plan.shard, deque()).append(waiting)
         self._node.block(plan.shard, plan.keys, plan.scopes)
-        if plan.shard not in self._tasks:
-            if not self._tasks:
-                logger.warning("L2 is out of reach: invalidations wait in a queue of at most {}", self._room.most)
-            self._tasks[plan.shard] = asyncio.create_task(self._run(plan.shard), name="cachebus-pending")
+        self._see_to(plan.shard)
+        if is_first:
+            logger.warning("L2 is out of reach: invalidations wait in a queue of at most {}", self._room.most)
         return waiting
 
-    async def delivered(self, waiting: Waiting) -> Change | None:
+    def _see_to(self, index: int) -> None:
+        """Have the shard's queue delivered, unless it is: whatever has ended that, all writes wait for it."""
+        task = self._tasks.get(index)
+        if task is None or task.done():
+            self._tasks[index] = kept(partial(self._deliver_all, index), "cachebus-pending")
+
+    async def delivered(self, waiting: PendingInvalidation) -> Change | None:
         """Where in history one came to stand, if it gets there while L2 may be expected to answer."""
         if self._store.reaches(waiting.plan.shard):
             await asyncio.wait([waiting.delivered], timeout=self._patience_s)
         return waiting.delivered.result() if waiting.delivered.done() else None
 
-    async def make_way(self, shard: int) -> None:
+    async def make_way(self, index: int) -> None:
         """Wait until none waits for the shard; `L2Unavailable` when that takes longer than L2 may take to answer."""
-        if shard not in self._queues:
+        if index not in self._queues:
             return
-        if await self.delivered(self._queues[shard][-1]) is None:
+        self._see_to(index)
+        if await self.delivered(self._queues[index][-1]) is None:
             raise L2Unavailable("earlier invalidations of this node wait for L2, and go first")
 
     # -- delivery -------------------------------------------------------------------------------------------------
 
-    async def _run(self, shard: int) -> None:
+    async def _deliver_all(self, index: int) -> None:
         """Deliver a shard's queue, whatever becomes of other shards."""
         pauses = Backoff(PAUSE_FIRST_S, PAUSE_MAX_S)
-        try:
-            while shard in self._queues:
-                if not self._store.reaches(shard):
-                    await asyncio.sleep(LOOK_S)
-                    continue
-                try:
-                    await self._deliver_some(shard)
-                    pauses.reset()
-                except L2Unavailable:
-                    await asyncio.sleep(pauses.next_s())
-                    pauses.longer()
-                except Exception:  # noqa: BLE001 (as ProtocolMismatch; logged with its trace, and tried again)
-                    logger.exception("pending invalidations can't be delivered")
-                    await asyncio.sleep(PAUSE_MAX_S)
-        finally:
-            del self._tasks[shard]
+        while index in self._queues:
+            if not self._store.reaches(index):
+                await asyncio.sleep(LOOK_S)
+                continue
+            try:
+                await self._deliver_some(index)
+                pauses.reset()
+            except L2Unavailable:
+                await asyncio.sleep(pauses.next_s())
+                pauses.longer()
+            except Exception:  # noqa: BLE001 (as ProtocolMismatch; logged with its trace, and tried again)
+                logger.exception("pending invalidations can't be delivered")
+                await asyncio.sleep(PAUSE_MAX_S)
         if not self._queues:
-            logger.info("all pending invalidations are delivered")
+            logger.warning("all pending invalidations are delivered")
 
-    async def _deliver_some(self, shard: int) -> None:
+    async def _deliver_some(self, index: int) -> None:
         """Deliver some, all under way at once; those that failed stay, and the first failure is raised."""
-        queue = self._queues[shard]
+        queue = self._queues[index]
         some = list(islice(queue, BATCH))
         answers = await asyncio.gather(*(self._deliver(waiting.plan) for waiting in some), return_exceptions=True)
         failed = None
@@ -164,11 +169,11 @@ class Pending:
                 self._room.give_back(len(queue))
                 self._release(waiting, answer)
         if not queue:
-            del self._queues[shard]
+            del self._queues[index]
         if failed is not None:
             raise failed
 
-    def _release(self, waiting: Waiting, change: Change) -> None:
+    def _release(self, waiting: PendingInvalidation, change: Change) -> None:
         self._node.unblock(waiting.plan.shard, waiting.plan.keys, waiting.plan.scopes)
         self._node.counters.pending_delivered += 1
         if not waiting.delivered.done():
@@ -178,8 +183,10 @@ class Pending:
 
     async def drain(self, timeout_s: float | None) -> bool:
         """Wait until none waits any more; False when `timeout_s` is over before."""
-        if self._tasks:
-            await asyncio.wait(list(self._tasks.values()), timeout=timeout_s)
+        for index in self._queues:
+            self._see_to(index)
+        if self._queues:
+            await asyncio.wait([self._tasks[index] for index in self._queues], timeout=timeout_s)
         return not self._queues
 
     async def close(self, timeout_s: float) -> None:

@@ -23,6 +23,8 @@ from cachebus.keys.key import Keyspace
 from cachebus.keys.plan import AT_ONCE, Plan
 from cachebus.observe import Counters
 
+REPEATED = "repeated in a new epoch"
+"""The reason that is told of it."""
 KEEP_S = 60.0
 """How far back: longer than any failover should take."""
 ENTRY_OVERHEAD_BYTES = 200
@@ -43,7 +45,7 @@ def born_s(born_us: int, clock: OtherClock) -> float:
     return clock.earliest_s(born_us / 1e6) if born_us else float("-inf")
 
 
-class Entry(msgspec.Struct, gc=False, eq=False):
+class ResendEntry(msgspec.Struct, gc=False, eq=False):
     """One invalidation: when its call began, the epoch in which it was acknowledged, and what it addresses."""
 
     shard: int
@@ -68,7 +70,7 @@ class ResendBuffer:
         self._keyspace = keyspace
         self._max_bytes = max_bytes
         self._counters = counters
-        self._entries: deque[Entry] = deque()
+        self._entries: deque[ResendEntry] = deque()
         self._warned_s = float("-inf")
         self.size_bytes = 0
         """About what all entries take in memory."""
@@ -79,7 +81,7 @@ class ResendBuffer:
     def note(self, plan: Plan, epoch: bytes, called_s: float) -> None:
         """L2 has acknowledged a plan in this epoch; its call began at `called_s`."""
         if self._max_bytes:
-            entry = Entry(plan.shard, epoch, called_s if plan.called_s is None else plan.called_s, packed(plan))
+            entry = ResendEntry(plan.shard, epoch, called_s if plan.called_s is None else plan.called_s, packed(plan))
             self._entries.append(entry)
             self.size_bytes += entry.size_bytes
             self._bound()
@@ -91,7 +93,7 @@ class ResendBuffer:
             self._pop()
 
     @contextmanager
-    def lost(self, shard: int, epoch: bytes, since_s: float) -> Iterator[Iterator[Plan]]:
+    def lost(self, index: int, epoch: bytes, since_s: float) -> Iterator[Iterator[Plan]]:
         """To be entered: what was called of a shard since its present epoch was born, and acknowledged in others.
 
         Each plan is to be repeated, which notes it anew, before the next one is taken. Where the block ends before all
@@ -101,7 +103,7 @@ class ResendBuffer:
         since; nothing is known of it then, and all is lost.
         """
         self.forget_old()
-        lost = self._take(shard, epoch, float("-inf") if since_s > self._clock() else since_s)
+        lost = self._take(index, epoch, float("-inf") if since_s > self._clock() else since_s)
         try:
             yield self._plans(lost)
         finally:
@@ -109,21 +111,21 @@ class ResendBuffer:
                 self._replace([*lost, *self._entries])
                 self._bound()
 
-    def _take(self, shard: int, epoch: bytes, since_s: float) -> deque[Entry]:
+    def _take(self, index: int, epoch: bytes, since_s: float) -> deque[ResendEntry]:
         """Take out what was lost of the shard. From now on it is due, and grows no older."""
         too_old_s = self._clock() - KEEP_S
-        lost: deque[Entry] = deque()
-        others: list[Entry] = []
+        lost: deque[ResendEntry] = deque()
+        others: list[ResendEntry] = []
         for entry in self._entries:
-            its = entry.shard == shard and entry.epoch != epoch and entry.called_s >= since_s
+            its = entry.shard == index and entry.epoch != epoch and entry.called_s >= since_s
             its = its and (entry.due or entry.called_s >= too_old_s)  # it may lie behind one that is due
-            entry.due = its or (entry.due and entry.shard != shard)
+            entry.due = its or (entry.due and entry.shard != index)
             (lost if its else others).append(entry)
         if lost:
             self._replace(others)
         return lost
 
-    def _plans(self, entries: deque[Entry]) -> Iterator[Plan]:
+    def _plans(self, entries: deque[ResendEntry]) -> Iterator[Plan]:
         """What the entries of a shard address, each thing once, in plans that are small enough for one step of L2.
 
         All is made as it is needed: a full buffer holds a quarter of a million keys, which would stall the loop. An
@@ -139,7 +141,7 @@ class ResendBuffer:
                 if name in planned:
                     continue
                 planned.add(name)
-                plan = plan or Plan(entry.shard)
+                plan = plan or Plan(entry.shard).because(REPEATED)
                 plan.repeats(entry.called_s)
                 if at < len(keys):
                     plan.keys.append(self._keyspace.named(name))
@@ -156,7 +158,7 @@ class ResendBuffer:
             yield plan
         entries.clear()
 
-    def _replace(self, entries: list[Entry]) -> None:
+    def _replace(self, entries: list[ResendEntry]) -> None:
         self._entries = deque(entries)
         self.size_bytes = sum(entry.size_bytes for entry in entries)
 

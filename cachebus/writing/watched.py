@@ -8,7 +8,7 @@ from typing import Any
 from cachebus.errors import ConfigError
 
 
-class Watched:
+class WatchedSession:
     """A session of SQLAlchemy's, and whether it has tried to commit since it is watched."""
 
     def __init__(self, session: Any) -> None:

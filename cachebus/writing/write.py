@@ -9,16 +9,18 @@ from typing import NamedTuple
 
 from cachebus.core.membership import Confirmed
 from cachebus.core.ports import Change
+from cachebus.core.requests import WriteRequest
 from cachebus.errors import InvalidationFailed, L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.keys.plan import Plan
 from cachebus.policy import Rules
-from cachebus.reading.fetch import AsOf, Fetcher
-from cachebus.receipt import NOTHING_DONE, Receipt
-from cachebus.wire.packing import keep_ms, pack
+from cachebus.reading.fetch import Fetcher
+from cachebus.reading.judge import AsOf
+from cachebus.receipt import Receipt, disabled_receipt, pending_receipt
+from cachebus.wire.packing import Given, keep_ms, pack
 from cachebus.writing.confirm import Confirmer
 from cachebus.writing.delivery import Delivery
-from cachebus.writing.pending import Pending, Waiting
+from cachebus.writing.pending import Pending, PendingInvalidation
 
 NOBODY_ASKED = Confirmed()
 
@@ -34,7 +36,7 @@ class SetRequest(NamedTuple):
     ttl_s: float | None = None
     """Seconds; None is the type's."""
     tags: Sequence[str] = ()
-    """Names of the tags' marks."""
+    """The tags' scopes."""
     if_absent: bool = False
     """Store only where there is no value, and else do nothing."""
     wait: bool = False
@@ -61,15 +63,15 @@ class Writer:
         self._listeners: list[Callable[[Plan], None]] = []
 
     @contextmanager
-    def told(self, listener: Callable[[Plan], None]) -> Iterator[None]:
-        """Tell this of each invalidation that is asked for, until the block ends: for tests."""
+    def recorded_by(self, listener: Callable[[Plan], None]) -> Iterator[None]:
+        """Give this each invalidation that is asked for, until the block ends: for tests."""
         self._listeners.append(listener)
         try:
             yield
         finally:
             self._listeners.remove(listener)
 
-    def tell(self, plan: Plan) -> None:
+    def record(self, plan: Plan) -> None:
         """An invalidation is asked for, whatever becomes of it."""
         for listener in self._listeners:
             listener(plan)
@@ -82,39 +84,33 @@ class Writer:
         It goes behind the invalidations that wait for L2: sent first, it would be removed by an older one sent later.
         """
         if not self._enabled:
-            return NOTHING_DONE
+            return disabled_receipt(request.key.shard)
         key, plan, node = request.key, request.plan, self._node
         budget = self._fetch.budget()
         await budget.spent_on(self._pending.make_way(key.shard))
         reservation, sent_at_s = node.shards[key.shard].reserve(), node.clock()
-        server_now_s = sent_at_s + node.server_clocks[key.shard].offset_s
-        record, kept = pack(request.value, request.rules, server_now_s, ttl_s=request.ttl_s, tags=request.tags)
+        given = Given(request.ttl_s, request.tags)
+        record, kept = pack(request.value, request.rules, node.server_now_s(key.shard), given)
         body = plan.body(node.id, probe=request.wait)
-        stored = self._store.write(
-            key,
-            node.caller(key.shard),
-            record,
-            keep_ms(record, request.rules),
-            body,
-            others=plan.keys[1:],
-            scopes=plan.scopes,
-            if_absent=request.if_absent,
-        )
-        change = await self._or_doubt(plan, budget.spent_on(stored))
-        if request.if_absent and not change.stored:
+        kept_ms = keep_ms(record, request.rules)
+        writing = WriteRequest(record, kept_ms, body, plan.keys[1:], plan.scopes, request.if_absent)
+        stored = self._store.write(key, node.caller(key.shard), writing)
+        with self._delivery.refusals.of("values", key.family.data_type):
+            change = await self._or_doubt(plan, budget.spent_on(stored))
+        if request.if_absent and not change.done:
             return receipt_of(plan, change)
         await self._delivery.spread(plan, change, body, sent_at_s)
-        if request.rules.l1 and change.stored:
+        if request.rules.l1 and change.done:
             record.set_position(change.epoch, change.seq, expires_ms=change.expires_ms)
-            self._fetch.admit(key, kept, record, AsOf(reservation, sent_at_s))
+            self._fetch.judge.admit(key, kept, record, AsOf(reservation, sent_at_s))
         return await self._receipt_for(plan, change, wait=request.wait)
 
     async def invalidate(self, plan: Plan, *, wait: bool = False) -> Receipt:
         """Replace all that the plan addresses, everywhere; `InvalidationFailed` when that is not sure. `wait`: return
         when no node can serve what was replaced."""
-        self.tell(plan)
+        self.record(plan)
         if not self._enabled:
-            return NOTHING_DONE
+            return disabled_receipt(plan.shard)
         self._node.counters.invalidations += 1
         if self._pending.holds_up(plan.shard):
             change = await self._pending.delivered(self._enqueue(plan))
@@ -129,7 +125,7 @@ class Writer:
             change = await self._or_doubt(plan, self._guard_in_turn(plan, token, px_ms))
         except L2Unavailable as error:
             raise InvalidationFailed(f"the guard is not sure to stand: {error}") from error
-        if not change.stored:
+        if not change.done:
             raise InvalidationFailed(
                 "the guard does not stand: too many keys and scopes are guarded already (max_invalidated_scopes, "
                 "CACHEBUS_MAX_INVALIDATED_SCOPES), or one of these by a thousand guards, as by blocks that exceptions "
@@ -147,7 +143,8 @@ class Writer:
         """Add to a counter in L2 and give its value; `L2Unavailable`, `ValueError` where it would leave 64 bits."""
         expires_ms = 0 if expires_in_s in (None, math.inf) else max(1, int(expires_in_s * 1000))
         try:
-            value = await self._store.counter(key, self._node.caller(key.shard), amount, request_id, expires_ms)
+            with self._delivery.refusals.of("counters", key.family.data_type):
+                value = await self._store.counter(key, self._node.caller(key.shard), amount, request_id, expires_ms)
         except L2Unavailable:
             self._node.counters.l2_errors += 1
             raise
@@ -167,7 +164,8 @@ class Writer:
         try:
             return await step
         except BaseException as error:
-            self._node.counters.l2_errors += isinstance(error, L2Unavailable)
+            if isinstance(error, L2Unavailable):
+                self._node.counters.l2_errors += 1
             self._delivery.doubt(plan)
             raise
 
@@ -183,7 +181,7 @@ class Writer:
             self._delivery.doubt(plan)  # cancelled: it may have happened
             raise
 
-    def _enqueue(self, plan: Plan, why: L2Unavailable | None = None) -> Waiting:
+    def _enqueue(self, plan: Plan, why: L2Unavailable | None = None) -> PendingInvalidation:
         """Have the plan wait for L2, behind those that do; `InvalidationFailed` when it may not, or has no room."""
         waiting = self._pending.add(plan)
         self._delivery.doubt(plan)
@@ -197,7 +195,7 @@ class Writer:
         """The receipt of a change, or of one that waits for L2 (None). `wait`: once every other node has applied the
         change, or can't serve what it replaced."""
         if change is None:
-            return Receipt(plan.shard, NOTHING_DONE.epoch, 0, status="pending", stored=False, targets=plan.targets)
+            return pending_receipt(plan.shard, plan.targets)
         if not wait:
             return receipt_of(plan, change)
         nodes = await self._confirmer.wait(plan.shard, change, lambda: self._node.caller(plan.shard))
@@ -210,7 +208,7 @@ def receipt_of(plan: Plan, change: Change, nodes: Confirmed = NOBODY_ASKED) -> R
         plan.shard,
         change.epoch.decode(),
         change.seq,
-        stored=change.stored,
+        stored=change.done,
         targets=plan.targets,
         confirmed=nodes.confirmed,
         lapsed=nodes.lapsed,

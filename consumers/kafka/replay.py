@@ -7,7 +7,10 @@ from typing import Any
 
 from aiokafka import AIOKafkaProducer
 
-from cachebus.bus.kafka.client import Endings, quietly
+from cachebus.bus.kafka.brokers import Brokers
+from cachebus.bus.kafka.client import quietly
+from cachebus.bus.kafka.driver import by_any
+from cachebus.bus.kafka.endings import Endings
 from cachebus.consumers.kafka.worker import WorkerOptions
 from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic, letter_of
 from cachebus.consumers.topics.replay import each_letter
@@ -24,7 +27,8 @@ async def replay(settings: Settings, options: WorkerOptions | None = None, *, li
     member = (options or WorkerOptions()).membership(settings)
     seal = Seal(settings)
     with quietly():
-        producer = AIOKafkaProducer(**member.clients, acks="all", enable_idempotence=True)
+        brokers = Brokers(member.access)
+        producer = by_any(AIOKafkaProducer(**member.clients, acks="all", enable_idempotence=True), brokers)
         sent_again = 0
 
         async def tried(records: Sequence[Any]) -> None:
@@ -47,7 +51,8 @@ async def replay(settings: Settings, options: WorkerOptions | None = None, *, li
         endings = Endings()
         try:
             async with endings.running(producer):
-                await each_letter(member, DeadTopic(member.clients, member.dead_topic), tried, limit)
+                await each_letter(member, DeadTopic(member, brokers), tried, limit)
         finally:
             await endings.over(LEAVE_S)
+            await brokers.forget()
     return sent_again

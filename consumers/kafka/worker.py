@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from cachebus.bus.kafka.topic import topic_there
+from cachebus.base.log import logger
+from cachebus.bus.kafka.topic import ensure, read_layout
 from cachebus.cascade import Cascade
-from cachebus.consumers.topics.brokers import Brokers, Topic
+from cachebus.consumers.topics.brokers import BrokerAdmin, Topic
 from cachebus.consumers.topics.dead_topic import count_of
-from cachebus.consumers.topics.inspection import MISSING, UNKNOWN, altered
+from cachebus.consumers.topics.findings import is_of_rules_alone
+from cachebus.consumers.topics.inspection import MISSING, UNKNOWN
 from cachebus.consumers.topics.membership import Membership
+from cachebus.consumers.topics.note import ANY_RULES
 from cachebus.consumers.topics.progress import place_of
 from cachebus.consumers.topics.source import TopicSource
+from cachebus.consumers.topics.tools import altered, created, created_dead
+from cachebus.consumers.worker import commands
+from cachebus.consumers.worker.cascades import digest, reached
+from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Finding, Item, Meaning
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import ConfigError
-from cachebus.producers.command import InvalidCommand
+from cachebus.producers.command import Command, InvalidateAllTenants, InvalidCommand
 from cachebus.producers.kafka.message import ATTEMPTS, LARGEST_BYTES, Seal, commands_access
 from cachebus.settings import Settings
 
@@ -65,10 +72,13 @@ class WorkerOptions:
 class CommandsSource(TopicSource):
     """The topic of commands. Commands for other namespaces are ignored."""
 
-    def __init__(self, settings: Settings, options: WorkerOptions) -> None:
+    def __init__(self, settings: Settings, options: WorkerOptions, cascades: Sequence[Cascade] = ()) -> None:
         super().__init__("kafka", options.membership(settings))
+        self.said = digest(cascades)
+        self._reached, self._shards = reached(cascades), settings.shards
         self._access = commands_access(settings, REQUEST_TIMEOUT_S)
         self._seal = Seal(settings)
+        self.options = {**self.options, "--topic": commands.given("kafka_commands_topic", self._access.topic)}
 
     @property
     def subscription(self) -> dict[str, Any]:
@@ -101,17 +111,43 @@ class CommandsSource(TopicSource):
         """See `TopicSource.letter`."""
         return letter(record, reason)
 
-    async def prepare(self) -> None:
-        """See `TopicSource.prepare`."""
-        async with asyncio.timeout(self._access.timeout_s):
-            await topic_there(self._access)
+    def scopes(self, findings: Sequence[Finding]) -> list[Command] | None:
+        """See `TopicSource.scopes`: all that cascades reach, where others were followed before, and nothing else was
+        missed."""
+        if not all(is_of_rules_alone(finding) for finding in findings):
+            return None
+        shards = range(self._shards)
+        return [
+            InvalidateAllTenants(op="all_tenants", shard=shard, data_type=one)
+            for one in self._reached
+            for shard in shards
+        ]
 
-    async def look_at(self, brokers: Brokers, topics: Mapping[str, Topic]) -> list[Finding]:
+    def look_once(self) -> None:
+        """See `TopicSource.look_once`. It may be asked without the cascades, or with such that are to come."""
+        super().look_once()
+        self.said = ANY_RULES
+
+    async def prepare(self) -> None:
+        """See `TopicSource.prepare`. A topic that was missing may be one whose name is mistyped."""
+        async with asyncio.timeout(self._access.timeout_s):
+            is_there = (await read_layout(self._access, self.any_broker)).leaders
+            await ensure(self._access, self.any_broker)
+        if not is_there:
+            logger.warning(
+                "kafka: the topic {} was missing, and is made: whoever sends commands to another one is not heard here",
+                clean(self._access.topic),
+            )
+
+    async def look_at(self, brokers: BrokerAdmin, topics: Mapping[str, Topic]) -> list[Finding]:
         """See `TopicSource.look_at`."""
         name, dead = self._access.topic, self.membership.dead_topic
         findings = [
-            Finding("topic", one, MISSING, f"kafka-topics.sh --create --topic {one} {how}")
-            for one, how in ((name, f"--partitions {self._access.partitions}"), (dead, "--partitions 1"))
+            Finding("topic", one, MISSING, how)
+            for one, how in (
+                (name, created(self._access, name, self._access.partitions)),
+                (dead, created_dead(self._access, dead)),
+            )
             if one not in topics or topics[one].error == UNKNOWN
         ]
         policy = (await brokers.configuration(name)).get("cleanup.policy") or ""
@@ -121,7 +157,7 @@ class CommandsSource(TopicSource):
                     "topic",
                     name,
                     "it is compacted, and keeps only the last message of each key",
-                    altered(name, "cleanup.policy=delete"),
+                    altered(self._access, name, "cleanup.policy=delete"),
                     missed=True,
                 )
             )
@@ -141,7 +177,9 @@ class CommandsWorker(SourceWorker):
     def __init__(
         self, settings: Settings, cascades: Iterable[Cascade] = (), options: WorkerOptions | None = None
     ) -> None:
-        super().__init__("kafka", CommandsSource(settings, options or WorkerOptions()), settings, cascades)
+        followed = tuple(cascades)
+        source = CommandsSource(settings, options or WorkerOptions(), followed)
+        super().__init__("kafka", source, settings, followed)
 
     @property
     def membership(self) -> Membership:

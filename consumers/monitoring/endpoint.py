@@ -14,7 +14,7 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from prometheus_client import make_wsgi_app
 
 from cachebus.base.clock import monotonic
-from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.health import WorkerHealth
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.errors import ConfigError
 
@@ -48,12 +48,15 @@ class Endpoint:
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"http://{host}:{self._server.server_port}"
 
-    def start(self, health: Health, meters: Meters) -> None:
+    def start(self, health: WorkerHealth, meters: Meters) -> None:
         """Begin to serve; `ConfigError` if the port can't be had."""
         try:
             self._server = make_server(self._host, self._port, _app(health, meters), _server_class(self._host), _Quiet)
         except OSError as error:
-            raise ConfigError(f"health and metrics can't be had on {self._host}:{self._port}: {error}") from None
+            raise ConfigError(
+                f"health and metrics can't be had on {self._host}:{self._port}: {error}; each worker of a machine "
+                "needs a port of its own: --health-port (CACHEBUS_HEALTH_PORT), 0 for none"
+            ) from None
         self._thread = Thread(target=self._server.serve_forever, args=(0.05,), name="cachebus-endpoint", daemon=True)
         self._thread.start()
 
@@ -66,7 +69,7 @@ class Endpoint:
             server.server_close()
 
 
-def _app(health: Health, meters: Meters) -> Callable[[dict[str, Any], StartResponse], Iterable[bytes]]:
+def _app(health: WorkerHealth, meters: Meters) -> Callable[[dict[str, Any], StartResponse], Iterable[bytes]]:
     metrics = make_wsgi_app(meters.registry)
 
     def answer(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:

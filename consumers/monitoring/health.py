@@ -18,7 +18,7 @@ class Part(NamedTuple):
     since_s: float
 
 
-class Health:
+class WorkerHealth:
     """The health of one worker. `parts`: what it needs. Each is down at first; the worker is ready when all are up.
 
     The worker's event loop writes it, and the endpoint's threads read it.

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from cachebus.base.clock import monotonic
-from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.health import WorkerHealth
 
 LAG_BUCKETS_S = (
     0.001,
@@ -33,11 +34,15 @@ LAG_BUCKETS_S = (
 BATCH_BUCKETS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000)
 
 
+UNLOOKED_S: Final = 10.0
+"""A source that was not looked at for so long is out of reach: what waits there grows old unseen."""
+
+
 class Meters:
     """The metrics of one worker. Outcomes of items are "applied", "dead" (set aside), "ignored" (for other caches, or
     no rule applies) and "again" (applied before, where that can be told)."""
 
-    def __init__(self, health: Health, registry: CollectorRegistry | None = None) -> None:
+    def __init__(self, health: WorkerHealth, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         worker = health.worker
 
@@ -66,25 +71,20 @@ class Meters:
         self.held = self._gauge(
             "cachebus_worker_held", "Taken, and held for a primary of L2 that is away, while the rest goes on"
         )
-        self.backlog = Gauge(
-            "cachebus_worker_backlog", "Waiting at the source, as last looked at", ["worker"], registry=self.registry
-        ).labels(worker)
-        self.oldest_s = Gauge(
+        self.backlog = self._gauge("cachebus_worker_backlog", "Waiting at the source, as last looked at")
+        self._gauge(
             "cachebus_worker_oldest_seconds",
-            "How long the oldest has waited, as last looked at",
-            ["worker"],
-            registry=self.registry,
-        ).labels(worker)
+            "How long the oldest has waited at most, as last looked at; where nobody can tell, since all was done last",
+        ).set_function(self._oldest_now_s)
+        self._looked_s = self._oldest_since_s = monotonic()
         self.latest_s = self._gauge(
             "cachebus_worker_latest_seconds", "Until the last of what waits at the source is due"
         )
-        Gauge(
-            "cachebus_worker_progress_seconds",
-            "Since something was let go of, while something waits; else 0",
-            ["worker"],
-            registry=self.registry,
-        ).labels(worker).set_function(self._without_progress_s)
+        self._gauge(
+            "cachebus_worker_progress_seconds", "Since something was let go of, while something waits; else 0"
+        ).set_function(self._without_progress_s)
         self._waiting = 0
+        self._in_hand = False
         self._moved_s = monotonic()
         self.scripts = Counter(
             "cachebus_worker_scripts",
@@ -104,14 +104,15 @@ class Meters:
         self._messages.labels(self._worker, outcome).inc(count)
 
     def waits(self, backlog: int | None, oldest_s: float | None) -> None:
-        """Set how many items wait at the source, and how long the oldest has waited, where that is known."""
-        if not self._waiting:
+        """Set how many items wait at the source, and how long the oldest has waited at most; None where nobody can
+        tell. The age then counts since it was known last, be it that nothing waited."""
+        if not self._waiting and not self._in_hand:
             self._moved_s = monotonic()
-        self._waiting = backlog or 0
+        self._waiting, self._looked_s = backlog or 0, monotonic()
         if backlog is not None:
             self.backlog.set(backlog)
-        if oldest_s is not None:
-            self.oldest_s.set(oldest_s)
+        if oldest_s is not None or backlog == 0:
+            self._oldest_since_s = self._looked_s - (oldest_s or 0.0)
 
     def lag(self, lag_s: float, count: int = 1) -> None:
         """So many items were applied `lag_s` after they were sent, or committed."""
@@ -125,12 +126,24 @@ class Meters:
                 self.lag_s._buckets[at].inc(count)
                 break
 
+    def takes(self) -> None:
+        """A batch is in hand, until one is acknowledged."""
+        self._in_hand = True
+
+    def idles(self) -> None:
+        """There is nothing to take."""
+        self._in_hand = False
+
     def moved(self) -> None:
         """A batch was acknowledged."""
-        self._moved_s = monotonic()
+        self._in_hand, self._moved_s = False, monotonic()
 
     def _without_progress_s(self) -> float:
-        return monotonic() - self._moved_s if self._waiting else 0.0
+        return monotonic() - self._moved_s if self._waiting or self._in_hand else 0.0
+
+    def _oldest_now_s(self) -> float:
+        since_s = monotonic() - self._looked_s
+        return self._looked_s - self._oldest_since_s + (since_s if since_s > UNLOOKED_S else 0.0)
 
     def count(self, outcome: str) -> int:
         """How many items had this outcome so far."""
@@ -143,7 +156,7 @@ class Meters:
 
 
 class _Up(Collector):
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: WorkerHealth) -> None:
         self._health = health
 
     def collect(self) -> Iterator[GaugeMetricFamily]:

@@ -9,13 +9,20 @@ from typing import Final
 
 import asyncpg
 
-from cachebus.consumers.worker import clean, database_session
+from cachebus.consumers.outbox.remedies import checked
+from cachebus.consumers.worker import clean, database_session, table_locks
+from cachebus.consumers.worker.table_locks import LockHolder
 from cachebus.errors import ConfigError
 from cachebus.producers.outbox.table import DEFAULT, OutboxTable
 
 CONNECT_TIMEOUT_S: Final = 5.0
 COMMAND_TIMEOUT_S: Final = 10.0
+PATIENCE_MOST: Final = 64
+"""A session whose commands took too long gives the next one twice as long, up to so many times as long as at first:
+what is slow, as millions of rows are that are gone, is read in the end. One that hangs costs no more than that."""
 CLOSE_TIMEOUT_S: Final = 1.0
+ONE_MAKES: Final = "SELECT pg_advisory_xact_lock(hashtext('cachebus_outbox'))"
+"""Two who make tables at once would see each other's half."""
 REPLAYED_AT_ONCE: Final = 1000
 
 TROUBLE: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.exceptions.InternalClientError)
@@ -35,34 +42,41 @@ def checked_url(url: str) -> str:
 
 
 @asynccontextmanager
-async def connected(url: str) -> AsyncIterator[asyncpg.Connection]:
-    """A connection; raises one of `TROUBLE`, or `ConfigError`."""
+async def connected(url: str, timeout_s: float | None = None) -> AsyncIterator[asyncpg.Connection]:
+    """A connection; raises one of `TROUBLE`, or `ConfigError`. `timeout_s`: for one command, `COMMAND_TIMEOUT_S` by
+    default."""
     checked_url(url)
     plain = re.sub(r"^(postgres(?:ql)?)\+\w+://", r"\1://", url)  # as SQLAlchemy writes it
     try:
         # Of several hosts in the URL the one that may be written to: after a failover that is another.
         connection = await asyncpg.connect(
-            plain, timeout=CONNECT_TIMEOUT_S, command_timeout=COMMAND_TIMEOUT_S, target_session_attrs="primary"
+            plain,
+            timeout=CONNECT_TIMEOUT_S,
+            command_timeout=timeout_s or COMMAND_TIMEOUT_S,
+            target_session_attrs="primary",
         )
     except asyncpg.exceptions.ClientConfigurationError as error:
         raise ConfigError(f"the outbox's database: {describe(error, url)}") from None
     except ValueError:  # a port that is no number, a host in broken brackets
         raise ConfigError("the outbox's database: the URL can't be read") from None
     try:
-        await connection.execute(database_session.SET)
+        await connection.execute(
+            f"{database_session.SET}; {database_session.SETTINGS.format(database_session.VANISHED)}"
+        )
         yield connection
     finally:
         with suppress(*TROUBLE):
             await connection.close(timeout=CLOSE_TIMEOUT_S)  # one that does not answer is given up
 
 
-def describe(error: BaseException, url: str = "") -> str:
+def describe(error: BaseException, url: str = "", table: str = DEFAULT) -> str:
     """The error in one line, without any part of the URL. Further lines of PostgreSQL may show values."""
-    remedy = "; `cachebus worker outbox --create-table` makes it" if _is_missing(error) else ""
+    remedy = f"; `{checked(OutboxTable.of(table))}` says what helps" if is_missing(error) else ""
     return f"{clean.without(clean.describe(error), url)}{remedy}"
 
 
-def _is_missing(error: BaseException) -> bool:
+def is_missing(error: BaseException) -> bool:
+    """Whether a table is not there."""
     return isinstance(error, asyncpg.UndefinedTableError)
 
 
@@ -71,8 +85,7 @@ async def create_tables(url: str, table: str = DEFAULT, *, notify: bool = True) 
     removed."""
     statements = OutboxTable.of(table).statements(notify=notify)
     async with connected(url) as connection, connection.transaction():
-        # Two who make them at once would see each other's half.
-        await connection.execute("SELECT pg_advisory_xact_lock(hashtext('cachebus_outbox'))")
+        await connection.execute(ONE_MAKES)
         for statement in statements:
             await connection.execute(statement)
 
@@ -81,22 +94,44 @@ async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int |
     """Move dead letters back into the outbox, the oldest first, at most `limit`; returns how many.
 
     Each keeps its time and its attempts, so a row that fails again has a higher count. Rows that are set aside
-    meanwhile are left alone.
+    meanwhile are left alone. `ConfigError` where somebody has a table locked, or some of these rows: it says who.
     """
-    where = OutboxTable.of(table)
+    where, done = OutboxTable.of(table), 0
     async with connected(url) as connection:
-        last = await connection.fetchval(f"SELECT max(id) FROM {where.dead} WHERE namespace = $1", namespace) or 0
-        done = 0
-        while limit is None or done < limit:
-            at_once = REPLAYED_AT_ONCE if limit is None else min(REPLAYED_AT_ONCE, limit - done)
-            async with connection.transaction():
-                moved, back = await connection.fetchrow(_REPLAY.format(t=where, limit=at_once), namespace, last)
-                if moved != back:
-                    raise ConfigError("a trigger keeps rows out of the outbox: they stay in the table of the dead")
-            done += moved
-            if not moved:
-                break
+        await connection.execute(f"SET lock_timeout = '{table_locks.LONGEST}'")
+        try:
+            last = await connection.fetchval(f"SELECT max(id) FROM {where.dead} WHERE namespace = $1", namespace) or 0
+            for sql in (f"{_REPLAY} SKIP LOCKED{_BACK}", f"{_REPLAY}{_BACK}"):  # those that somebody has, at last
+                while limit is None or done < limit:
+                    at_once = REPLAYED_AT_ONCE if limit is None else min(REPLAYED_AT_ONCE, limit - done)
+                    moved = await _moved(connection, sql.format(t=where, limit=at_once), namespace, last)
+                    done += moved
+                    if not moved:
+                        break
+            if (limit is None or done < limit) and await connection.fetchval(_LEFT.format(t=where), namespace, last):
+                raise ConfigError(f"{done} rows are back, and something keeps others in the table of the dead")
+        except table_locks.LOCKED:
+            if by := await _in_the_way(connection, where, namespace):
+                there = f"{done} rows are back, and the others are not" if done else "no row can be brought back"
+                raise ConfigError(str(table_locks.finding("locks", where.dead, by, there))) from None
+            raise
         return done
+
+
+async def _moved(connection: asyncpg.Connection, sql: str, namespace: str, last: int) -> int:
+    async with connection.transaction():
+        moved, back = await connection.fetchrow(sql, namespace, last)
+        if moved != back:
+            raise ConfigError("a trigger keeps rows out of the outbox: they stay in the table of the dead")
+    return int(moved)
+
+
+async def _in_the_way(connection: asyncpg.Connection, table: OutboxTable, namespace: str) -> list[LockHolder]:
+    """Who has one of the tables locked, or rows that were set aside."""
+    for name in (table.dead, table.rows):
+        if by := await table_locks.holders(connection, name):
+            return [one._replace(does=f"{one.does} ({name})") for one in by]
+    return await table_locks.holders_of_rows(connection, table.dead, "namespace = $1", namespace)
 
 
 async def dead_elsewhere(url: str, namespace: str, table: str = DEFAULT) -> list[str]:
@@ -107,10 +142,12 @@ async def dead_elsewhere(url: str, namespace: str, table: str = DEFAULT) -> list
         return sorted(row["namespace"] for row in found)
 
 
+_LEFT: Final = "SELECT EXISTS (SELECT FROM {t.dead} WHERE namespace = $1 AND id <= $2)"
 _REPLAY: Final = """\
 WITH again AS (
     DELETE FROM {t.dead} WHERE id IN (
-        SELECT id FROM {t.dead} WHERE namespace = $1 AND id <= $2 ORDER BY id LIMIT {limit} FOR UPDATE SKIP LOCKED)
+        SELECT id FROM {t.dead} WHERE namespace = $1 AND id <= $2 ORDER BY id LIMIT {limit} FOR UPDATE"""
+_BACK: Final = """)
     RETURNING id, command, created_at, attempts),
 back AS (
     INSERT INTO {t.rows} (namespace, command, created_at, attempts)

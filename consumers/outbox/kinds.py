@@ -23,7 +23,7 @@ def is_sqlite(url: str) -> bool:
     if kind in FOLLOWED:
         raise ConfigError(
             f"there is no outbox in {'MySQL' if kind == 'mysql' else 'MariaDB'}: follow its log by Debezium, with "
-            "`cachebus worker cdc kafka`"
+            "`cachebus worker cdc --source kafka`"
         )
     postgres.checked_url(url)
     return False
@@ -49,7 +49,8 @@ async def replay(url: str, namespace: str, table: str = DEFAULT, *, limit: int |
     """Move dead letters back into the outbox, the oldest first, at most `limit`; returns how many.
 
     Each keeps its time and its attempts, so a row that fails again has a higher count. Rows that are set aside
-    meanwhile are left alone. Raises one of `TROUBLE`, or `ConfigError`.
+    meanwhile are left alone. Raises one of `TROUBLE`, or `ConfigError`, which says who has a table locked, or some of
+    these rows; those that are back by then stay there.
     """
     if is_sqlite(url):
         return await sqlite.replay(url, namespace, table, limit)
@@ -63,6 +64,11 @@ async def dead_elsewhere(url: str, namespace: str, table: str = DEFAULT) -> list
     return await postgres.dead_elsewhere(url, namespace, table)
 
 
-def describe(error: BaseException, url: str) -> str:
+def is_missing(error: BaseException) -> bool:
+    """Whether it says that a table is not there."""
+    return postgres.is_missing(error) or sqlite_file.is_missing(error)
+
+
+def describe(error: BaseException, url: str, table: str = DEFAULT) -> str:
     """An error of the database in one line, without values and secrets."""
-    return sqlite_file.describe(error) if is_sqlite(url) else postgres.describe(error, url)
+    return sqlite_file.describe(error) if is_sqlite(url) else postgres.describe(error, url, table)

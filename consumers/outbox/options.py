@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from cachebus.consumers.worker.commands import given
 from cachebus.errors import ConfigError
 from cachebus.producers.outbox.table import DEFAULT, OutboxTable
 
@@ -28,3 +29,7 @@ class RelayOptions:
             raise ConfigError("an outbox relay's batch must be 1 to 10000 rows")
         if not (0.001 <= self.poll_interval_s <= 3600 and 0.05 <= self.hold_s <= 300):
             raise ConfigError("an outbox relay polls every 0.001 to 3600 s, and holds rows for 0.05 to 300 s")
+
+    def found_by(self, namespace: str) -> dict[str, str | None]:
+        """The options by which commands find the rows of this namespace; None for defaults."""
+        return {"--table": None if self.table == DEFAULT else self.table, "--namespace": given("namespace", namespace)}

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from cachebus.cascade import Cascade
 from cachebus.consumers.outbox.kinds import source_of
 from cachebus.consumers.outbox.options import RelayOptions
+from cachebus.consumers.worker.cascades import digest
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.settings import Settings
 
@@ -25,5 +26,6 @@ class OutboxRelay(SourceWorker):
         cascades: Iterable[Cascade] = (),
         options: RelayOptions | None = None,
     ) -> None:
-        source = source_of(database_url, settings.namespace, options or RelayOptions())
-        super().__init__("outbox", source, settings, cascades)
+        source, followed = source_of(database_url, settings.namespace, options or RelayOptions()), tuple(cascades)
+        source.followed = digest(followed)
+        super().__init__("outbox", source, settings, followed)

@@ -18,6 +18,10 @@ from cachebus.producers.outbox.table import OutboxTable
 BUSY_S: Final = 2.0
 """How long another connection's transaction is waited for before an error is raised."""
 CLOSE_TIMEOUT_S: Final = 1.0
+WHO_LOCKS: Final = (
+    ": a transaction of another connection writes, and does not end; end it, or its process (`lsof FILE` tells who "
+    "has the file open)"
+)
 TROUBLE: Final = (OSError, sqlite3.OperationalError, sqlite3.DatabaseError)
 T = TypeVar("T")
 
@@ -32,15 +36,15 @@ def path_of(url: str) -> Path:
     return Path(name)
 
 
-class Change(NamedTuple):
+class CheckedStatement(NamedTuple):
     """A statement that changes a row, and a query whether the row is there and unchanged."""
 
     sql: str
     left: str
 
-    def of(self, table: OutboxTable) -> Change:
+    def of(self, table: OutboxTable) -> CheckedStatement:
         """The change for this table."""
-        return Change(self.sql.format(t=table), self.left.format(t=table))
+        return CheckedStatement(self.sql.format(t=table), self.left.format(t=table))
 
 
 class Database:
@@ -111,7 +115,7 @@ def changed(connection: sqlite3.Connection, sql: str, values: Sequence[Sequence[
     return max(0, connection.executemany(sql, values).rowcount) if values else 0
 
 
-def kept(connection: sqlite3.Connection, change: Change, values: Sequence[Sequence[Any]]) -> set[int]:
+def kept(connection: sqlite3.Connection, change: CheckedStatement, values: Sequence[Sequence[Any]]) -> set[int]:
     """Execute a change for each of the values, of which the last is a row's id; returns the ids of rows that a trigger
     keeps as they were."""
     try:
@@ -144,4 +148,10 @@ def describe(error: BaseException) -> str:
         return f"{type(error).__name__}: a trigger raises"  # the words are its author's, and may be a row's
     if isinstance(error, OSError):
         return clean.clean(f"{type(error).__name__}: {error.strerror}")
-    return clean.describe(error)
+    remedy = WHO_LOCKS if getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY") else ""
+    return f"{clean.describe(error)}{remedy}"
+
+
+def is_missing(error: BaseException) -> bool:
+    """Whether a table is not there."""
+    return isinstance(error, sqlite3.OperationalError) and str(error).startswith("no such table")

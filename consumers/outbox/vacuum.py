@@ -9,6 +9,7 @@ import asyncpg
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.partitions import tree_of
 from cachebus.consumers.worker.source import Finding
+from cachebus.consumers.worker.transactions import ends_either
 from cachebus.producers.outbox.table import OutboxTable
 
 ASSUMPTION: Final = "vacuum"
@@ -33,18 +34,19 @@ async def findings(connection: asyncpg.Connection, table: OutboxTable) -> list[F
     if keeper is None:
         return [Finding(ASSUMPTION, table.rows, problem, f"VACUUM {table.rows}; where that does not help, {WHO}")]
     problem = f"{problem}: {clean(keeper['who'])} keeps them"
-    return [Finding(ASSUMPTION, table.rows, problem, f"{clean(keeper['ends'])} VACUUM {table.rows};")]
+    ends = keeper["ends"] or ends_either(keeper["pid"], keeper["gid"], keeper["database"])
+    return [Finding(ASSUMPTION, table.rows, problem, f"{ends} VACUUM {table.rows};")]
 
 
 _GONE: Final = f"""\
 SELECT coalesce(sum(pg_stat_get_dead_tuples(relid)), 0)::bigint FROM {tree_of("to_regclass($1)")} AS parts"""
 
 _KEEPER: Final = """\
-SELECT who, ends FROM (
+SELECT who, ends, pid, gid, current_database() AS database FROM (
     SELECT format('a transaction of the session %s (%s), begun %s', pid,
             coalesce(nullif(application_name, ''), usename), xact_start::timestamp(0)) AS who,
-        format('SELECT pg_terminate_backend(%s);', pid) AS ends, greatest(age(backend_xid), age(backend_xmin)) AS age,
-        xact_start AS begun
+        NULL::text AS ends, pid, NULL::text AS gid,
+        greatest(age(backend_xid), age(backend_xmin)) AS age, xact_start AS begun
     FROM pg_stat_activity
     -- One that has written, and is idle in its transaction, has a backend_xid alone. VACUUM itself keeps nothing.
     WHERE coalesce(backend_xid, backend_xmin) IS NOT NULL AND backend_type = 'client backend'
@@ -52,18 +54,17 @@ SELECT who, ends FROM (
         AND xact_start < statement_timestamp() - make_interval(secs => $1)
     UNION ALL
     SELECT format('the standby of %s (hot_standby_feedback)', coalesce(nullif(application_name, ''), usename)),
-        'end what runs there;', age(backend_xmin), NULL
+        'end what runs there;', NULL, NULL, age(backend_xmin), NULL
     FROM pg_stat_activity WHERE backend_xmin IS NOT NULL AND backend_type = 'walsender'
     UNION ALL
-    SELECT format('the prepared transaction %s', gid), format('ROLLBACK PREPARED %L;', gid), age(transaction),
-        prepared
+    SELECT format('the prepared transaction %s', gid), NULL, NULL, gid, age(transaction), prepared
     FROM pg_prepared_xacts
     WHERE database = current_database() AND prepared < statement_timestamp() - make_interval(secs => $1)
     UNION ALL
     SELECT format('the replication slot %s', slot_name),
         CASE WHEN active THEN 'end what runs on the standby that uses it;'
             ELSE format('SELECT pg_drop_replication_slot(%L);', slot_name) END,
-        age(xmin), NULL
+        NULL, NULL, age(xmin), NULL
     FROM pg_replication_slots WHERE xmin IS NOT NULL) AS keepers
 -- A snapshot keeps what the transactions that run as it is taken keep: of equals the first is the cause.
 ORDER BY age DESC, begun NULLS LAST LIMIT 1"""

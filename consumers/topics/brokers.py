@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
-from io import BytesIO
+from collections.abc import Collection, Coroutine, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 from aiokafka import TopicPartition
@@ -14,22 +14,15 @@ from aiokafka.errors import (
     GroupAuthorizationFailedError,
     GroupCoordinatorNotAvailableError,
     IncompatibleBrokerVersion,
+    KafkaError,
     for_code,
 )
 from aiokafka.protocol.admin import DescribeGroupsRequest
-from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.commit import OffsetFetchRequest
 from aiokafka.protocol.offset import OffsetRequest
-from aiokafka.protocol.types import (
-    AbstractType,
-    Boolean,
-    CompactArray,
-    CompactString,
-    Int16,
-    Int32,
-    Schema,
-    TaggedFields,
-)
+
+from cachebus.consumers.topics.topics_request import TopicsRequest
+from cachebus.resp import ended
 
 METADATA_MAX_AGE_MS: Final = 5000
 EARLIEST: Final = -2
@@ -39,6 +32,8 @@ NOT_ALLOWED: Final = (29, 30)
 NOT_YET: Final = (14, 15, 16)
 """Error codes for a group whose coordinator is not known yet."""
 AGAIN_S: Final = 0.1
+LATER_S: Final = 1.0
+"""So much later than the first leader others may answer: one that hangs holds up nobody's partitions but its own."""
 READ, WRITE, DESCRIBE = 3, 4, 8
 """Numbers of operations: bits in what this user may do."""
 
@@ -61,7 +56,7 @@ class Topic(NamedTuple):
         return _may(self.operations, operation)
 
 
-class Group(NamedTuple):
+class ConsumerGroup(NamedTuple):
     """A consumer group, as its coordinator knows it now."""
 
     clients: frozenset[str]
@@ -77,7 +72,7 @@ class Committed(NamedTuple):
     note: str
 
 
-class Brokers:
+class BrokerAdmin:
     """Asks brokers about topics and groups, over a connection of its own."""
 
     def __init__(self, admin: AIOKafkaAdminClient) -> None:
@@ -87,7 +82,7 @@ class Brokers:
     async def topics(self, names: Collection[str] | None) -> dict[str, Topic]:
         """These topics; None for all that this user may see."""
         try:
-            found = (await self.admin._send_request(_Topics(names))).to_object()["topics"]
+            found = (await self.admin._send_request(TopicsRequest(names))).to_object()["topics"]
         except (NotImplementedError, IncompatibleBrokerVersion):  # before Kafka 3, or another broker of its protocol
             found = await self.admin.describe_topics(None if names is None else list(names))
         return {one.name: one for one in map(_topic, found)}
@@ -95,36 +90,37 @@ class Brokers:
     async def offsets(
         self, topics: Mapping[str, Topic], partitions: Iterable[TopicPartition], which: int, *, committed: bool = False
     ) -> dict[TopicPartition, int]:
-        """Offsets of these partitions, as far as they have a leader. `which`: EARLIEST for the first message, LATEST
-        for behind the last one. `committed`: only up to the first open transaction."""
+        """Offsets of these partitions, as far as they have a leader that answers, soon after the first that does.
+        `which`: EARLIEST for the first message, LATEST for behind the last one. `committed`: only up to the first open
+        transaction."""
         asked: dict[int, dict[str, list[tuple[int, int]]]] = defaultdict(lambda: defaultdict(list))
         for one in partitions:
             leader = topics[one.topic].leaders.get(one.partition, -1) if one.topic in topics else -1
             if leader >= 0:
                 asked[leader][one.topic].append((one.partition, which))
-        requests = [
+        answers = await _of_those_that_answer(
             self.admin._send_request(OffsetRequest(-1, int(committed), list(parts.items())), leader)
             for leader, parts in asked.items()
-        ]
+        )
         return {
             TopicPartition(topic, part): offset
-            for answer in await asyncio.gather(*requests)
+            for answer in answers
             for topic, parts in answer.topics
             for part, error, _, offset in parts
             if not error
         }
 
-    async def group(self, name: str) -> Group:
+    async def group(self, name: str) -> ConsumerGroup:
         """The members of a group."""
         try:
             answer = await self._of_group(name, DescribeGroupsRequest([name], include_authorized_operations=True))
         except GroupAuthorizationFailedError:
-            return Group(frozenset(), allowed=False)
+            return ConsumerGroup(frozenset(), allowed=False)
         ((error, _, _, _, _, members, *operations),) = answer.groups
         if error in NOT_ALLOWED or not all(_may(one, READ) for one in operations):
-            return Group(frozenset(), allowed=False)
+            return ConsumerGroup(frozenset(), allowed=False)
         raise_for(error, f"the group {name}")
-        return Group(frozenset(str(client) for _, client, *_ in members))
+        return ConsumerGroup(frozenset(str(client) for _, client, *_ in members))
 
     async def committed(self, group: str) -> dict[TopicPartition, Committed]:
         """All offsets that a group has committed."""
@@ -160,6 +156,25 @@ class Brokers:
         return {} if error else {name: value for name, value, *_ in entries}
 
 
+async def _of_those_that_answer(questions: Iterable[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The answers of leaders, without those that fail, or are later than `LATER_S` behind the first."""
+    asked = [asyncio.create_task(question, name="cachebus-offsets") for question in questions]
+    silent, answers = set(asked), list[Any]()
+    try:
+        while silent:
+            done, silent = await asyncio.wait(
+                silent, timeout=LATER_S if answers else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                break
+            for one in done:
+                with suppress(KafkaError, OSError, TimeoutError):
+                    answers.append(one.result())
+        return answers
+    finally:
+        await ended(*asked)
+
+
 def _may(operations: int | None, operation: int) -> bool:
     return operations is None or operations < 0 or bool(operations >> operation & 1)
 
@@ -178,82 +193,3 @@ def raise_for(code: int, what: str) -> None:
     """Raise the driver's error for this code, unless it is 0."""
     if code:
         raise for_code(code)(what)
-
-
-class _Identity(AbstractType):  # type: ignore[misc]
-    @classmethod
-    def encode(cls, value: str) -> bytes:
-        return bytes.fromhex(value)
-
-    @classmethod
-    def decode(cls, data: BytesIO) -> str:
-        return data.read(16).hex()
-
-
-class _TopicsAnswer(Response):  # type: ignore[misc]
-    API_KEY = 3
-    API_VERSION = 12
-    SCHEMA = Schema(
-        ("throttle_time_ms", Int32),
-        (
-            "brokers",
-            CompactArray(
-                ("node_id", Int32),
-                ("host", CompactString("utf-8")),
-                ("port", Int32),
-                ("rack", CompactString("utf-8")),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("cluster_id", CompactString("utf-8")),
-        ("controller_id", Int32),
-        (
-            "topics",
-            CompactArray(
-                ("error_code", Int16),
-                ("topic", CompactString("utf-8")),
-                ("identity", _Identity),
-                ("is_internal", Boolean),
-                (
-                    "partitions",
-                    CompactArray(
-                        ("error_code", Int16),
-                        ("partition", Int32),
-                        ("leader", Int32),
-                        ("leader_epoch", Int32),
-                        ("replicas", CompactArray(Int32)),
-                        ("isr", CompactArray(Int32)),
-                        ("offline", CompactArray(Int32)),
-                        ("tags", TaggedFields),
-                    ),
-                ),
-                ("operations", Int32),
-                ("tags", TaggedFields),
-            ),
-        ),
-        ("tags", TaggedFields),
-    )
-
-
-class _TopicsQuestion(RequestStruct):  # type: ignore[misc]
-    FLEXIBLE_VERSION = True
-    API_KEY = 3
-    API_VERSION = 12
-    RESPONSE_TYPE = _TopicsAnswer
-    SCHEMA = Schema(
-        ("topics", CompactArray(("identity", _Identity), ("topic", CompactString("utf-8")), ("tags", TaggedFields))),
-        ("allow_auto_topic_creation", Boolean),
-        ("operations", Boolean),
-        ("tags", TaggedFields),
-    )
-
-
-class _Topics(Request[_TopicsQuestion]):  # type: ignore[misc]
-    API_KEY = 3
-
-    def __init__(self, names: Collection[str] | None) -> None:
-        self._names = names
-
-    def build(self, request_struct_class: type[_TopicsQuestion]) -> _TopicsQuestion:
-        named: Any = None if self._names is None else [("0" * 32, name, {}) for name in self._names]
-        return request_struct_class(named, False, True, {})

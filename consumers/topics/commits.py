@@ -11,14 +11,18 @@ from aiokafka.errors import (
     IllegalGenerationError,
     IllegalStateError,
     KafkaError,
+    OffsetMetadataTooLargeError,
     RebalanceInProgressError,
+    TopicAuthorizationFailedError,
     UnknownMemberIdError,
     UnknownTopicOrPartitionError,
 )
 from aiokafka.structs import OffsetAndMetadata
 
 from cachebus.consumers.topics.brokers import AGAIN_S
-from cachebus.consumers.topics.progress import Progress
+from cachebus.consumers.topics.identities import TopicIdentities
+from cachebus.consumers.topics.progress import AssignmentProgress
+from cachebus.resp import ended
 
 COMMIT_S: Final = 10.0
 MOVED_ON: Final = (
@@ -41,15 +45,19 @@ def assignment_of(consumer: AIOKafkaConsumer) -> Any:
 class Committer:
     """Commits one after the other, each while the next batch is taken."""
 
-    def __init__(self, consumer: AIOKafkaConsumer) -> None:
+    def __init__(self, consumer: AIOKafkaConsumer, identities: TopicIdentities) -> None:
         self._consumer = consumer
+        self._identities = identities
+        self.is_unkept = True
+        """Whether the topics' identities may be to be kept."""
         self._committing: asyncio.Task[None] | None = None
 
-    async def commit(self, progress: Progress) -> None:
+    async def commit(self, progress: AssignmentProgress) -> None:
         """Begin to commit what is due, once the last commit has ended. After a rebalance nothing is committed."""
         await self.committed()
         due = progress.to_commit()
-        if due and assignment_of(self._consumer) is progress.assignment and self._committing is None:
+        is_current = assignment_of(self._consumer) is progress.assignment
+        if (due or self.is_unkept) and is_current and self._committing is None:
             self._committing = asyncio.create_task(self._committed(progress, due))
 
     async def committed(self) -> None:
@@ -60,19 +68,33 @@ class Committer:
                 self._committing = None
                 task.result()
 
-    async def _committed(self, progress: Progress, due: dict[TopicPartition, tuple[int, str]]) -> None:
+    async def _committed(self, progress: AssignmentProgress, due: dict[TopicPartition, tuple[int, str]]) -> None:
         with suppress(*MOVED_ON):
             async with asyncio.timeout(COMMIT_S):
                 await self._tried({one: OffsetAndMetadata(*entry) for one, entry in due.items()}, progress.assignment)
             progress.committed |= due
+            if self.is_unkept:
+                await self._keep_identities(progress)
+
+    async def _keep_identities(self, progress: AssignmentProgress) -> None:
+        """Keep the identities of topics, once it is noted what was missed as they became others."""
+        self.is_unkept = False
+        self._identities.took(progress.identities())
+        text = self._identities.due(progress.identities())
+        if text is not None:
+            with suppress(TopicAuthorizationFailedError, OffsetMetadataTooLargeError):  # a check warns of the first
+                async with asyncio.timeout(COMMIT_S):
+                    await self._tried({self._identities.place: OffsetAndMetadata(0, text)}, progress.assignment)
+                self._identities.kept(text)
 
     async def aclose(self) -> None:
-        """Wait for the commit under way, for a while, then cancel it."""
+        """Wait for the commit under way, for a while, then cancel it: at once where whoever waits is cancelled."""
         task = self._committing
         if task is not None:
-            await asyncio.wait((task,), timeout=COMMIT_S / 2)
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            try:
+                await asyncio.wait((task,), timeout=COMMIT_S / 2)
+            finally:
+                await ended(task)
 
     async def _tried(self, offsets: dict[TopicPartition, OffsetAndMetadata], assignment: Any) -> None:
         """Commit as the driver's `commit` does. That one logs an error if it is cancelled."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import MessageSizeTooLargeError, TopicAlreadyExistsError, for_code
+from aiokafka.errors import MessageSizeTooLargeError
 
-from cachebus.bus.kafka.client import Endings
+from cachebus.bus.kafka.brokers import Brokers
+from cachebus.bus.kafka.driver import by_any
+from cachebus.bus.kafka.endings import Endings
+from cachebus.bus.kafka.topic import read_layout, there
+from cachebus.consumers.topics.membership import Membership
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.errors import ConfigError
 
@@ -18,8 +22,7 @@ LEAVE_S: Final = 5.0
 """How long disconnecting may take. Brokers that do not answer notice by themselves."""
 LARGEST_BYTES: Final = 900_000
 """The largest message that brokers take by default, less its headers. Longer payloads are cut."""
-SETTINGS: Final = {"retention.ms": "-1", "cleanup.policy": "delete"}
-"""The topic's settings: nothing is ever removed from it."""
+FOR_EVER_MS: Final = -1
 LEAST_BYTES: Final = 1000
 """How much of a payload is kept if the topic takes less than `LARGEST_BYTES`, so that nothing behind it waits."""
 KEPT_BYTES: Final = 1000
@@ -32,15 +35,19 @@ OURS: Final = ("reason", "source", "attempts", KEYLESS)
 class DeadTopic:
     """Keeps dead letters as they came, with the reason in a header. Connects when the first letter is put."""
 
-    def __init__(self, clients: Mapping[str, Any], topic: str) -> None:
-        self.topic = topic
-        self._clients = dict(clients)
+    def __init__(self, member: Membership, brokers: Brokers) -> None:
+        """`brokers`: who is asked. Who made them forgets them."""
+        self.topic = member.dead_topic
+        self.brokers = brokers
+        self._access = replace(member.access, retention_ms=FOR_EVER_MS)
+        self._clients = dict(member.clients)
         self._producer: AIOKafkaProducer | None = None
         self._endings = Endings()
 
     async def put(self, letters: Sequence[DeadLetter]) -> None:
-        """Keep these letters: all replicas have acknowledged them when this returns. Raises aiokafka's errors. Some
-        letters may be kept then, and will be there twice if they are put again."""
+        """Keep these letters: all replicas have acknowledged them when this returns. Raises aiokafka's errors,
+        `BusUnavailable`, and `ConfigError` where the topic can't be made. Some letters may be kept then, and will be
+        there twice if they are put again."""
         try:
             await self._put(letters)
         except Exception:  # the driver's producer may not recover: the next call makes a new one
@@ -52,7 +59,7 @@ class DeadTopic:
     async def _put(self, letters: Sequence[DeadLetter]) -> None:
         if self._producer is None:
             await self.ensure()
-            producer = AIOKafkaProducer(**self._clients, acks="all", enable_idempotence=True)
+            producer = by_any(AIOKafkaProducer(**self._clients, acks="all", enable_idempotence=True), self.brokers)
             await self._endings.started(producer)
             self._producer = producer
         sent = [await self._sent(self._producer, letter, LARGEST_BYTES) for letter in letters]
@@ -88,23 +95,14 @@ class DeadTopic:
 
     async def partitions(self) -> list[int]:
         """The topic's partitions; `ConfigError` if there is no such topic."""
-        async with self._endings.running(AIOKafkaAdminClient(**self._clients)) as admin:
-            if self.topic not in await admin.list_topics():
-                raise ConfigError(f"there is no topic {self.topic}: nothing was set aside under this name")
-        return await self.ensure()
+        partitions = len((await read_layout(self._access, self.brokers)).leaders)
+        if not partitions:
+            raise ConfigError(f"there is no topic {self.topic}: nothing was set aside under this name")
+        return [*range(partitions)]
 
-    async def ensure(self) -> list[int]:
-        """Create the topic if it is missing, with one partition; returns its partitions."""
-        async with self._endings.running(AIOKafkaAdminClient(**self._clients)) as admin:
-            if self.topic in await admin.list_topics():
-                (told,) = await admin.describe_topics([self.topic])
-                return [partition["partition"] for partition in told["partitions"]]
-            copies = min(3, len((await admin.describe_cluster())["brokers"]))
-            reply = await admin.create_topics([NewTopic(self.topic, 1, copies, topic_configs=SETTINGS)])
-            for _, code, *_ in reply.topic_errors:
-                if code and for_code(code) is not TopicAlreadyExistsError:
-                    raise for_code(code)(f"the topic {self.topic} can't be made: make it, or have somebody do so")
-            return [0]
+    async def ensure(self) -> None:
+        """Create the topic if it is missing, with one partition, from which nothing is ever removed."""
+        await there(self._access, self.brokers)
 
 
 def _cut(letter: DeadLetter, most_bytes: int) -> str:

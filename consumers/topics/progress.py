@@ -11,7 +11,7 @@ from aiokafka import TopicPartition
 
 from cachebus.base.clock import monotonic
 from cachebus.consumers.topics.held import NO_SHARDS, Held, HeldMessage
-from cachebus.consumers.topics.note import Begin, Note
+from cachebus.consumers.topics.note import Note, StartOffset
 from cachebus.consumers.worker.source import Item, Left
 from cachebus.producers.command import encode
 
@@ -19,11 +19,13 @@ YIELD_S: Final = 0.005
 """Taking over a batch yields to the event loop this often."""
 
 
-class Progress:
+class AssignmentProgress:
     """The progress in one assignment. It ends with the next rebalance: what is not committed by then is read again by
     the worker that gets the partition."""
 
-    def __init__(self, assignment: Any, begins: Mapping[TopicPartition, Begin], notes: Mapping[str, Note]) -> None:
+    def __init__(
+        self, assignment: Any, begins: Mapping[TopicPartition, StartOffset], notes: Mapping[str, Note]
+    ) -> None:
         self.assignment = assignment
         self.taken: dict[TopicPartition, int] = {}
         """The offset behind what was taken last, by partition."""
@@ -40,7 +42,7 @@ class Progress:
         self.committed: dict[TopicPartition, tuple[int, str]] = {}
         self._texts: dict[TopicPartition, str] = {}
 
-    def begin(self, begins: Mapping[TopicPartition, Begin]) -> None:
+    def begin(self, begins: Mapping[TopicPartition, StartOffset]) -> None:
         """Add partitions, with where they are read from."""
         first = {partition: begin.offset for partition, begin in begins.items()}
         self.taken |= first
@@ -55,6 +57,14 @@ class Progress:
     def identity(self, topic: str) -> str:
         """The topic's identity when this assignment began."""
         return self._notes[topic].identity
+
+    def identities(self) -> dict[str, str]:
+        """The identities of the topics of which something is committed, and with it what was missed."""
+        return {name: self.identity(name) for name in {one.topic for one in self.committed}}
+
+    def l2(self, topic: str) -> str:
+        """Where what is read of the topic is applied, as it was known when this assignment began."""
+        return self._notes[topic].l2
 
     def losses(self) -> str:
         """What is missed, by the messages that come first behind it: another text where more was missed since."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from cachebus.consumers.topics.commits import assignment_of
-from cachebus.consumers.topics.progress import Progress, place_of
-from cachebus.consumers.topics.screen import Screen
+from cachebus.consumers.topics.progress import AssignmentProgress, place_of
+from cachebus.consumers.topics.screen import BatchScreen
 from cachebus.consumers.topics.unreadable import is_unreadable, stepped_over, where
 from cachebus.consumers.worker.source import Item
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 ONE_BY_ONE_MS: Final = 200
 
 
-class Reader:
+class TopicReader:
     """Reads messages for one session."""
 
     def __init__(self, source: TopicSource, consumer: AIOKafkaConsumer) -> None:
         self._source = source
         self._consumer = consumer
-        self._screen = Screen(consumer)
+        self._screen = BatchScreen(consumer)
 
-    def taken(self, progress: Progress, records: Mapping[TopicPartition, Sequence[Any]]) -> list[Item]:
+    def taken(self, progress: AssignmentProgress, records: Mapping[TopicPartition, Sequence[Any]]) -> list[Item]:
         """The items of these messages; none after a rebalance."""
         if assignment_of(self._consumer) is not progress.assignment:  # they are of the next assignment, and come again
             return []
@@ -43,19 +43,19 @@ class Reader:
         self._positions(progress)
         return items
 
-    def _positions(self, progress: Progress) -> None:
+    def _positions(self, progress: AssignmentProgress) -> None:
         """Take over the driver's positions, which also pass what is no message, such as the end of a transaction."""
         for partition in progress.taken:
             state = progress.assignment.state_value(partition)
             if state is not None and state.has_valid_position:
                 progress.taken[partition] = state.position
 
-    def go_back(self, progress: Progress) -> None:
+    def go_back(self, progress: AssignmentProgress) -> None:
         """Have the driver read on from what was taken: with its error it has lost messages of other partitions."""
         for partition, offset in progress.taken.items():
             self._consumer.seek(partition, offset)
 
-    async def one_by_one(self, progress: Progress, limit: int) -> list[Item]:
+    async def one_by_one(self, progress: AssignmentProgress, limit: int) -> list[Item]:
         """The messages of a broken partition, up to and with the one that can't be parsed, and messages of others."""
         partition = min(progress.broken)
         items = await self._up_to_broken(progress, partition, limit)
@@ -70,7 +70,7 @@ class Reader:
                 items += self.taken(progress, found)
         return items
 
-    async def _up_to_broken(self, progress: Progress, partition: TopicPartition, limit: int) -> list[Item]:
+    async def _up_to_broken(self, progress: AssignmentProgress, partition: TopicPartition, limit: int) -> list[Item]:
         records: list[Any] = []
         while len(records) < limit:
             try:
@@ -87,7 +87,7 @@ class Reader:
             records += found[partition]
         return self.taken(progress, {partition: records})
 
-    def broke(self, progress: Progress, error: Exception) -> None:
+    def broke(self, progress: AssignmentProgress, error: Exception) -> None:
         """The driver has raised this while it read several partitions. If a message is to blame, its partition is read
         one message at a time from now on; otherwise the error is raised again."""
         broken = where(self._consumer) if is_unreadable(error) else None

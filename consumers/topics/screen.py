@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from cachebus.bus.kafka.inflating import Unreadable, batches_in, codec_of, inflated, offset_of, spoiled
+from cachebus.bus.kafka.inflating import UnreadableBatch, batches_in, codec_of, inflated, offset_of, spoiled
 
 MOST_INFLATED_BYTES: Final = 64 << 20
 """The most that a batch may inflate to, and all that are taken of a broker at once. Producers send a megabyte, unless
@@ -17,7 +17,7 @@ they are told otherwise."""
 FETCH: Final = 1
 
 
-class Screen:
+class BatchScreen:
     """Stands between a consumer and its brokers. A batch that may not be inflated, or can't be, is spoiled, so that the
     driver refuses it by its check; the worker steps over it then."""
 
@@ -58,7 +58,7 @@ class Screen:
             await asyncio.sleep(0)
             try:
                 size_bytes = len(inflated(raw, self._most_bytes)) if codec_of(raw) else 0
-            except Unreadable as error:
+            except UnreadableBatch as error:
                 self._refused[partition] = (offset_of(raw), str(error))
                 passed += spoiled(raw)
             else:
@@ -72,5 +72,5 @@ class Screen:
 
 def _batches_in(data: bytes) -> Iterator[memoryview]:
     """Up to one whose length lies: the driver says what it is."""
-    with suppress(Unreadable):
+    with suppress(UnreadableBatch):
         yield from batches_in(data)

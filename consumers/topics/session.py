@@ -17,17 +17,19 @@ from aiokafka.errors import (
 
 from cachebus.base.clock import monotonic, wall_s
 from cachebus.base.log import logger
-from cachebus.consumers.topics.brokers import EARLIEST, Brokers, Topic
+from cachebus.consumers.topics.brokers import EARLIEST, BrokerAdmin, Topic
 from cachebus.consumers.topics.commits import MOVED_ON, Committer, assignment_of
 from cachebus.consumers.topics.held import HeldMessage
 from cachebus.consumers.topics.inspection import TopicInspector
-from cachebus.consumers.topics.note import Begin, begin_at
-from cachebus.consumers.topics.progress import Progress, place_of
-from cachebus.consumers.topics.reading import Reader
-from cachebus.consumers.topics.unreadable import Unreadable
+from cachebus.consumers.topics.note import StartOffset, begin_at
+from cachebus.consumers.topics.progress import AssignmentProgress, place_of
+from cachebus.consumers.topics.reading import TopicReader
+from cachebus.consumers.topics.replay import has_letters
+from cachebus.consumers.topics.unreadable import UnreadableSpan
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import POLL_S, Batch, Finding, Item, Left, Look, Meaning, Session
 from cachebus.producers.command import Command, InvalidCommand
+from cachebus.resp import ended
 
 if TYPE_CHECKING:
     from cachebus.consumers.topics.source import TopicSource
@@ -43,20 +45,24 @@ JOIN_S: Final = 0.01
 class TopicSession(Session):
     """See `Session`. It joins the group with the first `take`."""
 
-    def __init__(self, source: TopicSource, brokers: Brokers, consumer: AIOKafkaConsumer) -> None:
+    def __init__(self, source: TopicSource, brokers: BrokerAdmin, consumer: AIOKafkaConsumer) -> None:
         self.source = source
         self.consumer = consumer
         self.brokers = brokers
-        self.progress: Progress | None = None
-        self._carried: Progress | None = None
+        self.progress: AssignmentProgress | None = None
+        self._carried: AssignmentProgress | None = None
         """The progress that the batch in hand belongs to."""
         self.in_hand: Sequence[Item] = ()
         self._idle = asyncio.Event()
         self._idle.set()
-        self.commits = Committer(consumer)
-        self._reader = Reader(source, consumer)
+        self._taking = False
+        """Whether some may be taken of which nothing else knows yet: what lies behind them is not committed then."""
+        self.commits = Committer(consumer, source.identities)
+        self._reader = TopicReader(source, consumer)
         self._cut = set[TopicPartition]()
         self._unbegun_from_s = 0.0
+        self._asking: asyncio.Task[dict[TopicPartition, StartOffset]] | None = None
+        """Asks where those partitions begin of which nobody has told it yet."""
         self._inspector = TopicInspector(self)
 
     # -- taking -------------------------------------------------------------------------------------------------------
@@ -67,6 +73,20 @@ class TopicSession(Session):
         if progress is None:
             await asyncio.sleep(JOIN_S)
             return Batch()
+        self._taking = True
+        try:
+            items = await self._taken(progress, limit, away)
+            if items:
+                self._carried, self.in_hand = progress, items
+                self._idle.clear()
+        finally:
+            self._taking = False
+        if not items and progress is self.progress:
+            await self.commits.commit(progress)  # the position may have passed what is no message
+        return Batch(items, len(items) >= limit)
+
+    async def _taken(self, progress: AssignmentProgress, limit: int, away: Collection[int]) -> list[Item]:
+        """What was undone, what was held, and what is new, in this order."""
         items = [progress.undone.popleft() for _ in range(min(limit, len(progress.undone)))]
         given = progress.held.give(limit - len(items), away)
         items += [Item(place_of(one.record), one, one.sent_s, one.again) for one in given]
@@ -76,14 +96,9 @@ class TopicSession(Session):
                 progress.taken[partition] = offset
         if len(items) < limit:
             items += await self._new(progress, limit - len(items), 0.0 if items else POLL_S)
-        if items:
-            self._carried, self.in_hand = progress, items
-            self._idle.clear()
-        elif progress is self.progress:
-            await self.commits.commit(progress)  # the position may have passed what is no message
-        return Batch(items, len(items) >= limit)
+        return items
 
-    async def _current(self) -> Progress | None:
+    async def _current(self) -> AssignmentProgress | None:
         """The progress of the current assignment; None where there is none yet."""
         if not self.joined:
             await self.source.make_topics()
@@ -97,7 +112,7 @@ class TopicSession(Session):
             if self.progress is not None:
                 await self.commits.commit(self.progress)
         elif self.progress.unbegun and monotonic() >= self._unbegun_from_s:
-            await self._begin_rest(self.progress)
+            self._begin_rest(self.progress)
         return self.progress
 
     @property
@@ -108,34 +123,48 @@ class TopicSession(Session):
     def _assignment(self) -> Any:
         return assignment_of(self.consumer)
 
-    async def _begun(self, assignment: Any) -> Progress | None:
+    async def _begun(self, assignment: Any) -> AssignmentProgress | None:
         """Begin an assignment: find where to read each of its partitions from. None if another rebalance came first."""
+        await self.aclose()
         await self.commits.committed()
         names = {partition.topic for partition in assignment.tps}
         topics = await self.brokers.topics(names) if names else {}
         begins = await self._begins(topics, assignment.tps) if names else {}
         if self._assignment() is not assignment:
             return None
-        known = self.source.identities
-        known.update({name: topic.identity for name, topic in topics.items() if topic.identity})
+        gone = {one.topic for one, begin in begins.items() if begin.missed}  # it is noted first
+        self.source.identities.took({name: one.identity for name, one in topics.items() if name not in gone})
         logger.info("{}: reads {} partitions of {} topics", self.source.name, len(assignment.tps), len(names))
         notes = {name: self.source.note_of(topic) for name, topic in topics.items()}
-        progress = Progress(assignment, begins, notes)
+        progress = AssignmentProgress(assignment, begins, notes)
         self._goes_on(progress, begins)
         return progress
 
-    async def _begin_rest(self, progress: Progress) -> None:
-        """Ask again where partitions begin whose leader did not tell, as one that has just moved."""
-        topics = await self.brokers.topics({partition.topic for partition in progress.unbegun})
-        begins = await self._begins(topics, progress.unbegun)
-        if self._assignment() is progress.assignment:
+    def _begin_rest(self, progress: AssignmentProgress) -> None:
+        """Ask again where partitions begin whose leader did not tell, as one that has just moved, or hangs. The others
+        are read meanwhile."""
+        if self._asking is None:
+            self._asking = asyncio.create_task(self._begins_of(progress.unbegun), name="cachebus-topics-begin")
+        elif self._asking.done():
+            asked, self._asking = self._asking, None
+            self._unbegun_from_s = monotonic() + UNBEGUN_EVERY_S
+            begins = asked.result()
             progress.begin(begins)
             self._goes_on(progress, begins)
 
-    def _goes_on(self, progress: Progress, begins: Mapping[TopicPartition, Begin]) -> None:
+    async def _begins_of(self, partitions: Collection[TopicPartition]) -> dict[TopicPartition, StartOffset]:
+        return await self._begins(await self.brokers.topics({one.topic for one in partitions}), partitions)
+
+    async def aclose(self) -> None:
+        """End what it asks."""
+        await ended(self._asking)
+        self._asking = None
+
+    def _goes_on(self, progress: AssignmentProgress, begins: Mapping[TopicPartition, StartOffset]) -> None:
         """Have the driver read these partitions from where they begin. All others are paused: the driver would read
         them from what is committed, and nothing of that would ever be committed."""
         self._cut -= begins.keys()
+        self.commits.is_unkept = True
         for partition, begin in begins.items():
             self.consumer.seek(partition, begin.offset)
             if begin.missed:
@@ -149,23 +178,24 @@ class TopicSession(Session):
 
     async def _begins(
         self, topics: Mapping[str, Topic], partitions: Collection[TopicPartition]
-    ) -> dict[TopicPartition, Begin]:
+    ) -> dict[TopicPartition, StartOffset]:
         """Where these partitions begin, as far as their leaders tell."""
         committed = await self.brokers.committed(self.source.membership.group)
         first = await self.brokers.offsets(topics, partitions, EARLIEST)
         known = self.source.identities
-        begins: dict[TopicPartition, Begin] = {}
+        known.found(committed)
+        begins: dict[TopicPartition, StartOffset] = {}
         for one in partitions & first.keys():
             begins[one] = begin_at(
                 committed.get(one),
                 first[one],
                 self.source.note_of(topics[one.topic]),
-                known.get(one.topic),
+                known.before(one.topic, topics[one.topic].identity),
                 cut=one in self._cut,
             )
         return begins
 
-    async def _new(self, progress: Progress, limit: int, wait_s: float) -> list[Item]:
+    async def _new(self, progress: AssignmentProgress, limit: int, wait_s: float) -> list[Item]:
         """New messages."""
         try:
             if progress.broken:
@@ -195,15 +225,29 @@ class TopicSession(Session):
         if kind is HeldMessage:
             letter = item.raw.letter
             return Meaning(item.raw.commands, [] if letter is None else [letter.reason])
-        if kind is Unreadable:
+        if kind is UnreadableSpan:
             raise InvalidCommand(item.raw.reason)
         return self.source.mean(item)
+
+    def origin(self, item: Item) -> str:
+        """See `Session.origin`."""
+        return self.source.origin(item.place.rpartition("@")[0])
+
+    def reads(self, origin: str) -> bool:
+        """See `Session.reads`: whether it has the partition, once it has any."""
+        if self.progress is None:
+            return True
+        return any(self.source.origin(f"{one.topic}/{one.partition}") == origin for one in self.progress.assignment.tps)
+
+    async def has_letters(self, within_s: float) -> bool | None:
+        """See `Session.has_letters`. A replay goes through all of them, so it is told whether it came to the last."""
+        return await has_letters(self.source.membership, self.brokers)
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
         if isinstance(item.raw, HeldMessage) and item.raw.letter is not None:
             return item.raw.letter
-        if isinstance(item.raw, Unreadable):
+        if isinstance(item.raw, UnreadableSpan):
             return DeadLetter(b"", reason, item.place, 1, wall_s())
         return self.source.letter(item.raw.record if isinstance(item.raw, HeldMessage) else item.raw, reason)
 
@@ -249,7 +293,7 @@ class TopicSession(Session):
         """See `Session.mend`."""
         return await self._inspector.mend()
 
-    def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
+    def scopes(self, findings: Sequence[Finding]) -> list[Command] | None:
         """See `Session.scopes`."""
         return self.source.scopes(findings)
 
@@ -259,7 +303,7 @@ class TopicSession(Session):
         if progress is not None and progress is self.progress:  # what was missed since then is yet to be reported
             subjects = {(finding.assumption, finding.subject) for finding in findings}
             progress.made_up([one for one, by in told.items() if by in subjects])
-            if self._idle.is_set():
+            if self._idle.is_set() and not self._taking:
                 await self.commits.commit(progress)
 
 

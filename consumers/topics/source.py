@@ -17,19 +17,27 @@ from aiokafka.errors import (
 )
 from prometheus_client import CollectorRegistry, Counter
 
-from cachebus.bus.kafka.client import Endings, quietly
+from cachebus.bus.kafka.brokers import Brokers
+from cachebus.bus.kafka.client import quietly
+from cachebus.bus.kafka.driver import by_any
+from cachebus.bus.kafka.endings import Endings
 from cachebus.consumers.topics import held
-from cachebus.consumers.topics.brokers import METADATA_MAX_AGE_MS, Brokers, Topic
+from cachebus.consumers.topics.brokers import METADATA_MAX_AGE_MS, BrokerAdmin, Topic
 from cachebus.consumers.topics.dead_topic import LEAVE_S, DeadTopic
+from cachebus.consumers.topics.identities import TopicIdentities
 from cachebus.consumers.topics.membership import CLIENT, TROUBLE, Membership, describe
 from cachebus.consumers.topics.note import Note
 from cachebus.consumers.topics.session import TopicSession
+from cachebus.consumers.topics.unread import UnreadMessages
+from cachebus.consumers.worker import commands
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Finding, Item, Meaning, Session, Source
 from cachebus.errors import ConfigError
 from cachebus.producers.command import Command
 
 SET_ASIDE_S: Final = 5.0
+OPEN: Final = "PLAINTEXT"
+"""The protocol of brokers that ask for no credentials."""
 NO_POLL_LIMIT_MS: Final = 86_400_000
 """A batch that waits for L2 must not end the membership: a worker that got the partitions would wait as well."""
 NOT_LET: Final = (ConfigError, TopicAuthorizationFailedError, ClusterAuthorizationFailedError, PolicyViolationError)
@@ -50,13 +58,27 @@ class TopicSource(Source):
         self.name = name
         self.membership = membership
         self.limit = membership.batch
-        self.dead = DeadTopic(membership.clients, membership.dead_topic)
+        self.any_broker = Brokers(membership.access)
+        """Over all sessions: it knows which cluster is ours."""
+        self.dead = DeadTopic(membership, self.any_broker)
+        self.letters_at = f"the topic {membership.dead_topic}"
+        self.options = {
+            "--bootstrap-servers": membership.access.servers,
+            "--group": membership.group,
+            "--dead-topic": membership.dead_topic,
+            "--namespace": commands.given("namespace", membership.namespace),
+        }
+        is_open = membership.access.security.get("security_protocol", OPEN) == OPEN
+        self.variables = () if is_open else (commands.KAFKA,)
         self.said = ""
-        """What the rules say, where there are any: another text where they say another thing."""
-        self.identities: dict[str, str] = {}
+        """What rules and cascades say, where there are any: another text where they say another thing."""
+        self.identities = TopicIdentities(membership.namespace, membership.dead_topic)
         """The identities of the topics that were read, over all sessions."""
         self.before: dict[tuple[str, Any], int] = {}
         """How far this worker has taken messages before, by topic identity and partition: earlier ones come again."""
+        self.warnings: Sequence[str] = ()
+        """What the last check has found that may be a mistake."""
+        self.unread = UnreadMessages()
         self.cut: Counter
         self.unreadable: Counter
 
@@ -89,16 +111,20 @@ class TopicSource(Source):
         """Create the topics to read from, where that is the worker's task."""
 
     @abstractmethod
-    async def look_at(self, brokers: Brokers, topics: Mapping[str, Topic]) -> list[Finding]:
+    async def look_at(self, brokers: BrokerAdmin, topics: Mapping[str, Topic]) -> list[Finding]:
         """What is wrong with the topics."""
 
-    def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
+    def origin(self, partition: str) -> str:
+        """See `Session.origin`: by default the topic and the partition."""
+        return partition
+
+    def scopes(self, findings: Sequence[Finding]) -> list[Command] | None:
         """See `Session.scopes`: by default nobody can name what was missed."""
-        return [], [finding.subject for finding in findings]
+        return None
 
     def note_of(self, topic: Topic) -> Note:
         """What is noted beside the offsets of a topic whose messages are all told."""
-        return Note(self.membership.namespace, topic.identity, said=self.said)
+        return Note(self.membership.namespace, topic.identity, said=self.said, l2=self.identity())
 
     # -- what all sources do ------------------------------------------------------------------------------------------
 
@@ -108,11 +134,13 @@ class TopicSource(Source):
         with quietly():  # aiokafka logs each failed attempt
             async with AsyncExitStack() as stack:
                 endings = Endings()
+                stack.push_async_callback(self.any_broker.forget)
                 stack.push_async_callback(endings.over, LEAVE_S)
                 stack.push_async_callback(self.dead.aclose)
-                brokers = Brokers(await stack.enter_async_context(endings.running(self._admin())))
+                brokers = BrokerAdmin(await stack.enter_async_context(endings.running(self._admin())))
                 consumer = await stack.enter_async_context(endings.running(self._consumer()))
                 session = TopicSession(self, brokers, consumer)
+                stack.push_async_callback(session.aclose)
                 stack.push_async_callback(session.commits.aclose)
                 yield session
 
@@ -128,11 +156,11 @@ class TopicSource(Source):
         return {**self.membership.clients, "client_id": f"{CLIENT}{self.membership.namespace}"}
 
     def _admin(self) -> AIOKafkaAdminClient:
-        return AIOKafkaAdminClient(**self._clients, metadata_max_age_ms=METADATA_MAX_AGE_MS)
+        return by_any(AIOKafkaAdminClient(**self._clients, metadata_max_age_ms=METADATA_MAX_AGE_MS), self.any_broker)
 
     def _consumer(self) -> AIOKafkaConsumer:
         member = self.membership
-        return AIOKafkaConsumer(
+        consumer = AIOKafkaConsumer(
             **self._clients,
             group_id=member.group,
             enable_auto_commit=False,
@@ -144,6 +172,7 @@ class TopicSource(Source):
             session_timeout_ms=int(member.session_timeout_s * 1000),
             heartbeat_interval_ms=int(member.session_timeout_s * 300),
         )
+        return by_any(consumer, self.any_broker)
 
     def describe(self, error: BaseException) -> str:
         """See `Source.describe`."""

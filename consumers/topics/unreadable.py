@@ -9,13 +9,13 @@ from typing import Final, NamedTuple
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.errors import CorruptRecordException, KafkaError
 
-from cachebus.consumers.topics.screen import Screen
+from cachebus.consumers.topics.screen import BatchScreen
 from cachebus.consumers.worker.clean import describe
 
 FETCH_S: Final = 3.0
 
 
-class Unreadable(NamedTuple):
+class UnreadableSpan(NamedTuple):
     """Unreadable messages of a partition, from `offset` up to, and without, `behind`."""
 
     topic: str
@@ -47,8 +47,8 @@ def where(consumer: AIOKafkaConsumer) -> TopicPartition | None:
 
 
 async def stepped_over(
-    consumer: AIOKafkaConsumer, screen: Screen, partition: TopicPartition, at: int, error: BaseException
-) -> Unreadable:
+    consumer: AIOKafkaConsumer, screen: BatchScreen, partition: TopicPartition, at: int, error: BaseException
+) -> UnreadableSpan:
     """Step over the message at this offset, and what is behind it in its batch; returns what was stepped over."""
     consumer.seek(partition, at)
     behind = at + 1
@@ -63,4 +63,4 @@ async def stepped_over(
             break
     consumer.seek(partition, behind)
     why = "a header's name is not UTF-8" if isinstance(error, UnicodeDecodeError) else describe(error)
-    return Unreadable(partition.topic, partition.partition, at, behind, screen.why(partition, at, behind) or why)
+    return UnreadableSpan(partition.topic, partition.partition, at, behind, screen.why(partition, at, behind) or why)

@@ -6,28 +6,36 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from math import inf
+from operator import attrgetter
 from typing import Final, NamedTuple
 
+from cachebus.base.backoff import RECONNECT_MAX_S
 from cachebus.base.clock import monotonic
+from cachebus.base.kept import keep
 from cachebus.base.log import logger
 from cachebus.cascade import Cascade
-from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.health import WorkerHealth
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.retry import TELL_EVERY_S, Retry
 from cachebus.errors import ConfigError, InvalidationFailed, InvalidKey, L2Unavailable, ProtocolMismatch
 from cachebus.keys.plan import AT_ONCE, Plan, Planner, joined
 from cachebus.producers.base import Orders
-from cachebus.producers.command import Command, InvalidCommand, apart, parse
+from cachebus.producers.command import Command, InvalidateAllTenants, InvalidCommand, Resource, apart, parse
 from cachebus.producers.direct import DirectProducer
 from cachebus.settings import Settings
 
 LOOK_EVERY_S: Final = 1.0
+PATIENCE_S: Final = 10.0
+"""L2, or a part of it, that is away for longer ends a command that somebody waits for."""
+AWAY: Final = "L2, or a part of it, is out of reach"
 AWAY_S: Final = 1.0
 """How often a primary that is away is probed. Nothing else is sent there until it answers."""
 
 REFUSED: Final = (InvalidCommand, InvalidKey, ValueError)
 """What `Applier.plan_of` raises for a command that can never be applied. It becomes a dead letter's reason."""
+_ids = attrgetter("resource_id", "tenant_id")
 ENCODED: Final = (bytes, str)
 PERMANENT: Final = (ConfigError, ProtocolMismatch)
 """Errors that no waiting helps against."""
@@ -59,14 +67,17 @@ class Applier:
     Invalidations commute and may be repeated. So any number of them are joined into one, in any order.
     """
 
-    def __init__(self, settings: Settings, health: Health, meters: Meters, cascades: Iterable[Cascade] = ()) -> None:
+    def __init__(
+        self, settings: Settings, health: WorkerHealth, meters: Meters, cascades: Iterable[Cascade] = ()
+    ) -> None:
         self._settings = settings
         self._cascades = tuple(cascades)
         self._planner: Planner = Orders(settings.shards, self._cascades).planner
         self._health = health
         self._meters = meters
-        self._retry = Retry("l2", health)
-        self._producer = DirectProducer(settings)
+        # As often as nodes: what waits is applied when they are back, not seconds later.
+        self._retry = Retry("l2", health, longest_s=RECONNECT_MAX_S)
+        self._producer = DirectProducer(settings, name=f"worker {health.worker}")
         self._tell_from_s = float("-inf")
         self._is_open = asyncio.Event()
         self.away = set[int]()
@@ -81,13 +92,22 @@ class Applier:
         """What tells this L2 from all others; "" before it was reached. A failover changes it."""
         return self._producer.identity
 
+    @property
+    def patience_s(self) -> float:
+        """How long one of L2's answers may take, and a little more."""
+        return 1.25 * self._settings.l2_timeout_s
+
     @asynccontextmanager
-    async def opened(self) -> AsyncIterator[Applier]:
-        """Connect to L2, however long that takes, and probe it until this is left."""
+    async def opened(self, within_s: float = inf) -> AsyncIterator[Applier]:
+        """Connect to L2, however long that takes, and probe it until this is left. `L2Unavailable` once it has taken
+        `within_s`."""
+        until_s = monotonic() + within_s
         while True:
             try:
                 await self._producer.__aenter__()
             except L2Unavailable as error:
+                if monotonic() >= until_s:
+                    raise
                 await self._retry.wait(error)
             else:
                 break
@@ -107,15 +127,28 @@ class Applier:
             self.answers = False
             await self._producer.aclose()
 
+    def everything(self) -> list[Command]:
+        """Commands for all that the namespace has."""
+        return [InvalidateAllTenants(op="all_tenants", shard=shard) for shard in range(self._settings.shards)]
+
     def plan_of(self, command: Command | bytes | str) -> Plan:
         """What the command addresses; one of `REFUSED` for what is no command, or addresses nothing that can be."""
         if isinstance(command, ENCODED):
             command = parse(command)
         return command.plan(self._planner)
 
+    def _spared(self, command: Command | bytes | str, why: str) -> Planned:
+        """What can be applied of a command without what its cascades can't name. `why`: why it can't be as a whole."""
+        planner = self._planner.sparing()
+        try:
+            command = parse(command) if isinstance(command, ENCODED) else command
+            return Planned([command], [command.plan(planner)], planner.refused or ())
+        except REFUSED:
+            return Planned((), (), [why])
+
     def planned(self, commands: Sequence[Command | bytes | str]) -> Planned:
         """What can be applied of them, and why the rest can't. One that was made of a change is taken apart where it
-        can't: a related name that no cache takes costs the others nothing."""
+        can't: a related name that no cache takes costs the others nothing, nor does one that a cascade makes."""
         try:
             return Planned(commands, [self.plan_of(command) for command in commands], ())
         except REFUSED as error:
@@ -123,7 +156,7 @@ class Applier:
                 [command] = commands
                 parts = [] if isinstance(command, bytes | str) else apart(command)
                 if not parts:
-                    return Planned((), (), [str(error)])
+                    return self._spared(command, str(error))
                 several = [(f"{part.data_type}: ", self.planned([part])) for part in parts]
             else:
                 several = [("", self.planned([command])) for command in commands]
@@ -133,15 +166,33 @@ class Applier:
             [f"{of}{problem}" for of, one in several for problem in one.problems],
         )
 
-    async def apply(self, plans: Sequence[Plan]) -> None:
-        """Apply the plans, however long L2, or one of its primaries, is away. Raises the error of a plan that can't be
-        applied. If it is cancelled, some may be applied."""
+    def size_of(self, resource: Resource) -> int:
+        """How many keys and scopes it addresses at most."""
+        return self._planner.size(resource.data_type, all_contexts=resource.contexts == "all")
+
+    def plans_of(self, resources: Sequence[Resource]) -> list[Plan]:
+        """What `plan_of` says of each, in less time for many; nothing where it refuses one of them. They are as
+        `Session.named` says."""
+        if not resources:
+            return []
+        data_type, _, _, contexts = resources[0]
+        try:
+            return self._planner.resources(data_type, map(_ids, resources), all_contexts=contexts == "all")
+        except REFUSED:
+            return []
+
+    async def apply(self, plans: Sequence[Plan], within_s: float = inf) -> None:
+        """Apply the plans. Raises the error of a plan that can't be applied, and `L2Unavailable` where L2, or one of
+        its primaries, is away for longer than `within_s`. Some are applied then, and if it is cancelled."""
+        until_s = monotonic() + within_s
         while plans:
-            carried = await self.carry(plans)
+            carried = await self.carry(plans, None if within_s == inf else max(0.0, until_s - monotonic()))
             for error in carried.failed.values():
                 raise error
-            plans = [plans[at] for at in sorted(carried.away)]
+            plans = [plans[at] for at in sorted(carried.away | carried.late)]
             if plans:
+                if monotonic() >= until_s:
+                    raise L2Unavailable(AWAY)
                 await asyncio.sleep(AWAY_S)
 
     async def carry(self, plans: Sequence[Plan], within_s: float | None = None) -> Carried:
@@ -203,7 +254,7 @@ class Applier:
                     self._meters.scripts.inc()
                     self._refusing.discard(shard)
                     if not self._refusing:
-                        self._retry.over()
+                        self._retry.succeeded()
                     break
         return True
 
@@ -211,7 +262,7 @@ class Applier:
         """Note that the shard's primary is away, and with it all shards that it serves."""
         self.away.update(self._producer.beside(shard))
         self._refusing.clear()
-        self._retry.over()
+        self._retry.succeeded()
         self._tell_of_a_part(f"shard {shard}: {error}")
 
     def _tell_of_a_part(self, why: str) -> None:
@@ -224,8 +275,8 @@ class Applier:
 
     async def _watch(self) -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._keep_looking())
-            group.create_task(self._look_at_those_away())
+            group.create_task(keep(self._keep_looking, "cachebus-applier-looks"))
+            group.create_task(keep(self._look_at_those_away, "cachebus-applier-away"))
 
     async def _keep_looking(self) -> None:
         while True:
@@ -238,7 +289,7 @@ class Applier:
             await self._producer.probe()
         except Exception as error:  # noqa: BLE001 -- whatever it is, the next probe is sent
             if isinstance(error, L2Unavailable) and self._producer.takes_any and not self._refusing:
-                self._retry.over()
+                self._retry.succeeded()
                 self._tell_of_a_part(str(error))
                 self.answers = True
             else:
@@ -247,7 +298,7 @@ class Applier:
         else:
             self.answers = True
             if not self._refusing:
-                self._retry.over()
+                self._retry.succeeded()
             if not self.away:
                 self._health.note("l2", "")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Iterable
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -45,3 +47,14 @@ def load_cascades(path: Path) -> list[Cascade]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from None
     return cascades
+
+
+def digest(cascades: Iterable[Cascade]) -> str:
+    """What tells these cascades from others, however they are declared; "" for none."""
+    edges = {(one.data_type, data_type, template.text) for one in cascades for data_type, template in one.to}
+    return blake2b(repr(sorted(edges)).encode(), digest_size=8).hexdigest() if edges else ""
+
+
+def reached(cascades: Iterable[Cascade]) -> list[str]:
+    """The types of all that is invalidated by cascades."""
+    return sorted({data_type for one in cascades for data_type, _ in one.to})

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
-from cachebus.consumers.worker.source import Item, Waiting
+from cachebus.consumers.worker.apply import Carried
+from cachebus.consumers.worker.clean import describe
+from cachebus.consumers.worker.source import Item, WaitingItem
 from cachebus.keys.plan import Plan
-
-SENT_FROM_S: Final = 1_420_000_000.0
-"""A time before 2015 is not a real one: it is left out of the lag."""
+from cachebus.producers.command import Command
 
 
 def size_of(plan: Plan) -> int:
@@ -18,63 +17,103 @@ def size_of(plan: Plan) -> int:
     return len(plan.keys) + len(plan.scopes)
 
 
+class CommandPart(NamedTuple):
+    """One command of an item, and what it addresses."""
+
+    item: Item
+    command: Command | bytes | str
+    plan: Plan
+
+
+class RefusedItem(NamedTuple):
+    """An item that can't be applied, or not as a whole."""
+
+    item: Item
+    reasons: list[str]
+
+
+class Settled(NamedTuple):
+    """What has become of a chunk's items. One may be both refused and waiting, each a part of it."""
+
+    applied: Sequence[Item]
+    """All of them that could be is applied."""
+    undone: Sequence[Item]
+    """There was no time for these, or for a part: they come again as a whole."""
+    waiting: Sequence[WaitingItem]
+    refused: Sequence[RefusedItem]
+    waiting_size: int
+    """How many keys and scopes wait."""
+
+
 class Chunk:
     """Items of a batch that go to L2 together."""
 
     def __init__(self) -> None:
         self.items: list[Item] = []
-        self.commands: list[Any] = []
         self.plans: list[Plan] = []
-        self.of: list[int] = []
-        """The place in `items` of each plan's item, by the plan's place."""
-        self.refused: dict[int, tuple[Item, list[str]]] = {}
-        """Items that can't be applied, or not as a whole, with the reasons, by the item's `id`."""
-        self.ignored = 0
+        self.ignored: list[Item] = []
         self.size = 0
+        self._parts: list[CommandPart] = []
+        """One for each plan, at the same place."""
+        self._refused: dict[int, RefusedItem] = {}
+        """By the item's `id`."""
 
-    def add(self, item: Item, commands: Sequence[Any], plans: Sequence[Plan]) -> None:
+    def add(self, item: Item, commands: Sequence[Command | bytes | str], plans: Sequence[Plan]) -> None:
         """Add an item with its commands, and the plan of each."""
-        at = len(self.items)
         self.items.append(item)
+        for plan in plans:
+            plan.source = item.place
         if len(plans) == 1:  # nearly always
-            self.of.append(at)
-            self.commands.append(commands[0])
+            self._parts.append(CommandPart(item, commands[0], plans[0]))
             self.plans.append(plans[0])
             self.size += 1 + size_of(plans[0])
             return
-        self.of += [at] * len(plans)
-        self.commands += commands
+        self._parts += [CommandPart(item, command, plan) for command, plan in zip(commands, plans, strict=True)]
         self.plans += plans
         self.size += 1 + sum(map(size_of, plans))
 
+    def extend(self, items: Sequence[Item], commands: Sequence[Command | bytes | str], plans: Sequence[Plan]) -> None:
+        """Add items of one command and one plan each."""
+        self.items += items
+        self._parts += map(CommandPart, items, commands, plans)
+        for item, plan in zip(items, plans, strict=True):
+            plan.source = item.place
+        self.plans += plans
+        self.size += len(items) + sum(map(size_of, plans))
+
     def refuse(self, item: Item, why: str) -> None:
         """Note a reason why the item, or a part of it, can't be applied."""
-        self.refused.setdefault(id(item), (item, []))[1].append(why)
+        self._refused.setdefault(id(item), RefusedItem(item, [])).reasons.append(why)
 
-    def counted(self, left: Collection[int]) -> tuple[int, int, Counter[float]]:
-        """How many items were applied for the first time, how many again, and when they were sent. `left`: the places
-        of items that are not applied."""
-        applied, again, sent_s = 0, 0, Counter[float]()
-        for place, item in enumerate(self.items):
-            if place in left:
-                continue
-            again += item.again
-            applied += not item.again
-            if item.sent_s is not None and item.sent_s > SENT_FROM_S:
-                sent_s[item.sent_s] += 1
-        return applied, again, sent_s
+    def settled(self, carried: Carried) -> Settled:
+        """What has become of the items, now that L2 was asked."""
+        for place, error in carried.failed.items():
+            self.refuse(self._parts[place].item, describe(error))
+        undone, failed = self._items_of(carried.late), self._items_of(carried.failed)
+        waiting = {of: parts for of, parts in self._parts_by_item(carried.away).items() if of not in undone}
+        left = undone.keys() | failed.keys() | waiting.keys()
+        return Settled(
+            applied=[item for item in self.items if id(item) not in left] if left else self.items,
+            undone=list(undone.values()),
+            waiting=[_waiting(parts) for parts in waiting.values()],
+            refused=[one for of, one in self._refused.items() if of not in undone],
+            waiting_size=sum(size_of(self.plans[place]) for place in carried.away),
+        )
 
-    def waiting(self, away: set[int], late: set[int]) -> dict[int, Waiting]:
-        """What waits for primaries that are away, by the item's place. Items in `late` are left out: they come again as
-        a whole."""
-        commands: dict[int, list[Any]] = {}
-        shards: dict[int, list[int]] = {}
-        for place in sorted(away):
-            of = self.of[place]
-            if of not in late:
-                commands.setdefault(of, []).append(self.commands[place])
-                shards.setdefault(of, []).append(self.plans[place].shard)
-        return {
-            of: Waiting(self.items[of], asked, frozenset(shards[of]), tuple(shards[of]))
-            for of, asked in commands.items()
-        }
+    def _items_of(self, places: Iterable[int]) -> dict[int, Item]:
+        """The items of the plans at these places, by their `id`, in their order."""
+        return {of: parts[0].item for of, parts in self._parts_by_item(places).items()}
+
+    def _parts_by_item(self, places: Iterable[int]) -> dict[int, list[CommandPart]]:
+        """The parts at these places, by their item's `id`, in their order."""
+        found: dict[int, list[CommandPart]] = {}
+        for place in sorted(places):
+            part = self._parts[place]
+            found.setdefault(id(part.item), []).append(part)
+        return found
+
+
+def _waiting(parts: Sequence[CommandPart]) -> WaitingItem:
+    """An item's parts that wait."""
+    shards = tuple(part.plan.shard for part in parts)
+    return WaitingItem(parts[0].item, [part.command for part in parts], frozenset(shards), shards)

@@ -6,6 +6,8 @@ import re
 from typing import Final
 from urllib.parse import unquote
 
+from cachebus.base.masking import masked
+
 LONGEST: Final = 500
 
 
@@ -27,16 +29,13 @@ def describe(error: BaseException) -> str:
 
 
 def without(text: str, url: str) -> str:
-    """The text with `***` in place of every part of the URL: passwords, hosts, names, and secrets in a wrong place.
-    Public words, ports, and the user before a password stay."""
+    """The text with `***` where a part of the URL stands in it: passwords, hosts, names, and secrets in a wrong place.
+    Public words, ports, and the user before a password stay; so does a word that the text has of itself."""
     _, _, rest = url.partition("://")
     words: set[str] = set()
     for part in re.split(r"[/:@?&=,;#\[\]]", rest):
         words |= {part, unquote(part), *re.split(r"[\s=]", unquote(part))}
-    for word in sorted(words - _PUBLIC - _shown(rest), key=len, reverse=True):
-        if len(word) >= SHORTEST:
-            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", "***", text)
-    return text
+    return masked(text, words - _PUBLIC - _shown(rest))
 
 
 def _shown(rest: str) -> set[str]:
@@ -49,7 +48,6 @@ def _shown(rest: str) -> set[str]:
     return ports | ({user, unquote(user)} - {password, unquote(password)} if user else set())
 
 
-SHORTEST: Final = 3
 _PUBLIC: Final = frozenset(
     {
         "localhost",

@@ -8,7 +8,7 @@ from typing import Final
 
 from cachebus.base.clock import Clock, monotonic
 from cachebus.base.log import logger
-from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.health import WorkerHealth
 
 FIRST_S: Final = 0.05
 LONGEST_S: Final = 5.0
@@ -20,10 +20,12 @@ TELL_ANOTHER_S: Final = 5.0
 class Retry:
     """The retries of one part, such as "l2" or "database", whose state goes into the worker's health.
 
-    Call `await retry.wait(error)` after each failure, and `retry.over()` after each success.
+    Call `await retry.wait(error)` after each failure, and `retry.succeeded()` after each success.
     """
 
-    def __init__(self, part: str, health: Health, *, longest_s: float = LONGEST_S, clock: Clock = monotonic) -> None:
+    def __init__(
+        self, part: str, health: WorkerHealth, *, longest_s: float = LONGEST_S, clock: Clock = monotonic
+    ) -> None:
         self.part = part
         self._health = health
         self._longest_s = longest_s
@@ -34,10 +36,13 @@ class Retry:
         self._told = ""
 
     async def wait(self, error: BaseException | str) -> None:
-        """Note a failure, and return when the next try is due. The pause doubles from 0.05 s up to `longest_s`, with
-        jitter."""
+        """Note a failure, and return when the next try is due."""
         self.failed(error)
-        await asyncio.sleep(min(self._longest_s, FIRST_S * 2 ** min(self._tries - 1, 20)) * random.uniform(0.5, 1.0))
+        await asyncio.sleep(self.pause_s())
+
+    def pause_s(self) -> float:
+        """The pause to make now: it doubles from 0.05 s up to `longest_s`, with jitter."""
+        return min(self._longest_s, FIRST_S * 2.0 ** min(self._tries - 1, 20)) * random.uniform(0.5, 1.0)
 
     def failed(self, error: BaseException | str) -> None:
         """Note a failure, without waiting. It is logged at once, then once a minute; another reason sooner."""
@@ -58,9 +63,9 @@ class Retry:
                 said,
             )
 
-    def over(self) -> None:
+    def succeeded(self) -> None:
         """Note a success."""
         self._health.up(self.part)
         if self._tries:
-            logger.info("{} is back after {:.1f} s", self.part, self._clock() - self._since_s)
+            logger.warning("{} is back after {:.1f} s", self.part, self._clock() - self._since_s)
             self._tries = 0

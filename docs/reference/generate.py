@@ -34,7 +34,8 @@ def settings() -> str:
         "Give them to `Settings(...)`, or as environment variables: `staleness_bound_s` is "
         "`CACHEBUS_STALENESS_BOUND_S`. An argument counts more than its variable. "
         "Names that end in `_s` are seconds, in `_ms` milliseconds, in `_bytes` bytes.\n\n"
-        "A wrong setting raises `ConfigError`, which names the field and its variable, and never shows a secret.\n\n"
+        "A wrong setting raises `ConfigError`, which names the field and its variable, and never shows a secret. "
+        "`settings.model_copy(update={'url': url})` gives settings with another URL, looked at in the same way.\n\n"
     )
     return head + _model_table(Settings, "setting")
 
@@ -111,11 +112,18 @@ PAGES: dict[str, Callable[[], str]] = {
 """Each page's path below docs/, and what makes it."""
 
 
+IN_A_CHECKOUT = ("reference/settings.md", "reference/policy.md")
+"""Those that lie in the tree, too, for who reads there: a test sees that they are as the code makes them."""
+
+
 def on_files(files: Any, config: Any) -> Any:
-    """Put the pages among mkdocs's files: nothing is written into the tree."""
+    """Put the pages among mkdocs's files, in place of those that a checkout has under these names, so that links lead
+    somewhere there too. Nothing is written into the tree."""
     from mkdocs.structure.files import File
 
     for path, page in PAGES.items():
+        if (stand_in := files.get_file_from_path(path)) is not None:
+            files.remove(stand_in)
         files.append(File.generated(config, path, content=GENERATED + page()))
     return files
 
@@ -328,3 +336,8 @@ def _wrapped(text: str) -> str:
 def _doc(thing: Any) -> str:
     text = inspect.getdoc(thing) or ""
     return f"{text}\n\n" if text else ""
+
+
+if __name__ == "__main__":  # writes them anew: python -m docs.reference.generate
+    for name in IN_A_CHECKOUT:
+        (ROOT / "docs" / name).write_text(GENERATED + PAGES[name]())

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
+from cachebus.base.agreement import PREFIX
 from cachebus.base.ids import text_of
 from cachebus.bus.kafka.client import KafkaAccess, kafka_access
 from cachebus.bus.kafka.signature import SIGNATURE, Keyring
 from cachebus.errors import ConfigError
 from cachebus.producers.command import InvalidCommand
-from cachebus.settings import PREFIX, Settings
+from cachebus.settings import Settings
 
 NAMESPACE: Final = "namespace"
 """The header with the namespace of the caches. A command without it is for the caches of any worker that reads it."""

@@ -12,7 +12,7 @@ from cachebus.base.clock import monotonic
 from cachebus.base.home import Home
 from cachebus.base.log import logger
 from cachebus.bus.kafka.sender import KafkaSender
-from cachebus.bus.kafka.topic import Layout
+from cachebus.bus.kafka.topic import TopicLayout
 from cachebus.bus.kafka.watch import TopicWatch
 from cachebus.cascade import Cascade
 from cachebus.errors import BusUnavailable, ConfigError, InvalidationFailed, ValueTooLarge
@@ -75,7 +75,7 @@ class KafkaProducer(Producer):
         self._home = Home()
         return self
 
-    def _arrange(self, layout: Layout) -> None:
+    def _arrange(self, layout: TopicLayout) -> None:
         self._partitions = list(range(len(layout.leaders)))
         self._sender.arrange(layout)
 

@@ -16,13 +16,17 @@ PARAMSTYLES: Final = get_args(Paramstyle)
 Row = tuple[str, str]
 """A row: namespace and command."""
 AsyncWrite = Callable[[Any, "Insert", Sequence[Row]], Coroutine[Any, Any, None]]
-Write = Callable[[Any, "Insert", Sequence[Row]], None]
+WriteRow = Callable[[Any, "Insert", Sequence[Row]], None]
 
 
 class Insert:
     """The INSERT statement, in the form that each driver takes. The statement for one row is kept once made."""
 
-    def __init__(self, table: str) -> None:
+    def __init__(self, table: str, *, counts_rows: bool = True) -> None:
+        self.table = table
+        """As SQL names it."""
+        self.counts_rows = counts_rows
+        """Whether fewer rows than were given are refused."""
         self._head = f"INSERT INTO {table} (namespace, command) VALUES "
         self._of_one: dict[str, Any] = {}
 
@@ -86,7 +90,7 @@ def async_writer(connection: object) -> AsyncWrite:
     )
 
 
-def writer(connection: Any, paramstyle: Paramstyle | None) -> Write:
+def writer(connection: Any, paramstyle: Paramstyle | None) -> WriteRow:
     """The function that writes over this connection; `ConfigError` if there is none. `paramstyle`: for a DB-API
     connection whose module does not declare it."""
     kinds = _kinds(connection)
@@ -128,6 +132,19 @@ def _refuse_autocommit(autocommit: object) -> None:
         raise ConfigError("no transaction: this connection commits each statement by itself; begin a transaction first")
 
 
+def _refuse_fewer(count: object, insert: Insert, rows: Sequence[Row]) -> None:
+    """Raise if the database has said nothing against the rows, and has not inserted all of them: the caller would
+    commit a write that nobody hears of. A driver that does not know the `count` says -1."""
+    if insert.counts_rows and isinstance(count, int) and 0 <= count < len(rows):
+        raise ConfigError(
+            f"the invalidation is not written: the database has inserted {count} of {len(rows)} rows into "
+            f"{insert.table}, and raised nothing. A rule (ON INSERT DO INSTEAD) or a trigger (BEFORE INSERT) of that "
+            "table keeps them out: `cachebus worker check outbox` names it. Roll the transaction back, drop what keeps "
+            "them out, and open the connections anew: what was prepared under a rule goes on by it. Or, where it puts "
+            "them into a table that relays look into, as a child of this one: Outbox(..., counts_rows=False)"
+        )
+
+
 async def _over_async_session(session: Any, insert: Insert, rows: Sequence[Row]) -> None:
     await _over_async_connection(await session.connection(), insert, rows)
 
@@ -135,18 +152,26 @@ async def _over_async_session(session: Any, insert: Insert, rows: Sequence[Row])
 async def _over_async_connection(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
     statement, values = _arguments("sqlalchemy", insert, rows)
     _refuse_autocommit(_commits_by_itself(connection.sync_connection))
-    await connection.execute(statement, values)
+    result = await connection.execute(statement, values)
+    _refuse_fewer(result.rowcount, insert, rows)
 
 
 async def _over_asyncpg(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
     _refuse_autocommit(not connection.is_in_transaction())
     statement, values = _arguments("dollar", insert, rows)
-    await connection.execute(statement, *values)
+    count = int((await connection.execute(statement, *values)).rpartition(" ")[2])
+    if count < len(rows):
+        await connection.reload_schema_state()  # prepared under a rule it stays nothing
+    _refuse_fewer(count, insert, rows)
 
 
 async def _over_async_psycopg(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
     _refuse_autocommit(connection.autocommit and not connection.info.transaction_status)
-    await connection.execute(*_arguments("pyformat", insert, rows))
+    cursor = await connection.execute(*_arguments("pyformat", insert, rows))
+    if cursor.rowcount < 0:  # in a pipeline: the end of one, of an inner one too, waits for what was sent
+        async with connection.pipeline():
+            pass
+    _refuse_fewer(cursor.rowcount, insert, rows)
 
 
 def _over_session(session: Any, insert: Insert, rows: Sequence[Row]) -> None:
@@ -155,21 +180,27 @@ def _over_session(session: Any, insert: Insert, rows: Sequence[Row]) -> None:
 
 def _over_connection(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
     _refuse_autocommit(_commits_by_itself(connection))
-    connection.execute(*_arguments("sqlalchemy", insert, rows))
+    result = connection.execute(*_arguments("sqlalchemy", insert, rows))
+    _refuse_fewer(result.rowcount, insert, rows)
 
 
 def _over_psycopg(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
     _refuse_autocommit(connection.autocommit and not connection.info.transaction_status)
-    connection.execute(*_arguments("pyformat", insert, rows))
+    cursor = connection.execute(*_arguments("pyformat", insert, rows))
+    if cursor.rowcount < 0:  # as above
+        with connection.pipeline():
+            pass
+    _refuse_fewer(cursor.rowcount, insert, rows)
 
 
-def _over_dbapi(style: str) -> Write:
+def _over_dbapi(style: str) -> WriteRow:
     def write(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
         cursor = connection.cursor()
         try:
             # Asked after `cursor()`: that connects Django's connection, which only then knows.
             _refuse_autocommit(getattr(connection, "autocommit", False))
             cursor.execute(*_arguments(style, insert, rows))
+            _refuse_fewer(getattr(cursor, "rowcount", -1), insert, rows)
         finally:
             cursor.close()
 
@@ -178,7 +209,10 @@ def _over_dbapi(style: str) -> Write:
 
 def _over_sqlite(connection: Any, insert: Insert, rows: Sequence[Row]) -> None:
     _refuse_autocommit(_sqlite_commits(connection))
-    connection.execute(*_arguments("qmark", insert, rows)).close()
+    cursor = connection.execute(*_arguments("qmark", insert, rows))
+    count = cursor.rowcount
+    cursor.close()
+    _refuse_fewer(count, insert, rows)
 
 
 def _sqlite_commits(connection: Any) -> bool:
@@ -205,7 +239,7 @@ _ASYNC: Final[dict[tuple[str, str], AsyncWrite]] = {
     ("asyncpg", "PoolConnectionProxy"): _over_asyncpg,
     ("psycopg", "AsyncConnection"): _over_async_psycopg,
 }
-_SYNC: Final[dict[tuple[str, str], Write]] = {
+_SYNC: Final[dict[tuple[str, str], WriteRow]] = {
     ("sqlalchemy", "Session"): _over_session,
     ("sqlalchemy", "scoped_session"): _over_session,
     ("sqlalchemy", "Connection"): _over_connection,

@@ -9,7 +9,7 @@ from typing import Any
 
 from cachebus.base.choices import Wait
 from cachebus.cascade import Cascade
-from cachebus.errors import ValueTooLarge
+from cachebus.errors import ConfigError, ValueTooLarge
 from cachebus.producers.base import Order, Orders, Producer, receipt_for_command
 from cachebus.producers.command import encode
 from cachebus.producers.outbox.connections import Insert, Row, async_writer, in_parts
@@ -22,16 +22,23 @@ class Outbox:
     """What all producers of an outbox share: namespace, cascades and table. To be made once."""
 
     def __init__(
-        self, settings: Settings | str | None = None, cascades: Iterable[Cascade] = (), *, table: str = DEFAULT
+        self,
+        settings: Settings | str | None = None,
+        cascades: Iterable[Cascade] = (),
+        *,
+        table: str = DEFAULT,
+        counts_rows: bool = True,
     ) -> None:
         """`settings`: a URL, settings, or None for the environment's; only `namespace`, `shards` and `default_tenant`
         matter: nothing is connected. `cascades`: what else is invalidated with a resource. `table`: "NAME" or
-        "SCHEMA.NAME". Raises `ConfigError` for a table that is no plain name."""
+        "SCHEMA.NAME". `counts_rows`: whether producers raise where the database inserts fewer rows than they give it;
+        False for a table with a trigger or a rule of its own that puts them elsewhere. Raises `ConfigError` for a table
+        that is no plain name."""
         known = Settings.of(settings)
         self.namespace = known.namespace
         self.table = OutboxTable.of(table)
         self.orders = Orders(known.shards, cascades, known.default_tenant)
-        self.insert = Insert(self.table.rows)
+        self.insert = Insert(self.table.rows, counts_rows=counts_rows)
 
     def row(self, order: Order) -> Row:
         """The row for an order; `ValueTooLarge`."""
@@ -41,19 +48,32 @@ class Outbox:
         return self.namespace, command.decode()
 
 
+def outbox_of(given: Outbox | None) -> Outbox:
+    """The outbox that was given, or one of the environment. `ConfigError` for what is none."""
+    if given is None:
+        return Outbox()
+    if not isinstance(given, Outbox):
+        raise ConfigError(
+            f"expected an Outbox as the second argument, not {type(given).__name__}: the connection comes first, as "
+            "OutboxProducer(connection, outbox)"
+        )
+    return given
+
+
 class OutboxProducer(Producer):
     """`await OutboxProducer(session, outbox).invalidate("agent_config", "a7", "acme")`, and the caller commits.
 
     Each call is one INSERT in the caller's transaction, which is neither begun nor ended here. Without a transaction it
-    raises `ConfigError`. Errors of the database are the driver's own. Receipts are pending: a relay (`cachebus worker
-    outbox`) applies what was committed, so `wait="nodes"` is a `ValueError`.
+    raises `ConfigError`, as where the database swallows the row: a rule or a trigger may. Errors of the database are
+    the driver's own. Receipts are pending: a relay (`cachebus worker outbox`) applies what was committed, so
+    `wait="nodes"` is a `ValueError`.
     """
 
     def __init__(self, connection: Any, outbox: Outbox | None = None) -> None:
         """`connection`: an AsyncSession or AsyncConnection of SQLAlchemy, a connection of asyncpg, or an
-        AsyncConnection of psycopg; `ConfigError` for any other. `outbox`: made once and shared. Without it, one is made
-        from the environment, which takes longer than the INSERT."""
-        self._outbox = outbox or Outbox()
+        AsyncConnection of psycopg; `ConfigError` for any other, and for what is no `Outbox`. `outbox`: made once and
+        shared. Without it, one is made from the environment, which takes longer than the INSERT."""
+        self._outbox = outbox_of(outbox)
         self._orders = self._outbox.orders  # shared, and not made with every transaction
         self._connection = connection
         self._write = async_writer(connection)

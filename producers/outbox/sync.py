@@ -11,7 +11,7 @@ from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
 from cachebus.producers.base import Order, Orders, receipt_for_command
 from cachebus.producers.outbox.connections import Paramstyle, Row, in_parts, writer
-from cachebus.producers.outbox.producer import Outbox
+from cachebus.producers.outbox.producer import Outbox, outbox_of
 from cachebus.receipt import Receipt
 
 
@@ -31,17 +31,19 @@ class SyncProducer(ABC):
         *,
         contexts: ContextMatch = "exact",
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> Receipt:
         """Say that what is cached for a resource is replaced, everywhere; cascades are followed. As `Cache.invalidate`.
 
         `contexts`: "exact" is this key alone; "all", without any context id, is the id in every context too. `wait`: as
-        of the producer. Returns the receipt. Raises `InvalidationFailed` when it is not sure to have happened: repeat
-        it then; `InvalidKey`, `TenantRequired`, and `ValueError` for `contexts` and `wait`.
+        of the producer. `reason`: why, in 1 to 200 characters, for who looks at the log later. Returns the receipt.
+        Raises `InvalidationFailed` when it is not sure to have happened: repeat it then; `InvalidKey`,
+        `TenantRequired`, and `ValueError` for `contexts`, `wait` and `reason`.
         """
         return self._send(
             self._orders.invalidate(
                 data_type, resource_id, tenant_id, contexts, agent_id, conversation_id, collection_id
-            ),
+            ).because(reason),
             wait,
         )
 
@@ -54,21 +56,24 @@ class SyncProducer(ABC):
         collection_id: Id | None = None,
         *,
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> Receipt:
         """Say that all of a tenant, or of one of its data types, is replaced, narrowed by at most one context id.
 
         No cascades are followed. Returns and raises what `invalidate` does.
         """
         order = self._orders.scope(tenant_id, data_type, agent_id, conversation_id, collection_id)
-        return self._send(order, wait)
+        return self._send(order.because(reason), wait)
 
-    def invalidate_tags(self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None) -> Receipt:
+    def invalidate_tags(
+        self, tags: Sequence[str], tenant_id: Id | None = None, *, wait: Wait | None = None, reason: str | None = None
+    ) -> Receipt:
         """Say that all values of a tenant are replaced that were stored with any of these tags.
 
         `tags`: a sequence of strings that is not empty (`ValueError`). No cascades are followed. Returns and raises
         what `invalidate` does.
         """
-        return self._send(self._orders.tags(tags, tenant_id), wait)
+        return self._send(self._orders.tags(tags, tenant_id).because(reason), wait)
 
     def invalidate_coordinated(
         self,
@@ -81,6 +86,7 @@ class SyncProducer(ABC):
         collection_id: Id | None = None,
         *,
         wait: Wait | None = None,
+        reason: str | None = None,
     ) -> Receipt:
         """Say that a resource and what is related to it are replaced, in one atomic step; cascades are followed.
 
@@ -97,7 +103,7 @@ class SyncProducer(ABC):
             conversation_id,
             collection_id,
         )
-        return self._send(order, wait)
+        return self._send(order.because(reason), wait)
 
     @abstractmethod
     def _send(self, order: Order, wait: Wait | None) -> Receipt:
@@ -113,8 +119,9 @@ class SyncOutboxProducer(SyncProducer):
     def __init__(self, connection: Any, outbox: Outbox | None = None, *, paramstyle: Paramstyle | None = None) -> None:
         """`connection`: a Session or Connection of SQLAlchemy, a connection of psycopg or sqlite3, or any DB-API
         connection to PostgreSQL. `outbox`: as of `OutboxProducer`. `paramstyle`: for a DB-API connection whose module
-        does not declare it ("format" for Django). Raises `ConfigError` for any other connection."""
-        self._outbox = outbox or Outbox()
+        does not declare it ("format" for Django). Raises `ConfigError` for any other connection,
+        and for what is no `Outbox`."""
+        self._outbox = outbox_of(outbox)
         self._orders = self._outbox.orders
         self._connection = connection
         self._write = writer(connection, paramstyle)

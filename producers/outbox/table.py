@@ -42,14 +42,20 @@ class OutboxTable(NamedTuple):
         return self._quoted(f"{self.name}_dead")
 
     @property
+    def relays(self) -> str:
+        """The table in which relays remember for which L2 rows were last taken, as SQL names it."""
+        return self._quoted(f"{self.name}_relays")
+
+    @property
     def channel(self) -> str:
         """The channel that is notified when rows are inserted."""
         return self.name
 
     def statements(self, *, notify: bool = True) -> list[str]:
-        """The SQL statements that create both tables; they may be run again. `notify`: create a trigger that wakes
+        """The SQL statements that create the tables; they may be run again. `notify`: create a trigger that wakes
         relays; without it, an existing trigger is removed."""
-        return [_ROWS.format(t=self), _DEAD.format(t=self), *(self._trigger() if notify else self._no_trigger())]
+        tables = [_ROWS.format(t=self), _DEAD.format(t=self), RELAYS.format(name=self.relays)]
+        return [*tables, *(self._trigger() if notify else self._no_trigger())]
 
     def sqlite_statements(self) -> list[str]:
         """As `statements`, for SQLite; `ConfigError` for a table in a schema."""
@@ -110,16 +116,24 @@ CREATE TABLE IF NOT EXISTS {t.dead} (
     created_at timestamptz NOT NULL,
     died_at timestamptz NOT NULL DEFAULT clock_timestamp()
 )"""
+RELAYS: Final = """\
+CREATE TABLE IF NOT EXISTS {name} (
+    namespace text PRIMARY KEY,
+    l2 text NOT NULL,
+    table_oid bigint NOT NULL,
+    missed integer NOT NULL
+)"""
+"""SQL for the table of this name: a row for each namespace, that says which L2's relays have taken its rows last."""
 # AUTOINCREMENT gives each id once. Two relays may take the same row: the slower one then deletes no other row by its
 # id. Times are Unix seconds.
-_NOW: Final = "(julianday('now') - 2440587.5) * 86400.0"
+SQLITE_NOW: Final = "(julianday('now') - 2440587.5) * 86400.0"
 _SQLITE: Final = (
     f"""\
 CREATE TABLE IF NOT EXISTS {{t.rows}} (
     namespace TEXT NOT NULL DEFAULT 'cachebus',
     id INTEGER PRIMARY KEY AUTOINCREMENT,
     command TEXT NOT NULL,
-    created_at REAL NOT NULL DEFAULT ({_NOW}),
+    created_at REAL NOT NULL DEFAULT ({SQLITE_NOW}),
     due_at REAL NOT NULL DEFAULT 0,
     attempts INTEGER NOT NULL DEFAULT 0,
     waits_for INTEGER NOT NULL DEFAULT -1
@@ -135,6 +149,6 @@ CREATE TABLE IF NOT EXISTS {{t.dead}} (
     reason TEXT NOT NULL,
     attempts INTEGER NOT NULL,
     created_at REAL NOT NULL,
-    died_at REAL NOT NULL DEFAULT ({_NOW})
+    died_at REAL NOT NULL DEFAULT ({SQLITE_NOW})
 )""",
 )

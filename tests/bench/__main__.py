@@ -20,7 +20,7 @@ from typing import Any, Final
 from cachebus.base.clock import perf_counter
 from cachebus.errors import ConfigError
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.bench import cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads, server_cpu
+from tests.bench import availability, cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads, server_cpu
 from tests.bench.report import show
 from tests.bench.rows import Row
 from tests.bench.run import Bench
@@ -56,6 +56,7 @@ GROUPS: Final = (
     Group(("kafka", "commands"), "invalidations over Kafka", kafka_bus.rows),
     Group(("outbox",), "the outbox's relay", outbox.rows),
     Group(("cdc",), "change data capture", cdc.rows),
+    Group(("availability",), "availability", availability.rows),
     Group(("server",), "server CPU per operation", server_cpu.rows),
     Group(("drop",), "drops of a scope", memory.drops),
     Group(("import",), "import time", imports.rows),

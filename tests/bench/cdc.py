@@ -1,6 +1,9 @@
 """The workers of change data capture beside bare loops over the same changes: changes a second, and commit -> applied.
 
-The bare loops do nothing with a change: one peeks and advances, the other reads messages and commits their offsets.
+The bare loops do nothing with a change: one peeks and advances, the other reads messages and commits their offsets. A
+lag of a worker ends where its change is in L2, one of a bare loop where it has read it: before either lets go of it.
+
+This process stands for one that `cachebus worker` starts: garbage is collected as seldom as there.
 """
 
 from __future__ import annotations
@@ -19,12 +22,12 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from pydantic import SecretStr
 
 from cachebus import ConfigError, Settings
-from cachebus.base.clock import monotonic
-from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
-from cachebus.consumers.cdc.slot.peek import PEEK
+from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.cdc.rules.rules import RuleFile, parse_rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.cdc.slot.slices import PEEK
 from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
-from cachebus.consumers.worker.worker import Worker
+from cachebus.consumers.worker.worker import Worker, seldom_collected
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.postgres import PostgresServer
 from tests.bench.rounds import p99
@@ -47,7 +50,7 @@ POLL_S: Final = 0.002
 BATCH: Final = 5000
 
 
-def _rules() -> Rules:
+def _rules() -> RuleFile:
     return parse_rules("""
         [[rule]]
         table = "public.orders"
@@ -60,14 +63,15 @@ def _rules() -> Rules:
 async def rows(bench: Bench) -> list[Row]:
     """Both sources; Kafka's where Kafka can be had, and not in a quick run, which its start alone would make a slow
     one."""
-    found = await _of_the_slot(bench)
-    if bench.scale == Scale.quick():
-        return found
-    try:
-        kafka = KafkaServer()
-    except ConfigError:
-        return found
-    return found + await _of_topics(bench, kafka)
+    with seldom_collected():
+        found = await _of_the_slot(bench)
+        if bench.scale == Scale.quick():
+            return found
+        try:
+            kafka = KafkaServer()
+        except ConfigError:
+            return found
+        return found + await _of_topics(bench, kafka)
 
 
 async def _of_the_slot(bench: Bench) -> list[Row]:
@@ -83,10 +87,11 @@ async def _of_the_slot(bench: Bench) -> list[Row]:
         async def write(count: int) -> None:
             await writer.execute(MANY, count)
 
-        async def bare(count: int) -> None:
+        async def bare(count: int, read: asyncio.Event) -> None:
             while count > 0:
                 found = await reader.fetch(PEEK, "bare", BATCH, b"cachebus_cdc")
                 if found:
+                    read.set()
                     await reader.execute(ADVANCE, "bare", found[-1]["lsn"])
                     count -= sum(row["data"][:1] in (b"I", b"U") for row in found)
                 else:
@@ -125,10 +130,11 @@ async def _of_topics(bench: Bench, kafka: KafkaServer) -> list[Row]:
             sent = [await producer.send(topic, _envelope(number)) for number in range(count)]
             await asyncio.gather(*sent)
 
-        async def bare(count: int) -> None:
+        async def bare(count: int, read: asyncio.Event) -> None:
             while count > 0:
                 found = await consumer.getmany(timeout_ms=300, max_records=BATCH)
                 if found:
+                    read.set()
                     await consumer.commit({part: several[-1].offset + 1 for part, several in found.items()})
                     count -= sum(map(len, found.values()))
 
@@ -139,7 +145,7 @@ async def _of_topics(bench: Bench, kafka: KafkaServer) -> list[Row]:
 
 
 def _envelope(number: int) -> bytes:
-    source = {"schema": "public", "table": "orders", "ts_ms": 1, "lsn": 1}
+    source = {"schema": "public", "table": "orders", "ts_ms": int(wall_s() * 1000), "lsn": 1}
     return json.dumps({"op": "c", "before": None, "after": {"id": number, "total": 1}, "source": source}).encode()
 
 
@@ -160,9 +166,10 @@ async def _measured(
     bench: Bench,
     make: Callable[[], Worker],
     write: Callable[[int], Awaitable[None]],
-    bare: Callable[[int], Awaitable[None]],
+    bare: Callable[[int, asyncio.Event], Awaitable[None]],
 ) -> tuple[list[float], list[float], list[float], list[float]]:
-    """Changes a second and seconds of lag, each of ours and of the bare loop's. Both read all that is written."""
+    """Changes a second and seconds of lag, each of ours and of the bare loop's. Both read all that is written. `bare`:
+    reads so many, sets the event when it has read the first, and returns when it has let go of all."""
     rates: tuple[list[float], list[float]] = ([], [])
     lags: tuple[list[float], list[float]] = ([], [])
     flood = bench.scale.flood
@@ -173,27 +180,52 @@ async def _measured(
             await applied(worker, flood)
             rates[0].append((flood - had) / (monotonic() - started_s))
         started_s = monotonic()
-        await bare(flood)
+        await bare(flood, asyncio.Event())
         rates[1].append(flood / (monotonic() - started_s))
         bench.progress.step(f"flood {turn + 1}")
     async with working(make()) as worker:
+        in_l2 = InL2(worker)
         for count in range(1, bench.scale.messages // 5 + 10):
             await write(1)
             started_s = monotonic()
-            await applied(worker, count)
+            await in_l2.until(count)
             lags[0].append(monotonic() - started_s)
-            await bare(1)
+            await applied(worker, count)
+            await bare(1, asyncio.Event())
     for _ in range(bench.scale.messages // 5 + 10):
-        reading = asyncio.create_task(bare(1))
+        read = asyncio.Event()
+        reading = asyncio.create_task(bare(1, read))
         await write(1)
         started_s = monotonic()
-        await reading
+        await read.wait()
         lags[1].append(monotonic() - started_s)
+        await reading
     return rates[0], rates[1], lags[0][10:], lags[1][10:]
 
 
+class InL2:
+    """How many changes a worker has brought to L2: counted where it tells of their lag, before it lets go of them."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._count = 0
+        self._more = asyncio.Event()
+        self._tell = worker.meters.lag
+        worker.meters.lag = self._told  # type: ignore[method-assign]
+
+    def _told(self, lag_s: float, count: int = 1) -> None:
+        self._tell(lag_s, count)
+        self._count += count
+        self._more.set()
+
+    async def until(self, count: int) -> None:
+        """When there are so many."""
+        while self._count < count:
+            self._more.clear()
+            await self._more.wait()
+
+
 async def applied(worker: Worker, count: int) -> None:
-    """When it has applied so many."""
+    """When it has applied so many, and let go of them."""
     done = asyncio.Event()
     counted = worker.meters.done
 

@@ -212,8 +212,8 @@ async def from_the_log(bench: Bench, heard_hz: float) -> Row:
             bench.progress.step(f"log {turn + 1}")
             await asyncio.gather(*[_invalidate(writer, count // WRITERS) for _ in range(WRITERS)])
             view = parts.node.shards[0]
-            view.head = view.applied + count // WRITERS * WRITERS
-            missing = view.head - view.applied
+            view.highest_seq = view.applied + count // WRITERS * WRITERS
+            missing = view.highest_seq - view.applied
             started = perf_counter()
             await parts.listening.catch_up.read_log(0)
             rates.append(missing / (perf_counter() - started))

@@ -184,10 +184,10 @@ def loaded(names: list[str], max_entries: int, loads_a_seq: int) -> L1:
     l1 = L1(max_entries, 1 << 50)
     for number, key in enumerate(names):
         now_s = 1000 + number / 2000
-        expires = grid(now_s + rng.uniform(3240, 3960), 3600.0)
+        expires_s = grid(now_s + rng.uniform(3240, 3960), 3600.0)
         seq = shared_int(10**6 + number // loads_a_seq)
         size = size_class(rng.randrange(50, 5000))
-        l1.put(Entry(key, None, GROUP, expires, seq, grid(now_s + 2, 2.0), expires, size))
+        l1.put(Entry(key, None, GROUP, expires_s, seq, grid(now_s + 2, 2.0), expires_s, size))
         # A third of the entries is read again, so that both queues are used.
         again = l1.entries.get(names[max(0, number - rng.randrange(max_entries // 2))]) if number % 3 == 0 else None
         if again is not None and again.freq < 3:

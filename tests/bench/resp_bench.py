@@ -16,6 +16,7 @@ import hiredis
 import redis.asyncio
 
 from cachebus.base.clock import monotonic, perf_counter
+from cachebus.base.patience import Patience
 from cachebus.resp import Connection, Script, Subscriber, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer
 
@@ -203,13 +204,9 @@ async def main(rounds: int) -> None:
     with EmbeddedServer() as server:
         address = parse_address(server.url)
         heard: asyncio.Queue[float] = asyncio.Queue()
-        ours = await Connection.open(address, timeout_s=5.0, connect_timeout_s=5.0, clock=monotonic)
+        ours = await Connection.open(address, Patience(5.0, 5.0, monotonic))
         our_ears = await Subscriber.open(
-            address,
-            timeout_s=5.0,
-            connect_timeout_s=5.0,
-            clock=monotonic,
-            on_push=lambda _channel, _payload: heard.put_nowait(perf_counter()),
+            address, Patience(5.0, 5.0, monotonic), on_push=lambda _channel, _payload: heard.put_nowait(perf_counter())
         )
         await our_ears.subscribe("ours")
         theirs = redis.asyncio.Redis(port=server.port, max_connections=CALLERS + 8)

@@ -16,8 +16,10 @@ from typing import Final
 from cachebus import Cache, Settings
 from cachebus.assembly.backends import redis_store, route_of
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.cascade import CascadeTable
-from cachebus.core.ports import Caller, LeaseOutcome, Store
+from cachebus.core.ports import Caller, FillLeaseOutcome, Store
+from cachebus.core.requests import FillLeaseRequest, FillRequest, WriteRequest
 from cachebus.keys.key import Key, Keyspace
 from cachebus.keys.plan import Plan, Planner
 from cachebus.policy import PolicyTable
@@ -216,29 +218,22 @@ class _Fleet:
 
         async def do(number: int) -> None:
             plan, caller, record = plans[number % IDS], self._callers[0], self._record()
-            body = plan.body(caller.node)
-            change = await self._store.write(
-                plan.keys[0],
-                caller,
-                record,
-                keep_ms(record, self._rules),
-                body,
-                others=plan.keys[1:],
-                scopes=plan.scopes,
-            )
-            assert change.stored
+            kept_ms, body = keep_ms(record, self._rules), plan.body(caller.node)
+            writing = WriteRequest(record, kept_ms, body, plan.keys[1:], plan.scopes)
+            change = await self._store.write(plan.keys[0], caller, writing)
+            assert change.done
             self._moved(change.epoch, change.seq)
 
         return do
 
     async def _fill(self, number: int) -> None:
         key, token = self._key("document", number), f"{self._callers[0].node}-{next(self._tokens):x}"
-        lease = await self._store.lease(key, self._callers[0], token, LEASE_MS)
-        assert lease.outcome is LeaseOutcome.GRANTED
+        lease = await self._store.fill_lease(key, self._callers[0], FillLeaseRequest(token, LEASE_MS))
+        assert lease.outcome is FillLeaseOutcome.GRANTED
         record = self._record()
         record.epoch, record.seq = lease.epoch, lease.seq
-        change = await self._store.fill(key, self._callers[0], token, record, keep_ms(record, self._rules), b"")
-        assert change.stored
+        change = await self._store.fill(key, self._callers[0], FillRequest(token, record, keep_ms(record, self._rules)))
+        assert change.done
 
     async def _unfill(self, calls: int) -> None:
         keys = [self._key("document", number) for number in range(calls)]
@@ -273,14 +268,12 @@ async def _fleet(url: str, log_entries: int) -> AsyncIterator[_Fleet]:
         staleness_bound_s=LEFT_ALONE_S,
         probe_interval_s=LEFT_ALONE_S / 2,
     )
-    limits = {"timeout_s": TIMEOUT_S, "connect_timeout_s": TIMEOUT_S}
+    patience = Patience(TIMEOUT_S, TIMEOUT_S, monotonic)
     store = redis_store(settings, route_of(settings, monotonic), monotonic)
     async with Cache.open(settings):
         await store.connect()
-        plain = await Connection.open(parse_address(url), clock=monotonic, **limits)
-        ears = await Subscriber.open(
-            parse_address(url), clock=monotonic, on_push=lambda channel, message: None, **limits
-        )
+        plain = await Connection.open(parse_address(url), patience)
+        ears = await Subscriber.open(parse_address(url), patience, on_push=lambda channel, message: None)
         try:
             await ears.subscribe("plain")
             yield _Fleet(store, plain, log_entries)

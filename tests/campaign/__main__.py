@@ -17,7 +17,7 @@ from cachebus.errors import CacheBusError
 from cachebus.tools.harness.supervisor import NodeCrashed
 from cachebus.tools.servers.redis import find_servers
 from cachebus.tools.verify.nemesis.faults import chosen
-from cachebus.tools.verify.plan import Plan
+from cachebus.tools.verify.plan import VerifyPlan
 from cachebus.tools.verify.run import Run
 from tests.campaign.state import Row, loaded, save, table
 from tests.support.servers import KINDS, Kind
@@ -105,7 +105,7 @@ async def _leg(kind: Way, row: Row, goal: Goal, console: Console) -> None:
     binary = next(binary for binary in find_servers() if binary.origin == kind.server.origin)
     reached = max(row.sums["judged"] / goal.reads, 0.0), row.sums["writes"] / goal.invalidations
     title = f"{kind.name}, leg {row.legs + 1}, {min(reached):4.0%} done: "
-    plan = Plan(
+    plan = VerifyPlan(
         seed=goal.seed + row.legs,
         faults=chosen("all"),
         nodes=goal.nodes,

@@ -4,11 +4,13 @@ Writers send commands, each with a number; two workers at a time apply them, and
 moment, or at an await of their own while they have some in hand. Poison is among them. Meanwhile the broker crashes or
 hangs now and then, and the shared store hangs. In the end each acknowledged command must be in the shared store's log,
 every node must serve what is, and all poison must be among the dead letters.
+
+With a seed that is even, the topic is deleted and made anew as well, with all that is unread in it, partitions are
+added, and some workers are for another store. Then it counts what nodes serve.
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import random
@@ -21,15 +23,20 @@ from dataclasses import dataclass, field
 from itertools import islice, product
 from typing import Any, Final
 
+from aiokafka.admin import NewPartitions, NewTopic
+from aiokafka.errors import KafkaError
+
 from cachebus import Cache, CacheBusError, InvalidationFailed
 from cachebus.producers import KafkaProducer
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.wire import event as events
+from tests.campaign.command import command
 from tests.support.caches import nodes, parts, until
 from tests.support.command import alive
 from tests.support.commands import dead, held, put, setup
-from tests.support.relay_lives import WHENS, Relays, When, kill
+from tests.support.topics import admin_of
+from tests.support.worker_lives import WHENS, Relays, When, kill
 
 THINGS: Final = 100
 WRITERS: Final = 6
@@ -39,7 +46,10 @@ AWAITS: Final = 8
 LIFE_S: Final = (0.0, 0.3)
 """How long one lives on that has begun to apply."""
 OLD_S: Final = 10.0
+CRASH, HANG, HANG_STORE = "the broker crashes", "it hangs", "the shared store hangs"
+ANEW, MORE = "the topic is made anew", "partitions are added"
 AT_ONCE: Final = 1000
+MOST_PARTITIONS: Final = 6
 Servers = tuple[KafkaServer, EmbeddedServer]
 
 
@@ -78,6 +88,9 @@ class Campaign:
     def __init__(self, kafka: str, redis_url: str, lives: int, seed: int, servers: Servers | None) -> None:
         self._kafka, self._redis_url = kafka, redis_url
         self._servers = servers
+        self._loses = servers is not None and seed % 2 == 0
+        """Whether commands are lost before they are applied: who knows that lets go of all."""
+        self._other_url = redis_url
         self._dice = random.Random(seed)
         self._fates = islice(self._drawn(), lives)
         self._name = f"campaign-{secrets.token_hex(4)}"
@@ -92,6 +105,13 @@ class Campaign:
 
     async def run(self) -> Tally:
         """All of it."""
+        if not self._loses:
+            return await self._run()
+        with EmbeddedServer() as other:
+            self._other_url = other.url
+            return await self._run()
+
+    async def _run(self) -> Tally:
         async with (
             Relays() as workers,
             nodes(self._redis_url, 3, namespace=self._name) as caches,
@@ -101,7 +121,7 @@ class Campaign:
             await self._live(workers, caches, producer)
             await workers.begin_commands(self._kafka, self._redis_url, self._name)  # the last one lives
             with suppress(AssertionError):
-                await until(lambda: self._all_said(caches[0]), within_s=90)
+                await until(lambda: self._all_fresh(caches) if self._loses else self._all_said(caches[0]), within_s=90)
             await self._judge(caches)
         return self.tally
 
@@ -129,17 +149,33 @@ class Campaign:
         """One server at a time, never for long."""
         kafka, store = self._servers or ()
         while not self._over.is_set():
-            await asyncio.sleep(self._dice.uniform(3, 12))
-            fault = self._dice.choice(("the broker crashes", "it hangs", "the shared store hangs"))
+            await asyncio.sleep(self._dice.uniform(*((0.5, 4) if self._loses else (3, 12))))
+            fault = self._dice.choice((CRASH, HANG, HANG_STORE, *((ANEW, ANEW, MORE) if self._loses else ())))
             self.tally.faults[fault] += 1
-            if fault == "the broker crashes":
+            if fault == CRASH:
                 await asyncio.to_thread(kafka.kill)
                 await asyncio.to_thread(kafka.start)
+            elif fault in (ANEW, MORE):
+                await self._alter(fault)
             else:
-                server: Any = kafka if fault == "it hangs" else store
+                server: Any = kafka if fault == HANG else store
                 server.pause()
                 await asyncio.sleep(self._dice.uniform(0.1, 1.5))
                 server.resume()
+
+    async def _alter(self, fault: str) -> None:
+        """Writers, or workers, may be the first to make it anew."""
+        with suppress(KafkaError):
+            async with admin_of(self._settings) as admin:
+                if fault == ANEW:
+                    await admin.delete_topics([self._name])
+                    await asyncio.sleep(self._dice.choice((0.0, 0.5, 3.0)))
+                    await admin.create_topics([NewTopic(self._name, self._dice.choice((1, 2, 3)), 1)])
+                else:
+                    (topic,) = await admin.describe_topics([self._name])
+                    count = len(topic["partitions"])
+                    if count < MOST_PARTITIONS:
+                        await admin.create_partitions({self._name: NewPartitions(count + 1)})
 
     # -- what goes on ------------------------------------------------------------------------------------------
 
@@ -183,16 +219,15 @@ class Campaign:
         for when, last_await in self._fates:
             self.tally.lives += 1
             before = self._seen_seq
-            pid = await workers.begin_commands(
-                self._kafka, self._redis_url, self._name, last_await=last_await, when=when
-            )
+            url = self._other_url if self._dice.random() < 0.15 else self._redis_url
+            pid = await workers.begin_commands(self._kafka, url, self._name, last_await=last_await, when=when)
             with suppress(AssertionError):
                 await until(lambda p=pid, b=before: not alive(p) or self._works(cache, b), within_s=OLD_S)  # type: ignore[misc]
             if last_await is None:
                 await asyncio.sleep(self._dice.uniform(*LIFE_S))
             else:
                 with suppress(AssertionError):
-                    await until(lambda p=pid: not alive(p), within_s=2.0)  # type: ignore[misc]
+                    await until(lambda p=pid: not alive(p), within_s=OLD_S)  # type: ignore[misc]
                 self.tally.self_killed += not alive(pid)
             self.tally.at_work += self._works(cache, before) or not alive(pid)
             kill(pid)
@@ -209,11 +244,19 @@ class Campaign:
             not self.tally.poison or len({one.value for one in await dead(self._settings)}) >= self.tally.poison
         )
 
+    async def _all_fresh(self, caches: list[Cache]) -> bool:
+        """Whether every node serves what is."""
+        for cache in caches:
+            for thing, is_ in enumerate(self._versions):
+                if is_ in self._acknowledged and await self._thing(cache, thing) != is_:
+                    return False
+        return True
+
     async def _judge(self, caches: list[Cache]) -> None:
         await self._said(caches[0])
         tally = self.tally
         tally.sent = len(self._acknowledged)
-        missing = sorted(number for number in self._acknowledged if not self._log_s[number])
+        missing = sorted(number for number in self._acknowledged if not self._log_s[number] and not self._loses)
         tally.broken += [f"command {number} was acknowledged, and nobody was told" for number in missing]
         copies = await self._copies()
         tally.doubled = sum(1 for number, count in self._log_s.items() if count > copies[number])
@@ -239,7 +282,7 @@ class Campaign:
         found: Counter[int] = Counter()
         for record in await held(self._settings):
             with suppress(ValueError):
-                found[json.loads(record.value)["related"][0]["resource_id"]] += 1
+                found[int(json.loads(record.value)["related"][0]["resource_id"])] += 1
         return found
 
     async def _said(self, cache: Cache) -> None:
@@ -261,21 +304,12 @@ async def campaign(kafka: str, redis_url: str, *, lives: int, seed: int, servers
     return await Campaign(kafka, redis_url, lives, seed, servers).run()
 
 
-def main() -> int:
-    """Run it; its exit status."""
-    parser = argparse.ArgumentParser("python -m tests.campaign.kafka_worker", description=__doc__)
-    parser.add_argument("--lives", type=int, default=200, help="workers to kill (%(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of all that is random here (%(default)s)")
-    parser.add_argument("--calm", action="store_true", help="leave the servers alone: only workers are killed")
-    asked = parser.parse_args()
-    with KafkaServer() as kafka, EmbeddedServer() as server:
-        servers = None if asked.calm else (kafka, server)
-        tally = asyncio.run(campaign(kafka.address, server.url, lives=asked.lives, seed=asked.seed, servers=servers))
-    print(f"seed {asked.seed}: {tally.told()}")
-    for line in tally.broken[:20]:
-        print(line)
-    return 1 if tally.broken else 0
+def on_own_servers(lives: int, seed: int, calm: bool) -> Tally:
+    """On servers of its own, which are left alone if it is `calm`."""
+    with KafkaServer() as kafka, EmbeddedServer() as store:
+        servers = None if calm else (kafka, store)
+        return asyncio.run(campaign(kafka.address, store.url, lives=lives, seed=seed, servers=servers))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command("kafka_worker", __doc__, "workers", on_own_servers))

@@ -109,7 +109,7 @@ def table(rows: list[Row]) -> str:
 def _cells(row: Row) -> tuple[str, ...]:
     sums = row.sums
     fresh = 1 - sums["stale_beyond"] / max(1, sums["judged"])
-    # Stale reads and other tenants' values have columns of their own.
+    # FallbackKind reads and other tenants' values have columns of their own.
     others = sum("G1 (" not in line and "G8 (" not in line for line in row.broken)
     return (
         row.server,

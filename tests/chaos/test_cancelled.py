@@ -109,7 +109,7 @@ def played(name: str, at: int, how: How, *, inner: bool) -> bool:
                 try:
                     came_so_far = await cancelled(stage, name, Cancelling(at, how, inner=inner), loop.time)
                     shard = world.shards[0]  # a lease that rests, as the source has failed its holder, ends by itself
-                    left = [k for k, v in shard.leases.items() if not v.rests and v.until_s > shard.clock()]
+                    left = [k for k, v in shard.fill_leases.items() if not v.cools_down and v.until_s > shard.clock()]
                     assert not left, "a lease is left"
                 except BaseException as error:
                     error.add_note(f"{name}, cancelled at await {at} ({how}, {inner=}) of {steps.taken}")
@@ -165,7 +165,7 @@ def test_one_of_several_waiters_that_leaves_at_any_await_of_the_load_costs_the_o
                 assert [done[1], done[3]] == [OLD, OLD]
                 assert stage.loads == 1
                 await undisturbed(stage, loop.time)
-                assert world.shards[0].leases == {}
+                assert world.shards[0].fill_leases == {}
 
     live(main)
 
@@ -229,7 +229,7 @@ async def test_a_loader_that_gives_up_after_another_took_its_lease_over_leaves_t
             loading = asyncio.create_task(a.get_or_load("config", "x", late.load, **WHERE))
             await late.asked.wait()
             if url.startswith("memory"):
-                parts(a).world.shards[0].leases.clear()  # type: ignore[union-attr]
+                parts(a).world.shards[0].fill_leases.clear()  # type: ignore[union-attr]
             else:
                 await asyncio.to_thread(redis_server.command, "DEL", "{cachebus:0}:l:acme:config:x")
             inheriting = asyncio.create_task(b.get_or_load("config", "x", heir.load, **WHERE))

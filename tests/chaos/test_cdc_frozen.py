@@ -17,7 +17,7 @@ import pytest
 
 from cachebus import Cache
 from tests.support.caches import quick, until
-from tests.support.changes import ROOT, RULES, SCHEMA, tell
+from tests.support.changes import ROOT, RULES, SCHEMA, fetched, tell
 
 PROGRAM = """
 import sys
@@ -107,3 +107,20 @@ async def test_another_takes_over_and_nothing_is_passed_over(
                 await asyncio.gather(loading, return_exceptions=True)
             await gone()
     await writer.close()
+
+
+async def test_a_frozen_worker_has_no_session_left_to_write_over(database: str, redis_url: str, tmp_path: Path) -> None:
+    """Neither that of the lock, nor the other one: what it writes when it wakes would be of before."""
+    rules = tmp_path / "rules.toml"
+    rules.write_text(RULES)
+    await tell(database, [SCHEMA])
+    sessions = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'cachebus-cdc%' "
+        "AND datname = current_database()"
+    )
+    with worker(rules, database, redis_url) as frozen:
+        await until(lambda: fetched(database, f"SELECT ({sessions}) = 2 AND ({BEGUN}) = 1"), within_s=60)
+        os.kill(frozen.pid, signal.SIGSTOP)
+        await until(lambda: fetched(database, f"SELECT ({sessions}) = 0"), within_s=20)
+        os.kill(frozen.pid, signal.SIGCONT)
+        await until(lambda: fetched(database, f"SELECT ({sessions}) = 2"), within_s=20)

@@ -18,7 +18,7 @@ from cachebus.tools.servers.redis_cluster import ClusterGroup
 from cachebus.tools.servers.redis_group import ask
 from tests.support.caches import D_S, heard, key_of, nodes, parts, past, quick, until
 from tests.support.servers import KINDS, Kind, any_binary, binary_of
-from tests.support.towns import live_through
+from tests.support.workload import live_through
 
 TENANT = "acme"
 
@@ -112,7 +112,7 @@ async def test_the_other_shards_go_on_while_one_primary_is_away(group: ClusterGr
 def leads_to(cache: Cache, shard: int, port: int) -> bool:
     """Whether a cache asks the server at this port about a shard; not while it is on its way there."""
     with suppress(L2Unavailable):
-        return bool(parts(cache).store._links.of(shard)._where.endswith(f":{port}"))  # type: ignore[attr-defined]
+        return bool(parts(cache).store._links.of(shard).where.endswith(f":{port}"))  # type: ignore[attr-defined]
     return False
 
 

@@ -14,7 +14,8 @@ from cachebus import Cache, L2Unavailable, Receipt
 from cachebus.base.clock import monotonic
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, deaf, nodes, parts, past, quick, until
-from tests.support.history import Moods, Town, replay_of, seeds
+from tests.support.history import JudgedWorkload, Mix, replay_of, seeds
+from tests.support.way import Way
 
 FILE = "tests/chaos/test_connections.py"
 WRITES: dict[str, Callable[[Cache], Awaitable[Receipt]]] = {
@@ -136,57 +137,31 @@ async def test_a_node_whose_connections_all_hang_half_open_serves_nothing_older_
     """Its bytes are held somewhere, both sockets stay open; the others go on and write."""
     async with AsyncExitStack() as stack:
         (a,) = await stack.enter_async_context(nodes(own_server.url, 1))
-        port, hold = await stack.enter_async_context(held(own_server.port))
-        b = await stack.enter_async_context(Cache(quick(f"redis://127.0.0.1:{port}/0", l2_timeout_s=5)))
+        way = await stack.enter_async_context(HoldingWay(own_server.port))
+        b = await stack.enter_async_context(Cache(quick(f"redis://127.0.0.1:{way.port}/0", l2_timeout_s=5)))
         receipt = await a.set("config", "x", "old", tenant_id="acme")
         assert await b.get("config", "x", tenant_id="acme", after=receipt) == "old"
-        hold.set()
+        way.hold.set()
         await a.set("config", "x", "new", tenant_id="acme")
         await past(monotonic() + D_S)
         reading = asyncio.create_task(b.get("config", "x", tenant_id="acme"))
         loading = asyncio.create_task(b.get_or_load("config", "x", lambda: "new", tenant_id="acme"))
         await asyncio.sleep(0.05)
         assert not reading.done()
-        hold.clear()
+        way.hold.clear()
         assert await reading == "new"
         assert await loading == "new"
 
 
-class held:  # noqa: N801 (used like a function)
-    """A way to the server that can hold all bytes back: `async with held(port) as (port, event)`."""
+class HoldingWay(Way):
+    """A way to the server that can hold all bytes back, by `hold`."""
 
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self._hold = asyncio.Event()
-        self._tasks: list[asyncio.Task[None]] = []
+    def __init__(self, to_port: int) -> None:
+        super().__init__(to_port)
+        self.hold = asyncio.Event()
 
-    async def __aenter__(self) -> tuple[int, asyncio.Event]:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        return self._server.sockets[0].getsockname()[1], self._hold
-
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there_reader, there_writer = await asyncio.open_connection("127.0.0.1", self._to)
-        for source, target in ((reader, there_writer), (there_reader, writer)):
-            self._tasks.append(asyncio.create_task(self._pass_on(source, target)))
-
-    async def _pass_on(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
-        try:
-            while data := await source.read(65536):
-                await until(lambda: not self._hold.is_set())
-                target.write(data)
-                await target.drain()
-        except OSError:
-            pass  # one of the two went away, as sockets do
-        finally:
-            target.close()
-
-    async def __aexit__(self, *_: object) -> None:
-        self._hold.clear()
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+    async def _before(self, data: bytes, direction: str, kind: list[str]) -> None:
+        await until(lambda: not self.hold.is_set())
 
 
 @pytest.mark.parametrize("seed", seeds(2))
@@ -198,10 +173,10 @@ async def test_lives_over_a_real_server_with_connections_killed_at_random(
     async with nodes(
         own_server.url, 3, lease_ms=300, log_max_len=dice.choice((16, 1000)), max_invalidated_scopes=16
     ) as caches:
-        town = Town(monotonic, D_S, Moods(dice))
+        workload = JudgedWorkload(monotonic, D_S, Mix(dice))
         until_s = monotonic() + 2.5
 
-        async def trouble() -> None:
+        async def fault() -> None:
             while monotonic() < until_s:
                 await asyncio.sleep(dice.uniform(0, 0.4))
                 kind = dice.choice(("normal", "pubsub", "deaf", "flush", "log", "scripts"))
@@ -217,9 +192,9 @@ async def test_lives_over_a_real_server_with_connections_killed_at_random(
                 else:
                     await asyncio.to_thread(own_server.command, "SCRIPT", "FLUSH")
 
-        lives = [town.read_on(cache, f"node {i}", until_s) for i, cache in enumerate(caches) for _ in range(2)]
-        lives += [town.write_on(caches, until_s) for _ in range(2)]
-        await asyncio.gather(*lives, trouble())
+        lives = [workload.read_on(cache, f"node {i}", until_s) for i, cache in enumerate(caches) for _ in range(2)]
+        lives += [workload.write_on(caches, until_s) for _ in range(2)]
+        await asyncio.gather(*lives, fault())
         await until(lambda: all(cache.ready() and cache.stats().l2_connected for cache in caches))
-        await town.rest(caches)
-        town.verdict(replay_of(FILE, seed))
+        await workload.rest(caches)
+        workload.verdict(replay_of(FILE, seed))

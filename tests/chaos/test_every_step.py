@@ -135,8 +135,8 @@ class Play:
 
     def _leases(self) -> dict[str, Any]:
         """Those that are held: one that rests, since the source has failed its holder, ends by itself."""
-        leases = self.shard.leases.items()
-        return {key: lease for key, lease in leases if lease.epoch == self.shard.epoch and not lease.rests}
+        leases = self.shard.fill_leases.items()
+        return {key: lease for key, lease in leases if lease.epoch == self.shard.epoch and not lease.cools_down}
 
 
 def played(name: str, befall: Befall, at: int, when: When, after: Befall | None = None) -> bool:
@@ -260,7 +260,7 @@ LOSSES: dict[str, Callable[[Play], None]] = {
     "marks evicted": lambda play: play.shard.invalidated.lose(),
     "counts of marks evicted": lambda play: play.shard.invalidated.lose_counts(),
     "log evicted": lambda play: play.shard.messages.clear(),
-    "leases evicted": lambda play: play.shard.leases.clear(),
+    "leases evicted": lambda play: play.shard.fill_leases.clear(),
     "records evicted": lambda play: play.shard.records.clear(),
     "nodes evicted": lambda play: lose_nodes(play.shard),
 }

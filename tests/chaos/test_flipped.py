@@ -1,7 +1,7 @@
 """A bit of an event flips, on the bus or in the log: a gap, which heals within D, and nothing replaced comes back.
 
 1. A producer replaces `x` (and more): its event comes to the reader with one bit changed.
-2. Whoever took the seq in a damaged head for the truth would then pass over the next event, as one that is known.
+2. Whoever took the seq in a damaged header for the truth would then pass over the next event, as one that is known.
 3. So that one replaces `y`. Both must be gone once the reader has probed; and, without a probe, once its lease is over.
 """
 
@@ -44,7 +44,7 @@ class Producer:
         body, shard = events.encode_body(self.made, probe=len(self.made) > 1), fleet.world.shards[0]
         keys = [key for key in (X, TAGGED, OTHER) if key.l1 in self.made[0].keys]
         change = shard.invalidate(Caller("", 0, b""), keys, [name for p in self.made for name in p.scopes], body)
-        return change.head + body
+        return change.event_header + body
 
 
 PRODUCERS = {
@@ -190,7 +190,7 @@ async def test_over_a_real_server_a_flipped_bit_heals_within_d(redis_server: Emb
         proxy.spoil(spoil)
         async with nodes(f"redis://127.0.0.1:{proxy.port}/0", 1) as (reader,):
             body = events.encode_body([WritePart([X.l1], [], parts(writer).node.id)])
-            for bit in one_of_each_byte(bytes(events.HEAD_BYTES) + body):
+            for bit in one_of_each_byte(bytes(events.HEADER_BYTES) + body):
                 await _holds_old(writer, reader)
                 spoil.bit = bit
                 await writer.invalidate("doc", "x", **WHERE)
@@ -251,8 +251,8 @@ async def _flipped_in_the_log(writer: Cache, reader: Cache, call: Any, log: str,
 
 
 async def test_a_flipped_bit_in_the_head_that_answers_an_own_write_costs_the_shards_memory_and_no_promise() -> None:
-    """The reply to a write has its event's head: damaged, it would stand for another event than the one there is."""
-    for bit in range(8 * events.HEAD_BYTES):
+    """The reply to a write has its event's header: damaged, it would stand for another event than the one there is."""
+    for bit in range(8 * events.HEADER_BYTES):
         async with Fleet(2) as fleet:
             a, b = fleet.caches
             await a.set("config", "other", "kept", "acme")

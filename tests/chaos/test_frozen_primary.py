@@ -53,7 +53,7 @@ async def test_a_primary_that_wakes_beside_another_confirms_nothing() -> None:
                     await producer.invalidate("config", "x", tenant_id=TENANT)
 
 
-async def test_nor_does_one_of_a_cluster() -> None:
+async def test_a_primary_of_a_cluster_that_wakes_beside_another_confirms_nothing() -> None:
     """There it soon refuses all, as it misses the others. But what has come meanwhile it carries out first."""
     async with grouped("cluster", any_binary(), "cachebus", seed=2) as server:
         group, names = server.group, ShardNames("cachebus", 0)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from cachebus.keys.key import bucket_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.wire.event import WritePart, encode, encode_body
 from tests.support.caches import D_S, deaf, heard, nodes, past, until
+from tests.support.logs import told
 
 CHANNEL, LOG = "{cachebus:0}:events:0", "{cachebus:0}:log"
 RECORD, LEASE = "{cachebus:0}:r:acme:config:", "{cachebus:0}:l:acme:config:"
@@ -44,7 +46,19 @@ def noise(seed: int, count: int = 60) -> list[bytes]:
     dice = random.Random(seed)
     good = encode(b"a" * 16, 7, 0, encode_body([WritePart(["x"], [])]))
     record = b"\xcb\x02" + bytes(61)
-    found = [b"", b"CB2", b"CBW", b"CBW\xff\xfe", good[:40], good[:-1], good + b"x", b"CB2" + bytes(60), record]
+    found = [
+        b"",
+        b"CB2",
+        b"CBW",
+        b"CBW\xff\xfe",
+        b"CBQ",
+        b"CBA" + bytes(60),
+        good[:40],
+        good[:-1],
+        good + b"x",
+        b"CB2" + bytes(60),
+        record,
+    ]
     for _ in range(count):
         kind = dice.randrange(3)
         if kind == 0:
@@ -198,6 +212,26 @@ async def test_a_record_that_answers_for_another_key_is_a_miss(
     assert await b.get_or_load("config", "x", lambda: "own", **where) == "own", "what the lease gave"
     assert await b.get("config", "x", **where) == "own", "it was written over"
     assert b.stats().l2_errors == 0
+
+
+async def test_a_damaged_record_is_told_whoever_judges_it_and_counted_once_a_read(
+    redis_server: EmbeddedServer, pair: list[Cache]
+) -> None:
+    a, b = pair
+    await a.set("broken", "x", "own", tenant_id="acme")
+    whole = _get(redis_server, "{cachebus:0}:r:acme:broken:x")
+
+    async def unread(reads: Awaitable[Any]) -> int:
+        send(redis_server, ("SET", "{cachebus:0}:r:acme:broken:x", whole[:-1]))
+        before = b.stats().types["broken"].serialization_errors if "broken" in b.stats().types else 0
+        await reads
+        return b.stats().types["broken"].serialization_errors - before
+
+    with told("WARNING", of="a broken in L2 can't be read") as lines, deaf(b):
+        ahead = await a.invalidate("config", "other", tenant_id="acme")
+        assert await unread(b.get("broken", "x", tenant_id="acme", after=ahead)) == 1, "judged by the script"
+        assert len(lines) == 1
+    assert await unread(b.get_or_load("broken", "x", lambda: "new", "acme", use_memory=False)) == 1, "by lease, too"
 
 
 def _get(server: EmbeddedServer, key: str) -> bytes:

@@ -9,6 +9,7 @@ import pytest
 
 from cachebus import Cache, Settings
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.keys.key import bucket_of
 from cachebus.resp import Connection, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer
@@ -43,9 +44,7 @@ GARBAGE = {
 @pytest.mark.parametrize("command", GARBAGE.values(), ids=GARBAGE.keys())
 async def test_an_invalidation_still_reaches_every_node(server_kinds: EmbeddedServer, command: tuple[str, ...]) -> None:
     settings = Settings(url=server_kinds.url, **SETTINGS)
-    connection = await Connection.open(
-        parse_address(server_kinds.url), timeout_s=2, connect_timeout_s=2, clock=monotonic
-    )
+    connection = await Connection.open(parse_address(server_kinds.url), Patience(2, 2, monotonic))
     async with closing(connection), Cache.open(settings) as a, Cache.open(settings) as b:
         await a.set("config", "x", 1, tenant_id="acme")
         await a.invalidate_scope(tenant_id="acme", data_type="other")  # so that there are marks

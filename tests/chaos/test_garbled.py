@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, L2Unavailable, Policy
+from cachebus.base.backoff import Backoff
 from cachebus.resp import parse_address
 from cachebus.tools.harness.proxy import Proxy, dialer
 from cachebus.tools.servers.redis import EmbeddedServer
@@ -130,8 +131,9 @@ async def garbled(server: EmbeddedServer, garbler: Garbler, **settings: Any) -> 
 
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_no_read_is_given_another_keys_value_or_fails_by_a_surprise(
-    redis_server: EmbeddedServer, seed: int
+    redis_server: EmbeddedServer, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(Backoff, "longer", lambda _: None)  # a hundred pauses of two seconds would take minutes
     trouble: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, told: trouble.append(told))
     garbler = Garbler(random.Random(seed))

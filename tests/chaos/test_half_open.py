@@ -39,16 +39,11 @@ class Ways(Way):
         self._changed.set()
         self._changed = asyncio.Event()
 
-    async def _carry(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, direction: str, kind: list[str]
-    ) -> None:
-        with suppress(OSError):
-            while data := await source.read(65536):
-                if b"SUBSCRIBE" in data:
-                    kind.append("pubsub")
-                while ("pubsub" if kind else "data", direction) in self._hang:
-                    await self._changed.wait()
-                sink.write(data)
+    async def _before(self, data: bytes, direction: str, kind: list[str]) -> None:
+        if b"SUBSCRIBE" in data:
+            kind.append("pubsub")
+        while ("pubsub" if kind else "data", direction) in self._hang:
+            await self._changed.wait()
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ async def test_a_lost_slot_waits_for_no_primary_that_is_away(town: Town, databas
     head = f"tenants = {json.dumps(list(town.tenants))}\n"
 
     def a_worker() -> SlotWorker:
-        given = SlotSource(SecretStr(database), on_lost_slot="invalidate")
+        given = SlotSource(SecretStr(database))
         return SlotWorker(quick(town.url, shards=SHARDS), parse_rules(head + RULES), given)
 
     async def is_whole() -> bool:

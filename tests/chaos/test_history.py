@@ -10,7 +10,7 @@ import pytest
 
 from cachebus.l2.memory import MemoryShard
 from cachebus.testing import Faults, Fleet
-from tests.support.history import Moods, Town, replay_of, seeds
+from tests.support.history import JudgedWorkload, Mix, replay_of, seeds
 from tests.support.shard_state import copied, lose_nodes, put_back
 from tests.support.simulation import VirtualLoop, Wire, live
 
@@ -20,7 +20,7 @@ LIFE_S = 20.0
 NODES = 3
 
 
-class Trouble:
+class RandomFaults:
     """What befalls a fleet, at moments that the dice choose."""
 
     def __init__(self, fleet: Fleet, wires: list[Wire], dice: random.Random) -> None:
@@ -92,23 +92,23 @@ class Trouble:
         await self.deafness()
         self.shard.messages.clear()
 
-    async def go_on(self, moods: Moods, loop: VirtualLoop, until_s: float) -> None:
+    async def go_on(self, mix: Mix, loop: VirtualLoop, until_s: float) -> None:
         """One after the other until the time comes."""
         while loop.time() < until_s:
-            await asyncio.sleep(self.dice.uniform(0, moods.calm_s * D_S))
-            kinds: tuple[Callable[[Trouble], Awaitable[None]], ...] = (
-                Trouble.outage,
-                Trouble.cut,
-                Trouble.exile,
-                Trouble.deafness,
-                Trouble.restart,
-                Trouble.flush,
-                Trouble.lost_marks,
-                Trouble.lost_counts,
-                Trouble.lost_nodes,
-                Trouble.lost_log,
+            await asyncio.sleep(self.dice.uniform(0, mix.calm_s * D_S))
+            kinds: tuple[Callable[[RandomFaults], Awaitable[None]], ...] = (
+                RandomFaults.outage,
+                RandomFaults.cut,
+                RandomFaults.exile,
+                RandomFaults.deafness,
+                RandomFaults.restart,
+                RandomFaults.flush,
+                RandomFaults.lost_marks,
+                RandomFaults.lost_counts,
+                RandomFaults.lost_nodes,
+                RandomFaults.lost_log,
             )
-            await moods.pick(kinds)(self)
+            await mix.pick(kinds)(self)
             if self.dice.random() < 0.3:
                 await self.backup()
 
@@ -117,7 +117,7 @@ async def life(seed: int, loop: VirtualLoop) -> None:
     """Some nodes, two callers each, for a while."""
     dice = random.Random(seed)
     random.seed(seed)  # the jitter of heartbeats
-    moods = Moods(dice)
+    mix = Mix(dice)
     faults = Faults(seed=seed, drop=dice.choice((0, 0.3)), double=dice.choice((0, 0.2)), swap=dice.choice((0, 0.3)))
     settings = {"staleness_bound_s": D_S, "probe_interval_s": 0.25, "gap_grace_s": 0.02, "lease_ms": 500}
     until_s = loop.time() + LIFE_S
@@ -132,12 +132,14 @@ async def life(seed: int, loop: VirtualLoop) -> None:
     async with fleet:
         delay_s = dice.choice((0.002, 0.02, 0.2))
         wires = [Wire(cache, fleet, dice, delay_s) for cache in fleet.caches]
-        town = Town(loop.time, D_S, moods)
-        lives = [town.read_on(cache, f"node {i}", until_s) for i, cache in enumerate(fleet.caches) for _ in range(4)]
-        lives += [town.write_on(fleet.caches, until_s) for _ in range(2)]
-        await asyncio.gather(*lives, Trouble(fleet, wires, dice).go_on(moods, loop, until_s))
-        await town.rest(fleet.caches)
-        town.verdict(replay_of(FILE, seed))
+        workload = JudgedWorkload(loop.time, D_S, mix)
+        lives = [
+            workload.read_on(cache, f"node {i}", until_s) for i, cache in enumerate(fleet.caches) for _ in range(4)
+        ]
+        lives += [workload.write_on(fleet.caches, until_s) for _ in range(2)]
+        await asyncio.gather(*lives, RandomFaults(fleet, wires, dice).go_on(mix, loop, until_s))
+        await workload.rest(fleet.caches)
+        workload.verdict(replay_of(FILE, seed))
 
 
 @pytest.mark.parametrize("seed", seeds(11))
@@ -157,11 +159,11 @@ def test_a_seed_lives_the_same_life_again() -> None:
         async with Fleet(2, clock=loop.time) as fleet:
             for cache in fleet.caches:
                 Wire(cache, fleet, dice, 0.01)
-            town = Town(loop.time, 2.0, Moods(dice))
+            workload = JudgedWorkload(loop.time, 2.0, Mix(dice))
             for i in range(200):
-                await town.read(fleet.caches[i % 2], "")
+                await workload.read(fleet.caches[i % 2], "")
                 if i % 9 == 0:
-                    await town.write(fleet.caches[i % 2])
+                    await workload.write(fleet.caches[i % 2])
                 moments.append(loop.time())
 
     for _ in range(2):

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
-from secrets import token_hex
 from typing import Any
 
 import pytest
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
-from aiokafka.errors import KafkaError
 from aiokafka.partitioner import DefaultPartitioner
 
 from cachebus import Cache
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.client import kafka_access
 from cachebus.bus.kafka.connection import KafkaConnection
-from cachebus.bus.kafka.topic import EXISTS, Layout
+from cachebus.bus.kafka.sender import LANES_APART
+from cachebus.bus.kafka.topic import TopicLayout
 from cachebus.bus.kafka.watch import TopicWatch
 from cachebus.core.ports import Listener
 from cachebus.errors import CacheBusError, InvalidationFailed
@@ -25,8 +23,8 @@ from cachebus.producers import DirectProducer, KafkaProducer
 from cachebus.resp import ended
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.wire import event as events
-from tests.support.caches import Source, key_of, nodes, quick, until
-from tests.support.kafka_fleet import bus_of
+from tests.support.caches import Source, nodes, quick, until
+from tests.support.kafka_fleet import bus_of, spread, tenant_of
 from tests.support.servers import SharedServers
 
 SHARDS = 4
@@ -52,54 +50,6 @@ def second(pair: list[KafkaServer]) -> Iterator[KafkaServer]:
 async def setup(pair: list[KafkaServer], second: KafkaServer, redis_url: str) -> dict[str, Any]:
     """The settings of a fleet with a topic of its own; the broker that breaks is the first that they name."""
     return await spread(pair, redis_url, {0: [1], 1: [2], 2: [1], 3: [2]})
-
-
-async def spread(brokers: list[KafkaServer], url: str, assigned: Mapping[int, list[int]]) -> dict[str, Any]:
-    """Make a topic whose partitions have these brokers as replicas, by their numbers."""
-    first, second = brokers[:2]
-    name, numbers = f"spread-{token_hex(4)}", {number for replicas in assigned.values() for number in replicas}
-    admin = AIOKafkaAdminClient(bootstrap_servers=first.address, request_timeout_ms=5_000)
-    await admin.start()
-    try:
-
-        async def all_there() -> bool:
-            with suppress(KafkaError):  # by one that has just ended, and is not yet missed
-                named = (await admin.describe_cluster())["brokers"]
-                return {broker["node_id"] for broker in named} == numbers
-            return False
-
-        async def created() -> bool:
-            with suppress(KafkaError, TimeoutError):  # whom it asks may have just come back, and be slow
-                made = await admin.create_topics([NewTopic(name, -1, -1, replica_assignments=dict(assigned))])
-                return made.topic_errors[0][1] in (0, EXISTS)
-            return False
-
-        async def led() -> bool:
-            with suppress(KafkaError):
-                (topic,) = await admin.describe_topics([name])
-                return [part["leader"] for part in topic["partitions"]].count(-1) == 0
-            return False
-
-        await until(all_there, within_s=60.0)
-        await until(created, within_s=60.0)
-        await until(led)
-    finally:
-        await admin.close()
-    return {
-        "url": url,
-        "bus": "kafka",
-        "kafka_bootstrap_servers": f"{second.address},{first.address}",
-        "kafka_topic": name,
-        "namespace": name,
-        "kafka_partitions": len(assigned),
-        "shards": len(assigned),
-    }
-
-
-def tenant_of(cache: Cache, shard: int) -> str:
-    """One whose shard it is."""
-    names = (f"tenant-{number}" for number in range(1000))
-    return next(name for name in names if key_of(cache, "config", "k", name).shard == shard)
 
 
 def hears(cache: Cache, *shards: int) -> bool:
@@ -239,18 +189,18 @@ async def test_each_look_asks_another_kafka_broker_where_the_one_that_answered_b
     pair: list[KafkaServer], setup: dict[str, Any], second: KafkaServer, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At once: no look fails for it, and waits for the next."""
-    looks, failed = list[Layout](), list[CacheBusError]()
+    looks, failed = list[TopicLayout](), list[CacheBusError]()
     watch = TopicWatch(kafka_access(quick(**setup)), monotonic, looks.append)
-    look = watch._look
+    look = watch._read_layout
 
-    async def noted() -> Layout:
+    async def noted() -> TopicLayout:
         try:
             return await look()
         except CacheBusError as error:
             failed.append(error)
             raise
 
-    monkeypatch.setattr(watch, "_look", noted)
+    monkeypatch.setattr(watch, "_read_layout", noted)
 
     async def looked() -> int | None:
         """Which port answered the next look."""
@@ -282,17 +232,19 @@ async def test_each_look_asks_another_kafka_broker_where_the_one_that_answered_b
 async def test_a_partition_whose_replicas_hang_keeps_no_other_of_its_leader_waiting(
     pair: list[KafkaServer], second: KafkaServer, redis_url: str
 ) -> None:
-    """The leader answers when all replicas have a message, or after a while. In one lane the others would wait too."""
+    """The leader answers when all replicas have a message, or after a while. In one lane the others would wait too. The
+    late ones share a few lanes, however many they are: each lane is a connection and a task."""
+    late = range(1, 3 * LANES_APART)
     third = KafkaServer(joins=pair[0], number=3)
     with await asyncio.to_thread(third.start):
-        setup = await spread([*pair, third], redis_url, {0: [1, 3], 1: [1, 2], 2: [1, 2]})
-        async with nodes(**setup) as (a, b), undisturbed(b, 0, 1, 2):
-            await carried(a, b, 0, 1, 2)
+        setup = await spread([*pair, third], redis_url, {0: [1, 3], **{number: [1, 2] for number in late}})
+        async with nodes(**setup) as (a, b), undisturbed(b, 0, *late):
+            await carried(a, b, 0, *late)
             queues, lanes = bus_of(a)._sender._queues[1:], bus_of(a)._sender._lanes
 
             async def apart() -> list[bool]:
                 """Which are, after one more message each."""
-                for shard in (1, 2):
+                for shard in late:
                     await a.invalidate("config", "k", tenant_id=tenant_of(a, shard))
                 return [queue.apart for queue in queues]
 
@@ -304,12 +256,12 @@ async def test_a_partition_whose_replicas_hang_keeps_no_other_of_its_leader_wait
 
             await broken(second, "hanging")
             await until(all_apart)
-            assert len(lanes) == 3  # each of them has a lane of its own
+            assert len([which for _, which in lanes if which is not None]) == LANES_APART
             await carried(a, b, *[0] * 20)
             await whole(second)
             await until(together, within_s=60.0)
-            assert len(lanes) == 1
-            await carried(a, b, 0, 1, 2)
+            await carried(a, b, 0, *late)
+            await until(lambda: [which for _, which in lanes] == [None])
 
 
 async def test_a_producer_publishes_while_one_of_two_kafka_brokers_hangs(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from itertools import count
 from secrets import token_hex
 from typing import Any, Self
 
@@ -11,9 +12,9 @@ import pytest
 from cachebus import Settings
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
-from cachebus.bus.kafka import ears
+from cachebus.bus.kafka import brokers, ears
 from cachebus.bus.kafka.client import KafkaAccess
-from cachebus.bus.kafka.connection import Address, KafkaConnection
+from cachebus.bus.kafka.connection import BrokerAddress, KafkaConnection
 from cachebus.bus.kafka.envelope import Envelope
 from cachebus.bus.kafka.portion import FETCH_BYTES, Portion
 from cachebus.observe import Counters
@@ -26,6 +27,7 @@ from tests.support.slow_link import SlowLink
 EPOCH = b"e" * 16
 PATIENCE_S = 0.5 + ears.FETCH_WAIT_S
 RATE = 300_000
+UPLINK = 3_000
 BATCHES_BYTES = 720_000
 """More than comes in time, by far."""
 
@@ -36,13 +38,13 @@ async def link(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIter
 
     class Through(KafkaConnection):
         @classmethod
-        async def open(cls, access: KafkaAccess, address: Address) -> Self:
-            connection = await super().open(access, Address(address.host, slow.port))
+        async def open(cls, access: KafkaAccess, address: BrokerAddress) -> Self:
+            connection = await super().open(access, BrokerAddress(address.host, slow.port))
             connection.address = address
             return connection
 
     async with SlowLink(kafka.port, down=RATE) as slow:
-        monkeypatch.setattr(ears, "KafkaConnection", Through)
+        monkeypatch.setattr(brokers, "KafkaConnection", Through)
         yield slow
 
 
@@ -127,3 +129,53 @@ async def test_a_batch_that_never_comes_in_time_is_passed_over(
         await until(heard_again)
     finally:
         await bus.close()
+
+
+@pytest.mark.parametrize("partitions", [1, 8])
+async def test_events_that_do_not_fit_the_uplink_are_given_up_in_time_and_the_last_ones_come(
+    redis_url: str, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch, partitions: int
+) -> None:
+    """Not even the least request that there once was comes in time. Of a flood some come nevertheless, and what does
+    not is neither kept nor sent."""
+    setup, counters, heard = setup_of(redis_url, kafka, partitions), Counters(), set[int]()
+    hearing = kafka_bus(setup, monotonic, lambda _, message: heard.add(events.position_of(message)[1]), Counters())
+    async with SlowLink(kafka.port, up=UPLINK) as slow:
+        through = f"127.0.0.1:{slow.port}"
+
+        class Through(KafkaConnection):
+            @classmethod
+            async def open(cls, access: KafkaAccess, address: BrokerAddress) -> Self:
+                if access.servers != through:
+                    return await super().open(access, address)
+                connection = await super().open(access, BrokerAddress(address.host, slow.port))
+                connection.address = address
+                return connection
+
+        monkeypatch.setattr(brokers, "KafkaConnection", Through)
+        publishing = kafka_bus(setup.model_copy(update={"kafka_bootstrap_servers": through}), monotonic, None, counters)
+        seqs = count(1)
+        body = events.encode_body([events.WritePart(["k" * 200], [])])
+
+        async def flooded() -> bool:
+            for _ in range(20):
+                seq = next(seqs)
+                await publishing.publish(seq % partitions, events.encode(EPOCH, seq, 0, body))
+            answered = seq - counters.bus_publish_failures - publishing._sender._unresolved
+            return answered >= 50 and len(heard) >= 50
+
+        async def all_come() -> bool:
+            seq = next(seqs)
+            await publishing.publish(seq % partitions, events.encode(EPOCH, seq, 0, body))
+            await publishing._sender.flush()
+            return seq in heard
+
+        try:
+            await hearing.connect()
+            await publishing.connect()
+            await until(flooded, within_s=30.0)
+            await until(lambda: not publishing._sender._unresolved, within_s=2 * setup.l2_timeout_s + 1.0)
+            assert counters.bus_publish_failures > 50
+            await until(all_come, within_s=30.0)
+        finally:
+            await publishing.close()
+            await hearing.close()

@@ -22,7 +22,7 @@ STEPS_OF = {
     "set": ["write"],
     "invalidate by key": ["invalidate"],
     "invalidate by type": ["invalidate"],
-    "get_or_load": ["get", "lease", "load", "fill"],
+    "get_or_load": ["get", "fill_lease", "load", "fill"],
     "close and open": ["forget", "reach", "listen", "probe"],
 }
 CASES = [(name, at, when) for name, steps in STEPS_OF.items() for at in range(len(steps)) for when in WHENS]

@@ -19,7 +19,7 @@ from cachebus.listening.catch_up import CatchUp
 from cachebus.listening.probe import BEGINNINGS_MAX
 from cachebus.producers.direct import DirectProducer
 from cachebus.resp import ClusterMap, Links, parse_address, slot_of
-from cachebus.resp.asked_route import LOOK_AGAIN_S, LOOK_MAX_S
+from cachebus.resp.asked_route import REFRESH_MAX_S, REFRESH_S
 from cachebus.resp.cluster_map import SLOTS
 from cachebus.settings import SHARDS_MAX
 from cachebus.tools.servers.redis import HOST, EmbeddedServer
@@ -59,7 +59,7 @@ def stranger() -> Iterator[EmbeddedServer]:
 async def looked(links: Any) -> None:
     """One look more, without the pause before it."""
     links.route._next_s = float("-inf")
-    await links.route.look(monotonic())
+    await links.route.refresh(monotonic())
 
 
 async def clients(town: ClusterGroup) -> int:
@@ -117,28 +117,28 @@ async def test_who_looks_for_long_and_finds_nothing_new_asks_less_often(town: To
     async def look() -> float:
         nonlocal now_s
         now_s = max(now_s, route._next_s)
-        await route.look(now_s)
+        await route.refresh(now_s)
         return route._next_s - now_s
 
-    assert await look() <= LOOK_AGAIN_S
-    assert max([await look() for _ in range(40)]) > 2 * LOOK_AGAIN_S
-    assert await look() <= LOOK_MAX_S
+    assert await look() <= REFRESH_S
+    assert max([await look() for _ in range(40)]) > 2 * REFRESH_S
+    assert await look() <= REFRESH_MAX_S
     route.known[0] = None
-    assert await look() <= LOOK_AGAIN_S, "it has found something"
-    assert max([await look() for _ in range(40)]) > 2 * LOOK_AGAIN_S
-    now_s = route._next_s + 2 * LOOK_AGAIN_S
-    assert await look() <= LOOK_AGAIN_S, "this is another search"
+    assert await look() <= REFRESH_S, "it has found something"
+    assert max([await look() for _ in range(40)]) > 2 * REFRESH_S
+    now_s = route._next_s + 2 * REFRESH_S
+    assert await look() <= REFRESH_S, "this is another search"
 
 
 async def test_a_producer_that_nobody_calls_looks_for_nobody(town: Town) -> None:
     async with DirectProducer.open(quick(town.url, shards=SHARDS)) as producer:
         links = links_of(producer)
-        await until(lambda: links._seeking is None or links._seeking.done())
+        await until(lambda: links._refreshing is None or links._refreshing.done())
         assert any(links.unconfirmed)
         links.suspect_primary(shard_of(town.tenants[0]))
-        assert not links._seeking.done()
+        assert not links._refreshing.done()
         await producer.invalidate("config", "x", town.tenants[0])
-        await until(links._seeking.done)
+        await until(links._refreshing.done)
 
 
 async def test_a_producer_that_is_closed_while_it_connects_to_a_primary_leaves_no_task(town: Town) -> None:
@@ -158,7 +158,7 @@ async def test_a_producer_whose_primary_becomes_a_replica_goes_to_the_new_one() 
         await producer.invalidate("config", "x", "acme")
         old = await group.primary()
         links = links_of(producer)
-        await until(lambda: links._seeking is None or links._seeking.done())
+        await until(lambda: links._refreshing is None or links._refreshing.done())
         (new,) = [server for server in group.data if server is not old]
         await ask(new, "REPLICAOF", "NO", "ONE")
         await ask(old, "REPLICAOF", HOST, new.port)
@@ -240,14 +240,18 @@ async def test_what_is_closed_goes_nowhere(town: Town) -> None:
         await store.reach(first)
     links.suspect_primary(first)
     assert not links._primaries
-    assert links._seeking is None or links._seeking.done()
+    assert links._refreshing is None or links._refreshing.done()
 
 
 async def test_a_server_to_which_a_command_went_aside_is_not_let_go_of(town: Town) -> None:
     """It has no slots as yet; meanwhile another primary's connection breaks."""
     with EmbeddedServer(any_binary(), conf=["cluster-enabled yes"]) as new:
         await town._meet(town.servers[0], new)
-        await until(lambda: ask(new, "CLUSTER", "SLOTS"))
+
+        async def knows_all() -> bool:
+            return len(await ask(new, "CLUSTER", "SLOTS")) >= len(town.servers)
+
+        await until(knows_all)
         async with DirectProducer.open(quick(town.url, shards=SHARDS)) as producer:
             for tenant in town.tenants:
                 await producer.invalidate("config", "x", tenant)
@@ -276,7 +280,7 @@ async def test_what_is_given_in_one_tick_is_tidied_up_after_once(
         tidy(links)
 
     beginning = most = 0
-    begin = CatchUp.begin
+    begin = CatchUp.begin_epoch
 
     async def begun(catch_up: CatchUp, shard: int, why: str) -> None:
         nonlocal beginning, most
@@ -288,7 +292,7 @@ async def test_what_is_given_in_one_tick_is_tidied_up_after_once(
             beginning -= 1
 
     monkeypatch.setattr(Links, "_tidy", counted)
-    monkeypatch.setattr(CatchUp, "begin", begun)
+    monkeypatch.setattr(CatchUp, "begin_epoch", begun)
     shards = SHARDS_MAX
     async with Cache(Settings(url=redis_url, shards=shards, l2_timeout_s=10.0, connect_timeout_s=60.0)) as cache:
         await cache.set("config", "x", 1, tenant_id="acme")
@@ -302,7 +306,7 @@ async def test_a_primary_that_hangs_keeps_no_other_ones_shards_from_beginning(
     town: Town, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It lets nodes in, and has more shards than are begun at once."""
-    hangs, begin, ends = town.servers[0].port, CatchUp.begin, asyncio.Event()
+    hangs, begin, ends = town.servers[0].port, CatchUp.begin_epoch, asyncio.Event()
 
     def hung(catch_up: CatchUp, shard: int) -> bool:
         return cast("Any", catch_up)._store.lies_at(shard).port == hangs
@@ -312,7 +316,7 @@ async def test_a_primary_that_hangs_keeps_no_other_ones_shards_from_beginning(
             await ends.wait()
         await begin(catch_up, shard, why)
 
-    monkeypatch.setattr(CatchUp, "begin", begun)
+    monkeypatch.setattr(CatchUp, "begin_epoch", begun)
     async with Cache(quick(town.url, shards=SHARDS_MAX, l2_timeout_s=10.0, connect_timeout_s=60.0)) as cache:
         catch_up = parts(cache).listening.catch_up
         well = [shard for shard in range(SHARDS_MAX) if not hung(catch_up, shard)]

@@ -7,7 +7,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 
-from cachebus import CacheBusError
+import pytest
+
+from cachebus import CacheBusError, L2Unavailable
 from cachebus.base.clock import monotonic
 from cachebus.producers import DirectProducer
 from cachebus.resp import Address
@@ -71,3 +73,22 @@ async def test_while_it_leads_to_a_replica_attempts_are_paced() -> None:
             assert cache.stats().reconnects - opened < 20
             await ask(first, "REPLICAOF", "NO", "ONE")
             await until(cache.ready)
+
+
+async def test_a_replica_that_takes_writes_is_no_primary_either() -> None:
+    """What is written there its primary never hears of, nor do the nodes there."""
+    with ExitStack() as stack:
+        first, second = await led(stack, 1, "replica-read-only no")
+        async with nodes(first.url, 1) as (a,):
+            await a.set("config", "x", "old", **WHERE)
+            with pytest.raises(L2Unavailable, match="READONLY"):
+                async with nodes(second.url, 1):
+                    raise AssertionError("it must not start")
+            with pytest.raises(L2Unavailable, match="READONLY"):
+                async with DirectProducer(quick(second.url)):
+                    raise AssertionError("nor may it")
+            await ask(second, "REPLICAOF", "NO", "ONE")
+            await ask(first, "REPLICAOF", HOST, second.port)
+            await until(lambda: not a.ready(), within_s=30.0)
+            with pytest.raises(CacheBusError):
+                await a.set("config", "x", "new", **WHERE)

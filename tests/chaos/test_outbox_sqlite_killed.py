@@ -14,7 +14,7 @@ from tests.support.caches import nodes, until
 from tests.support.command import alive
 from tests.support.history import seeds
 from tests.support.outbox import settings
-from tests.support.relay_lives import WHENS, Relays, kill
+from tests.support.worker_lives import WHENS, Relays, kill
 
 LIVES = 12
 WRITES = 400

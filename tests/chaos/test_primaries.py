@@ -19,7 +19,7 @@ from cachebus.tools.servers.redis_group import ask
 from cachebus.tools.servers.redis_sentinels import SentinelGroup
 from tests.conftest import connected
 from tests.support.caches import PATIENCE_S, key_of, nodes, parts, quick, until
-from tests.support.command import ran
+from tests.support.command import cachebus, ran
 from tests.support.outbox import QUICKLY, invalidation, put, running, waiting
 from tests.support.primaries import SHARDS, Town, all_is_well, names_of, no_answer
 from tests.support.servers import any_binary
@@ -110,7 +110,29 @@ async def test_nodes_are_listed_and_forgotten_at_the_others_though_one_is_away(t
     await until(told_again)
 
 
-async def test_nor_at_a_start(town: Town) -> None:
+async def test_events_of_the_others_are_shown_though_one_is_away(town: Town, tmp_path: Path) -> None:
+    """Before `cachebus tail` begins, and while it listens."""
+    first, second, _ = town.servers
+    first.kill()
+    async with nodes(town.url, 1, shards=SHARDS) as (a,):
+        given = ("tail", "--url", town.url, "--count", "2")
+        with cachebus(*given, folder=tmp_path, env={"CACHEBUS_NAMESPACE": "cachebus"}) as command:
+            told = command.process.stderr
+            assert told is not None
+            while "listening to" not in (line := await asyncio.to_thread(told.readline)):
+                assert "the others go on" in line
+            await a.invalidate("config", "x", town.tenants[2])
+            second.kill()
+            while "the others go on" not in await asyncio.to_thread(told.readline):
+                pass
+            await a.invalidate("config", "y", town.tenants[2])
+            out, left = await asyncio.to_thread(command.process.communicate)
+    assert [line.split(" | ")[-1] for line in out.splitlines()] == ["x", "y"]
+    assert command.process.returncode == 2
+    assert "that is not all: events of" in left
+
+
+async def test_a_start_waits_for_no_primary_that_is_away(town: Town) -> None:
     """Nobody has to say that it may begin without the one that is away."""
     (first, *_), settings = town.servers, quick(town.url, shards=SHARDS)
     first.kill()

@@ -253,7 +253,7 @@ def overheard(cache: Cache) -> Iterator[list[bytes]]:
         bus._listener = listener
 
 
-@pytest.mark.parametrize("phase", ["lease", "load", "fill"])
+@pytest.mark.parametrize("phase", ["fill_lease", "load", "fill"])
 async def test_a_reconnection_in_the_middle_of_a_fill_leaves_no_value_that_l2_did_not_take(
     own_server: EmbeddedServer, phase: str
 ) -> None:

@@ -19,7 +19,7 @@ from cachebus.tools.servers.redis_group import ask
 from cachebus.tools.servers.redis_sentinels import SERVICE, SentinelGroup
 from tests.support.caches import D_S, nodes, parts, past, until
 from tests.support.servers import any_binary
-from tests.support.towns import live_through
+from tests.support.workload import live_through
 
 TENANT = "acme"
 
@@ -104,7 +104,7 @@ async def test_a_primary_that_is_elsewhere_by_what_was_said_is_looked_for_while_
             return bool(links.reaches(0))
 
         await until(served)
-        await until(lambda: links._seeking.done() and heard._seeking.done())
+        await until(lambda: links._refreshing.done() and heard._refreshing.done())
         links.route.moved(0, HOST, second.port)
         await node.set("config", "x", 2, tenant_id=TENANT)
         assert not links.reaches(0), "and whoever was connected goes on"

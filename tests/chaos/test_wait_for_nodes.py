@@ -138,7 +138,7 @@ async def test_who_does_not_answer_is_waited_for_until_its_lease_has_lapsed_and_
             assert D_S * 0.98 < took_s < D_S + SOON_S
             assert name_in(receipt.lapsed) == ["one"]
             assert "two" in name_in(receipt.confirmed)
-            # Its line stands still, which proves nothing: it may load for itself. So each wait takes D.
+            # Its row stands still, which proves nothing: it may load for itself. So each wait takes D.
             receipt, took_s = await s.invalidate()
             assert D_S * 0.98 < took_s < D_S + SOON_S
             assert name_in(receipt.lapsed) == ["one"]
@@ -187,7 +187,7 @@ async def test_a_node_that_is_cut_off_is_waited_for_likewise(redis_url: str, tmp
 async def test_what_a_node_that_is_cut_off_loads_for_itself_is_waited_for_each_time(
     redis_url: str, tmp_path: Path, fault: str, attached: bool
 ) -> None:
-    """One that never attached has no line, so nobody can wait for it: it keeps nothing, if its settings say so."""
+    """One that never attached has no row, so nobody can wait for it: it keeps nothing, if its settings say so."""
     more = {} if attached else {"keep_without_l2": False}
     async with (
         site(redis_url, tmp_path, keep_without_l2=attached) as s,
@@ -228,15 +228,15 @@ async def test_what_a_node_that_is_cut_off_loads_for_itself_is_waited_for_each_t
             proxy.restore()
 
 
-LOSSES = {"the lines": ("DEL", "{cachebus:0}:nodes"), "everything": ("FLUSHALL",), "meta": ("DEL", "{cachebus:0}:meta")}
+LOSSES = {"the rows": ("DEL", "{cachebus:0}:nodes"), "everything": ("FLUSHALL",), "meta": ("DEL", "{cachebus:0}:meta")}
 
 
 @pytest.mark.parametrize("command", LOSSES.values(), ids=LOSSES.keys())
 @pytest.mark.parametrize("keep_without_l2", [True, False], ids=["who waits does too", "who waits does not"])
-async def test_who_loads_for_itself_is_waited_for_though_its_line_is_lost(
+async def test_who_loads_for_itself_is_waited_for_though_its_row_is_lost(
     redis_url: str, tmp_path: Path, command: tuple[str, ...], keep_without_l2: bool
 ) -> None:
-    """Longer than D after the loss, when no lease is left of before it, and others' lines are there again."""
+    """Longer than D after the loss, when no lease is left of before it, and others' rows are there again."""
     async with (
         site(redis_url, tmp_path, keep_without_l2=keep_without_l2) as s,
         Proxy(dialer(parse_address(redis_url))) as proxy,
@@ -310,7 +310,7 @@ async def test_a_producer_waits_too(redis_url: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [("FLUSHALL",), ("DEL", "{cachebus:0}:nodes"), ("DEL", "{cachebus:0}:meta")])
-async def test_nodes_whose_lines_are_lost_are_waited_for_though_nobody_sees_them(
+async def test_nodes_whose_rows_are_lost_are_waited_for_though_nobody_sees_them(
     redis_url: str, tmp_path: Path, command: tuple[str, ...]
 ) -> None:
     """One of them has stopped: nothing tells of it any more."""

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from tests.contract.people import Person
+from tests.contract.clients import Client
 from tests.contract.rig import ClusterRig, MemoryRig, RedisRig, StoreRig
 from tests.support.servers import KINDS, Kind, SharedServers, binary_of
 
@@ -60,12 +60,12 @@ async def redis(request: pytest.FixtureRequest, shared_servers: SharedServers) -
 
 
 @pytest.fixture
-async def ann(rig: StoreRig) -> Person:
+async def ann(rig: StoreRig) -> Client:
     """A node that has attached."""
-    return await Person(await rig.store(), "ann").attach()
+    return await Client(await rig.store(), "ann").attach()
 
 
 @pytest.fixture
-async def bob(rig: StoreRig) -> Person:
+async def bob(rig: StoreRig) -> Client:
     """Another node that has attached."""
-    return await Person(await rig.store(), "bob").attach()
+    return await Client(await rig.store(), "bob").attach()

@@ -7,8 +7,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
 
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.core.ports import NodeRow, Store
 from cachebus.keys.key import Key
+from cachebus.l2.layout import Layout
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_store import MemoryShards, MemoryStore
 from cachebus.l2.names import ShardNames
@@ -38,11 +40,11 @@ async def until(met: Callable[[], Awaitable[object]]) -> object:
         await asyncio.sleep(POLL_S)
 
 
-def aged(line: bytes, by_s: int) -> bytes:
+def aged(row: bytes, by_s: int) -> bytes:
     """A node's row as it lies in L2, written so much earlier."""
-    at = line.index(b"\xa5at_us\xcf") + 7
-    at_us = int.from_bytes(line[at : at + 8], "big") - by_s * 1_000_000
-    return line[:at] + at_us.to_bytes(8, "big") + line[at + 8 :]
+    at = row.index(b"\xa5at_us\xcf") + 7
+    at_us = int.from_bytes(row[at : at + 8], "big") - by_s * 1_000_000
+    return row[:at] + at_us.to_bytes(8, "big") + row[at + 8 :]
 
 
 class StoreRig(ABC):
@@ -105,7 +107,7 @@ class StoreRig(ABC):
 
     @abstractmethod
     async def lose_nodes(self) -> None:
-        """The lines of shard 0's nodes are gone, as by eviction; all else is there."""
+        """The rows of shard 0's nodes are gone, as by eviction; all else is there."""
 
     @abstractmethod
     async def silence(self, node: str) -> None:
@@ -129,11 +131,11 @@ class StoreRig(ABC):
 
     @abstractmethod
     async def rows(self) -> dict[str, NodeRow]:
-        """The lines of shard 0's nodes."""
+        """The rows of shard 0's nodes."""
 
     async def applied(self) -> dict[str, int]:
-        """How far each node with a line in shard 0 is."""
-        return {node: line.applied for node, line in (await self.rows()).items()}
+        """How far each node with a row in shard 0 is."""
+        return {node: row.applied for node, row in (await self.rows()).items()}
 
 
 class MemoryRig(StoreRig):
@@ -173,8 +175,8 @@ class MemoryRig(StoreRig):
         shard_state.lose_nodes(self.shard)
 
     async def silence(self, node: str) -> None:
-        line = self.shard.rows[node]
-        self.shard.rows[node] = line._replace(at_us=line.at_us - 120_000_000)
+        row = self.shard.rows[node]
+        self.shard.rows[node] = row._replace(at_us=row.at_us - 120_000_000)
 
     async def another_server(self) -> None:
         self.shard.server += "'"
@@ -186,7 +188,7 @@ class MemoryRig(StoreRig):
         await self.plant(key, b"\x00")
 
     async def leased(self, key: Key) -> bool:
-        return key.l2 in self.shard.leases and self.shard.leases[key.l2].until_s > self.shard.clock()
+        return key.l2 in self.shard.fill_leases and self.shard.fill_leases[key.l2].until_s > self.shard.clock()
 
     async def rows(self) -> dict[str, NodeRow]:
         return dict(self.shard.rows)
@@ -206,14 +208,10 @@ class RedisRig(StoreRig):
         """Where it is the test's own."""
 
     async def begin(self) -> None:
-        self.redis = await Connection.open(
-            self.address, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic
-        )
+        self.redis = await Connection.open(self.address, Patience(PATIENCE_S, PATIENCE_S, monotonic))
         self._ears = await Subscriber.open(
             self.address,
-            timeout_s=PATIENCE_S,
-            connect_timeout_s=PATIENCE_S,
-            clock=monotonic,
+            Patience(PATIENCE_S, PATIENCE_S, monotonic),
             on_push=lambda _, message: self.messages.append(message),
         )
         await self._ears.subscribe(self.names.channel)
@@ -229,15 +227,8 @@ class RedisRig(StoreRig):
         """A store of a node with this set-up, not connected."""
         return RedisStore(
             self.route(shards),
-            namespace=NAMESPACE,
-            shards=shards,
-            bus=bus,
-            timeout_s=PATIENCE_S,
-            connect_timeout_s=PATIENCE_S,
-            clock=monotonic,
-            max_invalidated_scopes=self.max_invalidated_scopes,
-            log_max=self.log_max,
-            log_max_bytes=self.log_max_bytes,
+            Layout(NAMESPACE, shards, bus, self.max_invalidated_scopes, self.log_max, self.log_max_bytes),
+            Patience(PATIENCE_S, PATIENCE_S, monotonic),
         )
 
     async def end(self) -> None:
@@ -264,8 +255,8 @@ class RedisRig(StoreRig):
         await self.redis.call("DEL", self.names.nodes)
 
     async def silence(self, node: str) -> None:
-        line = await self.redis.call("HGET", self.names.nodes, node)
-        await self.redis.call("HSET", self.names.nodes, node, aged(line, 120))
+        row = await self.redis.call("HGET", self.names.nodes, node)
+        await self.redis.call("HSET", self.names.nodes, node, aged(row, 120))
 
     async def another_server(self) -> None:
         await self.redis.call("HSET", self.names.meta, "server", "another")
@@ -278,12 +269,12 @@ class RedisRig(StoreRig):
         await self.redis.call("RPUSH", self.names.record(key), "a list")
 
     async def leased(self, key: Key) -> bool:
-        return bool(await self.redis.call("EXISTS", self.names.lease(key)))
+        return bool(await self.redis.call("EXISTS", self.names.fill_lease(key)))
 
     async def rows(self) -> dict[str, NodeRow]:
         flat = await self.redis.call("HGETALL", self.names.nodes)
         found = zip(flat[::2], flat[1::2], strict=True)
-        return {node.decode(): node_row(line) for node, line in found if node != NAME}
+        return {node.decode(): node_row(row) for node, row in found if node != NAME}
 
 
 class ClusterRig(RedisRig):

@@ -16,11 +16,14 @@ import asyncpg
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from pydantic import SecretStr
 
+from cachebus.bus.kafka.brokers import Brokers
 from cachebus.consumers.cdc.rules.rules import parse_rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
 from cachebus.consumers.kafka import CommandsWorker, WorkerOptions
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables
+from cachebus.consumers.topics.dead_topic import DeadTopic
+from cachebus.consumers.topics.replay import each_letter
 from cachebus.consumers.topics.source import TopicSource
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.producers.outbox.table import DEFAULT
@@ -85,6 +88,10 @@ class SourceRig(ABC):
     async def dead(self) -> list[str]:
         """The reasons of the dead letters."""
 
+    @abstractmethod
+    async def see_to_the_dead(self) -> None:
+        """Somebody has removed the dead letters, or looked through them by `replay-dead`."""
+
 
 class InMemory(SourceRig):
     """The one that fails in every way elsewhere."""
@@ -93,6 +100,11 @@ class InMemory(SourceRig):
         """See `SourceRig`."""
         await super().begin(settings, folder)
         self.source = MemorySource(hold_s=0.3)
+        self.source.is_seen = True
+
+    async def see_to_the_dead(self) -> None:
+        """See `SourceRig`."""
+        self.source.dead.clear()
 
     def worker(self) -> SourceWorker:
         """See `SourceRig`."""
@@ -130,6 +142,10 @@ class InPostgres(SourceRig):
 
     def __init__(self, database: str) -> None:
         self._database = database
+
+    async def see_to_the_dead(self) -> None:
+        """See `SourceRig`."""
+        await tell(self._database, [f"DELETE FROM {self.table_of_dead}"])
 
     async def begin(self, settings: Settings, folder: Path) -> None:
         """See `SourceRig`."""
@@ -220,8 +236,12 @@ class InSqlite(SourceRig):
         """See `SourceRig`."""
         await asyncio.to_thread(self._asked, "DROP TRIGGER refuses")
 
+    async def see_to_the_dead(self) -> None:
+        """See `SourceRig`."""
+        await asyncio.to_thread(self._asked, f"DELETE FROM {DEFAULT}_dead")
+
     def _asked(self, sql: str) -> list[Any]:
-        with closing(sqlite3.connect(self.folder / "outbox.db", timeout=10)) as connection:
+        with closing(sqlite3.connect(self.folder / "outbox.db", timeout=10)) as connection, connection:
             return connection.execute(sql).fetchall()
 
 
@@ -266,6 +286,21 @@ class OnKafka(SourceRig):
     async def accept(self) -> None:
         """See `SourceRig`."""
         await self._configured("1000000")
+
+    async def see_to_the_dead(self) -> None:
+        """See `SourceRig`: as a replay does."""
+        worker = self.worker()
+        assert isinstance(worker.source, TopicSource)
+        member = worker.source.membership
+        brokers = Brokers(member.access)
+
+        async def tried(_: Sequence[Any]) -> None:
+            return
+
+        try:
+            await each_letter(member, DeadTopic(member, brokers), tried)
+        finally:
+            await brokers.forget()
 
     async def _configured(self, most_bytes: str) -> None:
         worker = self.worker()

@@ -11,6 +11,7 @@ import pytest
 
 from cachebus.assembly.backends import channels_of, redis_store, route_of
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.bus.kafka.bus import KafkaBus
 from cachebus.bus.kafka.client import kafka_access
 from cachebus.bus.kafka.envelope import Envelope
@@ -98,18 +99,14 @@ class RedisBusRig(BusRig):
         self.channels = [ShardNames(NAMESPACE, shard).channel for shard in range(SHARDS)]
 
     async def begin(self) -> None:
-        self.redis = await Connection.open(
-            parse_address(self.url), timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic
-        )
+        self.redis = await Connection.open(parse_address(self.url), Patience(PATIENCE_S, PATIENCE_S, monotonic))
 
     def unconnected(self, listener: Listener) -> RedisBus:
         return RedisBus(
             Fixed(parse_address(self.url), len(self.channels)),
             self.channels,
             listener,
-            timeout_s=PATIENCE_S,
-            connect_timeout_s=PATIENCE_S,
-            clock=monotonic,
+            Patience(PATIENCE_S, PATIENCE_S, monotonic),
         )
 
     async def send(self, shard: int, message: bytes) -> None:
@@ -229,6 +226,15 @@ async def test_a_closed_bus_hears_nothing_and_may_be_connected_again(rig: BusRig
     assert await ears.wait(1) == [(0, b"heard")]
 
 
+async def test_it_says_what_is_wrong_with_each_shard(rig: BusRig) -> None:
+    bus = rig.unconnected(Ears())
+    assert all(bus.trouble(shard) for shard in range(SHARDS))
+    await bus.connect()
+    assert not any(bus.trouble(shard) for shard in range(SHARDS))
+    await bus.close()
+    assert all(bus.trouble(shard) for shard in range(SHARDS))
+
+
 async def test_a_bus_never_connected_can_be_closed(rig: BusRig) -> None:
     bus = rig.unconnected(Ears())
     assert not bus.connected
@@ -253,14 +259,7 @@ async def test_publishing_is_the_stores_own_doing_where_the_bus_says_so(rig: Bus
 
 async def test_no_server_is_bus_unavailable_by_its_address() -> None:
     port = free_port()
-    bus = RedisBus(
-        Fixed(parse_address(f"redis://127.0.0.1:{port}/0"), 1),
-        ["c"],
-        Ears(),
-        timeout_s=1.0,
-        connect_timeout_s=1.0,
-        clock=monotonic,
-    )
+    bus = RedisBus(Fixed(parse_address(f"redis://127.0.0.1:{port}/0"), 1), ["c"], Ears(), Patience(1.0, 1.0, monotonic))
     with pytest.raises(BusUnavailable, match=rf"127\.0\.0\.1:{port}"):
         await bus.connect()
     assert not bus.connected
@@ -286,9 +285,7 @@ async def test_a_lost_connection_is_noticed_and_made_again(server: EmbeddedServe
 
 async def test_a_server_that_hangs_is_noticed(server: EmbeddedServer) -> None:
     """Its socket stays open and nothing arrives, as when nothing is sent: only a ping tells the two apart."""
-    bus = RedisBus(
-        Fixed(parse_address(server.url), 1), ["c"], Ears(), timeout_s=0.3, connect_timeout_s=PATIENCE_S, clock=monotonic
-    )
+    bus = RedisBus(Fixed(parse_address(server.url), 1), ["c"], Ears(), Patience(0.3, PATIENCE_S, monotonic))
     await bus.connect()
     server.pause()
 
@@ -297,9 +294,7 @@ async def test_a_server_that_hangs_is_noticed(server: EmbeddedServer) -> None:
 
     await until(lost)
     with pytest.raises(BusUnavailable):
-        await RedisBus(
-            Fixed(parse_address(server.url), 1), ["c"], Ears(), timeout_s=0.3, connect_timeout_s=0.3, clock=monotonic
-        ).connect()
+        await RedisBus(Fixed(parse_address(server.url), 1), ["c"], Ears(), Patience(0.3, 0.3, monotonic)).connect()
     server.resume()
     await bus.connect()
     assert bus.connected
@@ -324,9 +319,7 @@ class Tenancy:
         self.ears = Ears()
         self.store = redis_store(settings, route, monotonic)
         self.channels = channels_of(settings)
-        self.bus = RedisBus(
-            route, self.channels, self.ears, timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, clock=monotonic
-        )
+        self.bus = RedisBus(route, self.channels, self.ears, Patience(PATIENCE_S, PATIENCE_S, monotonic))
 
     async def open(self) -> None:
         await self.store.connect()

@@ -16,6 +16,9 @@ from cachebus.consumers.cdc.slot.postgres import SlotWorker
 from cachebus.consumers.outbox.postgres import PostgresOutbox
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
 from cachebus.consumers.worker import dead_letter_writer, watcher
+from cachebus.consumers.worker.in_a_row import ALL_DEAD
+from cachebus.consumers.worker.preflight import preflight
+from cachebus.consumers.worker.source import Session
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.contract.source_rigs import TOO_LONG, InMemory, InPostgres, InSqlite, OnKafka, OnSlot, OnTopics, SourceRig
@@ -23,6 +26,7 @@ from tests.support.caches import quick, until
 from tests.support.memory_source import MemorySource
 from tests.support.primaries import SHARDS, Town
 from tests.support.servers import any_binary
+from tests.support.worker_health import why
 
 KINDS = {"memory": "", "outbox": "database", "sqlite": "", "kafka": "kafka", "topics": "kafka", "slot": "database"}
 
@@ -62,6 +66,23 @@ async def at_work(rig: SourceRig, given: SourceWorker | None = None) -> AsyncIte
     finally:
         task.cancel()
         await asyncio.wait([task])
+
+
+async def warned(rig: SourceRig) -> list[str]:
+    """What a check warns of."""
+    return [warning for one in await preflight(rig.worker()) for warning in one.warnings]
+
+
+async def looked(worker: SourceWorker, times: int) -> None:
+    """Until it has looked so often whether letters lie there."""
+    looks, look = list[int](), worker._in_a_row.look
+
+    async def counted(session: Session) -> None:
+        await look(session)
+        looks.append(1)
+
+    worker._in_a_row.look = counted  # type: ignore[method-assign]
+    await until(lambda: len(looks) >= times, within_s=30)
 
 
 def works(worker: SourceWorker) -> bool:
@@ -161,6 +182,25 @@ async def test_what_cant_be_set_aside_is_not_lost_and_holds_up_nothing(
         reasons = await rig.dead()
     assert len(reasons) == 2
     assert all("resource_id" in reason and "xxx" not in reason for reason in reasons)
+
+
+async def test_where_all_is_set_aside_it_is_told_until_somebody_has_seen_to_it(
+    rig: SourceRig, redis_url: str, tmp_path: Path
+) -> None:
+    """An outbox or a topic whose letters were seen to was red for minutes, and green then though they were not."""
+    await rig.begin(quick(redis_url), tmp_path)
+    async with at_work(rig) as worker:
+        await rig.put([f"{TOO_LONG}{number}" for number in range(ALL_DEAD)])
+        await until(lambda: not worker.health.is_up("items"), within_s=30)
+        assert f"the last {ALL_DEAD} could not be applied" in why(worker, "items")
+        await looked(worker, 2)
+        assert not worker.health.is_up("items")
+        assert "can't see whether they still lie" not in why(worker, "items")
+        told = await warned(rig)
+        assert [one for one in told if "dead letters lie in" in one and f"replay-dead {worker.name}" in one]
+        await rig.see_to_the_dead()
+        await until(lambda: worker.health.is_up("items"), within_s=30)
+        assert not [one for one in await warned(rig) if "dead letters lie in" in one]
 
 
 async def test_what_a_killed_one_had_in_hand_comes_to_the_next(rig: SourceRig, redis_url: str, tmp_path: Path) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Change, Invalidated, LeaseOutcome
+from cachebus.core.ports import Change, FillLeaseOutcome, Invalidated
+from cachebus.core.requests import WriteRequest
 from cachebus.wire import event as events
 from cachebus.wire import record as records
-from tests.contract.people import BUCKET, LONG_MS, SHORT_MS, Person, body, key, raised, scope, tag, where
+from tests.contract.clients import BUCKET, LONG_MS, SHORT_MS, Client, body, key, raised, scope, tag, where
 from tests.contract.rig import StoreRig, until
 
 
-async def test_an_invalidation_removes_records_and_leases(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_an_invalidation_removes_records_and_leases(rig: StoreRig, ann: Client, bob: Client) -> None:
     gone = [key("r1"), key("r1", agent_id="a"), key("r%:*é"), key("absent")]
     for what in gone[:3]:
         await ann.loaded(what)
@@ -24,7 +25,7 @@ async def test_an_invalidation_removes_records_and_leases(rig: StoreRig, ann: Pe
     assert await ann.read(*gone, key("r2")) == [None] * 4 + [kept.encode(key("r2").l2)]
 
 
-async def test_each_change_takes_the_next_seq(ann: Person, bob: Person) -> None:
+async def test_each_change_takes_the_next_seq(ann: Client, bob: Client) -> None:
     assert (await ann.invalidate(key())).seq == 2
     assert (await bob.invalidate(scopes=[scope()])).seq == 3
     assert (await ann.write(key())).seq == 4
@@ -32,7 +33,7 @@ async def test_each_change_takes_the_next_seq(ann: Person, bob: Person) -> None:
     assert (await ann.probe()).seq == 5
 
 
-async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_an_event_says_what_happened(rig: StoreRig, ann: Client, bob: Client) -> None:
     before_us = ann.now_ms * 1000
     change = await ann.invalidate(key("a"), key("b", agent_id="x"), scopes=[scope("doc"), tag("plan")])
     written = await bob.write(key("c"), others=[key("d")], scopes=[scope("other")])
@@ -41,19 +42,19 @@ async def test_an_event_says_what_happened(rig: StoreRig, ann: Person, bob: Pers
     assert entries == [(2, messages[0]), (3, messages[1])]
 
     told = body([key("a"), key("b", agent_id="x")], [scope("doc"), tag("plan")], "ann")
-    assert messages[0] == change.head + told, "its head, and what its publisher said"
+    assert messages[0] == change.event_header + told, "its header, and what its publisher said"
     event = events.decode(messages[0])
-    assert (event.epoch, event.seq, event.bucket, event.low) == (*change[:2], events.NO_BUCKET, 0)
+    assert (event.epoch, event.seq, event.low) == (*change[:2], events.NONE_RAISED)
     assert (event.keys, event.scopes) == ([key("a").l1, key("b", agent_id="x").l1], [scope("doc"), tag("plan")])
     assert event.origin == "ann"
     assert before_us <= event.published_us <= (await ann.store.probe(0, ann.caller, with_invalidated=False)).server_us
 
     event = events.decode(messages[1])
-    assert (event.epoch, event.seq, event.bucket, event.low) == (*written[:2], events.NO_BUCKET, 0)
+    assert (event.epoch, event.seq, event.low) == (*written[:2], events.NONE_RAISED)
     assert (event.keys, event.scopes, event.origin) == ([key("c").l1, key("d").l1], [scope("other")], "bob")
 
 
-async def test_a_name_given_twice_is_one_mark(ann: Person) -> None:
+async def test_a_name_given_twice_is_one_mark(ann: Client) -> None:
     await ann.invalidate(scopes=[scope(), scope(), scope("doc")])
     assert await ann.invalidated() == {scope(): 2, scope("doc"): 2}
     await ann.invalidate(scopes=[scope()])
@@ -61,14 +62,14 @@ async def test_a_name_given_twice_is_one_mark(ann: Person) -> None:
 
 
 @pytest.mark.limits(max_invalidated_scopes=3)
-async def test_marks_are_bounded_by_raising_a_low_watermark(rig: StoreRig, ann: Person) -> None:
+async def test_marks_are_bounded_by_raising_a_low_watermark(rig: StoreRig, ann: Client) -> None:
     record = await ann.loaded(key())
     scopes = [scope(f"t{number}") for number in range(5)]
     changes = [await ann.invalidate(scopes=[name]) for name in scopes]
     nothing = events.NO_BUCKET, 0
     assert [raised(change) for change in changes] == [nothing, nothing, nothing, (BUCKET, 2), (BUCKET, 3)]
     told = [events.decode(message) for message in await rig.heard(5)]
-    assert [(event.bucket, event.low) for event in told] == [raised(change) for change in changes]
+    assert [event.low for event in told] == [raised(change) for change in changes]
     invalidated = (await ann.probe()).invalidated
     assert invalidated == Invalidated({BUCKET: {scopes[2]: 4, scopes[3]: 5, scopes[4]: 6}}, {BUCKET: 3})
     assert await ann.read(key()) == [None], f"{record.seq} lies below it: too much may go, never too little"
@@ -79,7 +80,7 @@ async def test_marks_are_bounded_by_raising_a_low_watermark(rig: StoreRig, ann: 
 
 
 @pytest.mark.limits(max_invalidated_scopes=3)
-async def test_more_names_than_marks_may_be_kept(ann: Person) -> None:
+async def test_more_names_than_marks_may_be_kept(ann: Client) -> None:
     record = await ann.loaded(key())
     change = await ann.invalidate(scopes=[scope(f"t{number}") for number in range(7)])
     assert (where(change), raised(change)) == ((ann.caller.epoch, 2, True), (BUCKET, 2))
@@ -88,7 +89,7 @@ async def test_more_names_than_marks_may_be_kept(ann: Person) -> None:
     assert (await ann.probe()).epoch == change.epoch
 
 
-async def test_a_write_stores_a_record_of_its_own_seq(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_a_write_stores_a_record_of_its_own_seq(rig: StoreRig, ann: Client, bob: Client) -> None:
     await bob.invalidate(scopes=[scope("doc")])
     change = await ann.write(key(), b"written", tags=[tag("plan")])
     assert where(change) == (ann.caller.epoch, 3, True)
@@ -97,11 +98,11 @@ async def test_a_write_stores_a_record_of_its_own_seq(rig: StoreRig, ann: Person
     record = records.decode(data, key().l2)
     assert (record.epoch, record.seq, record.payload, list(record.tags)) == (change.epoch, 3, b"written", [tag("plan")])
     assert await bob.read(key()) == [data]
-    lease = await bob.lease(key())
-    assert (lease.outcome, lease.record) == (LeaseOutcome.HIT, data)
+    lease = await bob.fill_lease(key())
+    assert (lease.outcome, lease.record) == (FillLeaseOutcome.HIT, data)
 
 
-async def test_a_write_keeps_all_that_its_record_says(ann: Person) -> None:
+async def test_a_write_keeps_all_that_its_record_says(ann: Client) -> None:
     record = records.Record(
         records.FLAG_NOT_FOUND,
         3,
@@ -112,14 +113,14 @@ async def test_a_write_keeps_all_that_its_record_says(ann: Person) -> None:
         tags=[tag("é"), tag("2")],
         version=b"VERS",
     )
-    change = await ann.store.write(key(), ann.caller, record, 0, b"crc!body")
+    change = await ann.store.write(key(), ann.caller, WriteRequest(record, 0, b"crc!body"))
     data = await ann.store.get(key())
     assert data is not None
     record.epoch, record.seq = change.epoch, change.seq
     assert data == record.encode(key().l2)
 
 
-async def test_a_write_replaces_all_else_that_it_names(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_a_write_replaces_all_else_that_it_names(rig: StoreRig, ann: Client, bob: Client) -> None:
     for what in (key("a"), key("b"), key("c", data_type="query")):
         await ann.loaded(what)
     await ann.granted(key("b"), "t", refresh=True)
@@ -134,7 +135,7 @@ async def test_a_write_replaces_all_else_that_it_names(rig: StoreRig, ann: Perso
     assert await ann.invalidated() == {scope("query"): 2}
 
 
-async def test_a_write_under_its_own_mark_is_seen(ann: Person) -> None:
+async def test_a_write_under_its_own_mark_is_seen(ann: Client) -> None:
     """A cascade may name a scope that the written key lies in: the value is as new as the mark."""
     await ann.write(key(), b"new", scopes=[scope("doc"), scope()])
     (data,) = await ann.read(key())
@@ -142,7 +143,7 @@ async def test_a_write_under_its_own_mark_is_seen(ann: Person) -> None:
     assert data.endswith(b"new")
 
 
-async def test_a_written_record_lives_as_long_as_it_is_told(ann: Person) -> None:
+async def test_a_written_record_lives_as_long_as_it_is_told(ann: Client) -> None:
     await ann.write(key(), px_ms=SHORT_MS)
 
     async def gone() -> bool:
@@ -151,7 +152,7 @@ async def test_a_written_record_lives_as_long_as_it_is_told(ann: Person) -> None
     await until(gone)
 
 
-async def test_if_absent_stores_once(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_if_absent_stores_once(rig: StoreRig, ann: Client, bob: Client) -> None:
     assert where(await ann.write(key(), b"first", if_absent=True)) == (ann.caller.epoch, 2, True)
     refused = await bob.write(key(), b"second", others=[key("o")], scopes=[scope()], if_absent=True)
     assert refused == Change(ann.caller.epoch, 2, False), "and says where it stands"
@@ -160,17 +161,17 @@ async def test_if_absent_stores_once(rig: StoreRig, ann: Person, bob: Person) ->
     assert data.endswith(b"first")
     assert len(await bob.store.log(0, 0, 10)) == 1
     assert await bob.invalidated() == {}
-    assert (await bob.write(key(), b"third")).stored, "plain writes still replace it"
+    assert (await bob.write(key(), b"third")).done, "plain writes still replace it"
 
 
-async def test_if_absent_counts_a_lease_as_absent(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_if_absent_counts_a_lease_as_absent(rig: StoreRig, ann: Client, bob: Client) -> None:
     lease = await ann.granted(key())
-    assert (await bob.write(key(), if_absent=True)).stored
-    assert not (await ann.fill(key(), ann.record(b"late", lease))).stored
+    assert (await bob.write(key(), if_absent=True)).done
+    assert not (await ann.fill(key(), ann.record(b"late", lease))).done
 
 
 @pytest.mark.parametrize("how", ["invalidated", "scope", "tag", "expired", "takeover", "nonsense"])
-async def test_if_absent_stores_over_what_is_not_believed(rig: StoreRig, ann: Person, bob: Person, how: str) -> None:
+async def test_if_absent_stores_over_what_is_not_believed(rig: StoreRig, ann: Client, bob: Client, how: str) -> None:
     await ann.write(key(), b"first", lives_ms=-1 if how == "expired" else LONG_MS, tags=[tag("plan")])
     if how == "invalidated":
         await ann.invalidate(key())
@@ -180,13 +181,13 @@ async def test_if_absent_stores_over_what_is_not_believed(rig: StoreRig, ann: Pe
         await rig.another_server()
     elif how == "nonsense":
         await rig.plant_nonsense(key())
-    assert (await bob.write(key(), b"second", if_absent=True)).stored
+    assert (await bob.write(key(), b"second", if_absent=True)).done
     (data,) = await bob.read(key())
     assert data is not None
     assert data.endswith(b"second")
 
 
-async def test_the_log_is_read_by_ranges(ann: Person) -> None:
+async def test_the_log_is_read_by_ranges(ann: Client) -> None:
     for _ in range(6):
         await ann.invalidate(key())
     assert [seq for seq, _ in await ann.store.log(0, 0, 100)] == [2, 3, 4, 5, 6, 7]
@@ -198,7 +199,7 @@ async def test_the_log_is_read_by_ranges(ann: Person) -> None:
 
 
 @pytest.mark.limits(log_max=10)
-async def test_the_log_is_trimmed(ann: Person) -> None:
+async def test_the_log_is_trimmed(ann: Client) -> None:
     """Redis trims whole nodes of the stream, so what stays is a little more than it was told."""
     for _ in range(300):
         await ann.invalidate()
@@ -208,7 +209,7 @@ async def test_the_log_is_trimmed(ann: Person) -> None:
     assert (await ann.store.log(0, 1, 1))[0].seq > 2, "a reader behind it finds a later one, and must notice"
 
 
-async def test_hundreds_of_keys_in_one_invalidation(rig: StoreRig, ann: Person) -> None:
+async def test_hundreds_of_keys_in_one_invalidation(rig: StoreRig, ann: Client) -> None:
     keys = [key(f"r{number}") for number in range(1_500)]
     for what in keys[::100]:
         await ann.loaded(what)
@@ -221,9 +222,9 @@ async def test_hundreds_of_keys_in_one_invalidation(rig: StoreRig, ann: Person) 
     assert len(await ann.invalidated()) == len(event.scopes) == 600
 
 
-async def test_hundreds_of_keys_beside_one_write(ann: Person) -> None:
+async def test_hundreds_of_keys_beside_one_write(ann: Client) -> None:
     keys = [key(f"r{number}") for number in range(1_500)]
     await ann.loaded(keys[0])
     await ann.loaded(keys[-1])
-    assert (await ann.write(key(), others=keys)).stored
+    assert (await ann.write(key(), others=keys)).done
     assert await ann.read(keys[0], keys[-1]) == [None, None]

@@ -7,19 +7,22 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from cachebus.core.ports import Caller, LeaseOutcome, Stale, Store
+from cachebus.base.patience import Patience
+from cachebus.core.ports import Caller, FillLeaseOutcome, Store
+from cachebus.core.requests import FallbackKind
 from cachebus.errors import L2Unavailable, ProtocolMismatch
+from cachebus.l2.layout import Layout
 from cachebus.l2.redis import RedisStore
 from cachebus.resp import Fixed, link
 from cachebus.tools.servers.redis import EmbeddedServer
+from tests.contract.clients import LONG_MS, NOBODY, Client, body, key, scope
 from tests.contract.conftest import program
-from tests.contract.people import LONG_MS, NOBODY, Person, body, key, scope
 from tests.contract.rig import RedisRig, StoreRig, until
 from tests.support.servers import KINDS, Kind
 
-Operation = Callable[[Person], Awaitable[object]]
+Operation = Callable[[Client], Awaitable[object]]
 WRITES: dict[str, Operation] = {
-    "lease": lambda p: p.lease(key("free")),
+    "fill_lease": lambda p: p.fill_lease(key("free")),
     "fill": lambda p: p.fill(key(), p.record(b"v")),
     "invalidate": lambda p: p.invalidate(key()),
     "write": lambda p: p.write(key()),
@@ -38,10 +41,10 @@ async def get(store: Store) -> object:
     return await store.get(key())
 
 
-async def all_refuse(person: Person, operations: dict[str, Operation]) -> None:
+async def all_refuse(client: Client, operations: dict[str, Operation]) -> None:
     for name, operation in operations.items():
         with pytest.raises(L2Unavailable):
-            print(name, await operation(person))
+            print(name, await operation(client))
 
 
 @pytest.fixture(params=KINDS, ids=lambda kind: kind.name)
@@ -54,7 +57,7 @@ def own(request: pytest.FixtureRequest) -> Iterator[RedisRig]:
         yield rig
 
 
-async def test_a_closed_store_refuses(rig: StoreRig, ann: Person) -> None:
+async def test_a_closed_store_refuses(rig: StoreRig, ann: Client) -> None:
     await ann.loaded(key())
     await ann.store.close()
     await all_refuse(ann, {**WRITES, **READS})
@@ -68,24 +71,24 @@ async def test_a_closed_store_refuses(rig: StoreRig, ann: Person) -> None:
 async def test_a_store_never_connected_refuses(rig: StoreRig) -> None:
     store = rig.unconnected()
     assert not store.connected
-    await all_refuse(Person(store, "ann"), {**WRITES, **READS})
+    await all_refuse(Client(store, "ann"), {**WRITES, **READS})
     store.release(key(), "t")
 
 
-async def test_connecting_twice_is_connecting_once(rig: StoreRig, ann: Person) -> None:
+async def test_connecting_twice_is_connecting_once(rig: StoreRig, ann: Client) -> None:
     assert ann.store.checked[0]
     await asyncio.gather(ann.store.connect(), ann.store.connect())
     assert ann.store.checked[0]
 
 
 async def test_other_facts_are_refused_naming_both_sides(redis: RedisRig) -> None:
-    ann = await Person(await redis.store(), "ann").attach()
+    ann = await Client(await redis.store(), "ann").attach()
     record = await ann.loaded(key())
     for shards, bus in ((3, "redis"), (2, "kafka")):
         store = redis.of_facts(shards, bus)
         redis.stores.append(store)
         await store.connect()
-        bob = Person(store, "bob")
+        bob = Client(store, "bob")
         for operation in WRITES.values():
             with pytest.raises(ProtocolMismatch) as raised:
                 await operation(bob)
@@ -111,7 +114,7 @@ async def test_protocols_refuse_each_other_by_name(redis: RedisRig) -> None:
     store = redis.of_facts(2, "redis")
     redis.stores.append(store)
     await store.connect()
-    ann = Person(store, "ann")
+    ann = Client(store, "ann")
     for operation in WRITES.values():
         with pytest.raises(ProtocolMismatch) as raised:
             await operation(ann)
@@ -130,7 +133,7 @@ async def test_protocols_refuse_each_other_by_name(redis: RedisRig) -> None:
 
 
 async def test_scripts_are_sent_again_when_the_server_forgot_them(redis: RedisRig) -> None:
-    ann = await Person(await redis.store(), "ann").attach()
+    ann = await Client(await redis.store(), "ann").attach()
 
     async def forget() -> None:
         await redis.redis.call("SCRIPT", "FLUSH")
@@ -142,7 +145,7 @@ async def test_scripts_are_sent_again_when_the_server_forgot_them(redis: RedisRi
     await forget()
     ann.store.extend(key("held"), "t", 2 * LONG_MS)
     await ann.probe()
-    assert (await ann.lease(key("held"), "other")).wait_ms > LONG_MS
+    assert (await ann.fill_lease(key("held"), "other")).wait_ms > LONG_MS
     await forget()
     ann.store.release(key("held"), "t")
     await ann.probe()
@@ -151,7 +154,7 @@ async def test_scripts_are_sent_again_when_the_server_forgot_them(redis: RedisRi
 
 async def test_a_server_that_may_not_write_is_lost(own: RedisRig) -> None:
     """A master cut off from its replicas, one full: even reads are refused, since they leave a line."""
-    ann = await Person(await own.store(), "ann").attach()
+    ann = await Client(await own.store(), "ann").attach()
     await ann.granted(key())
     await ann.store.probe(0, Caller("bob", 5, b""), with_invalidated=False)
     # A full one takes invalidations that have something to remove: see below.
@@ -170,7 +173,7 @@ async def test_a_server_that_may_not_write_is_lost(own: RedisRig) -> None:
         assert ann.store.reaches(0), "but a server that answers is not left"
         await all_refuse(ann, writes)
         assert own.server.command("HEXISTS", own.names.nodes, "bob") == ":1", "and nothing was changed"
-        assert own.server.command("EXISTS", own.names.lease(key())) == ":1"
+        assert own.server.command("EXISTS", own.names.fill_lease(key())) == ":1"
         assert own.server.command(*allow).startswith("+OK")
         await ann.probe()
         assert await ann.read(key()) == [None]
@@ -180,7 +183,7 @@ async def test_a_server_that_may_not_write_is_lost(own: RedisRig) -> None:
 
 async def test_a_replica_is_left_for_whoever_is_there_by_now(own: RedisRig) -> None:
     """A fixed name or address may lead elsewhere by now, which only a new connection does."""
-    ann = await Person(await own.store(), "ann").attach()
+    ann = await Client(await own.store(), "ann").attach()
     await ann.granted(key())
     assert own.server.command("REPLICAOF", "127.0.0.1", "1").startswith("+OK")
     for name, operation in WRITES.items():
@@ -191,7 +194,7 @@ async def test_a_replica_is_left_for_whoever_is_there_by_now(own: RedisRig) -> N
         assert not ann.store.checked[0]
         await ann.store.connect()  # paces itself
         assert ann.store.opened == opened + 1
-    assert own.server.command("EXISTS", own.names.lease(key())) == ":1", "nothing was changed"
+    assert own.server.command("EXISTS", own.names.fill_lease(key())) == ":1", "nothing was changed"
     assert own.server.command("REPLICAOF", "NO", "ONE").startswith("+OK")
     await ann.probe()
     assert ann.store.connected
@@ -200,7 +203,7 @@ async def test_a_replica_is_left_for_whoever_is_there_by_now(own: RedisRig) -> N
 
 async def test_a_full_server_takes_invalidations_and_stores_nothing(own: RedisRig) -> None:
     await own.begin()
-    ann = await Person(await own.store(), "ann").attach()
+    ann = await Client(await own.store(), "ann").attach()
     await ann.loaded(key())
     await ann.invalidate(scopes=[scope("other")])
     lease = await ann.granted(key("leased"))
@@ -214,7 +217,7 @@ async def test_a_full_server_takes_invalidations_and_stores_nothing(own: RedisRi
             await refused
     assert await own.leased(key("leased")), "nothing at all was done"
     assert await ann.store.get(key()) is not None
-    assert (await ann.guard(key("guarded"))).stored
+    assert (await ann.guard(key("guarded"))).done
     change = await ann.invalidate(key(), scopes=[scope("doc")])
     assert await ann.store.get(key()) is None
     assert own.server.command("CONFIG", "SET", "maxmemory", "0") == "+OK"
@@ -224,7 +227,7 @@ async def test_a_full_server_takes_invalidations_and_stores_nothing(own: RedisRi
 
 
 async def test_a_producer_too_is_refused_by_a_server_that_may_not_write(own: RedisRig) -> None:
-    ann = await Person(await own.store(), "ann").attach()
+    ann = await Client(await own.store(), "ann").attach()
     assert own.server.command("CONFIG", "SET", "min-replicas-to-write", "1") == "+OK"
     with pytest.raises(L2Unavailable):
         await ann.store.invalidate(0, NOBODY, [key()], [], body([key()]))
@@ -235,14 +238,8 @@ async def connected(own: RedisRig, *, timeout_s: float) -> RedisStore:
     """A store of one shard on this server."""
     store = RedisStore(
         Fixed(own.address, 1),
-        namespace="n",
-        shards=1,
-        bus="redis",
-        timeout_s=timeout_s,
-        connect_timeout_s=10.0,
-        clock=asyncio.get_running_loop().time,
-        max_invalidated_scopes=10,
-        log_max=10,
+        Layout("n", 1, "redis", max_invalidated_scopes=10, log_max=10),
+        Patience(timeout_s, 10.0, asyncio.get_running_loop().time),
     )
     await store.connect()
     return store
@@ -250,7 +247,7 @@ async def connected(own: RedisRig, *, timeout_s: float) -> RedisStore:
 
 async def test_a_probe_that_is_not_answered_closes_its_connection(own: RedisRig) -> None:
     store = await connected(own, timeout_s=0.3)
-    ann = await Person(store, "ann").attach()
+    ann = await Client(store, "ann").attach()
     own.server.pause()
     with pytest.raises(L2Unavailable):
         await ann.probe()
@@ -269,7 +266,7 @@ async def test_a_probe_that_its_own_full_queue_refuses_costs_nobody_the_connecti
     """1. the server is busy; 2. the queue fills up; 3. a probe is refused; 4. the server goes on: all are answered."""
     monkeypatch.setattr(link, "PENDING_MAX", 20)
     store = await connected(own, timeout_s=10.0)
-    ann = await Person(store, "ann").attach()
+    ann = await Client(store, "ann").attach()
     own.server.pause()
     waiting = [asyncio.ensure_future(ann.read(key())) for _ in range(20)]
     await asyncio.sleep(0)
@@ -285,7 +282,7 @@ async def test_a_probe_that_its_own_full_queue_refuses_costs_nobody_the_connecti
 
 async def test_a_connection_that_is_lost_is_not_trusted_again(own: RedisRig) -> None:
     store = await own.store()
-    ann = await Person(store, "ann").attach()
+    ann = await Client(store, "ann").attach()
     own.server.restart()
 
     async def lost() -> bool:
@@ -316,14 +313,14 @@ async def test_a_lease_that_ends_while_the_connection_is_lost_ends_once_there_is
 ) -> None:
     """Its holder lives: nobody should wait for it."""
     store = await connected(own, timeout_s=10.0)
-    ann = await Person(store, "ann").attach()
+    ann = await Client(store, "ann").attach()
     await ann.granted(key(), "a")
 
     def end() -> None:
         if how == "given back":
             store.release(key(), "a")
         else:
-            store.rest(key(), "a", LONG_MS)
+            store.cool_down(key(), "a", LONG_MS)
 
     connection = store._by_shard[0]
     assert connection is not None
@@ -336,6 +333,6 @@ async def test_a_lease_that_ends_while_the_connection_is_lost_ends_once_there_is
     await store.connect()
     await ann.probe()
     await ann.probe()  # behind what is owed
-    expected = LeaseOutcome.GRANTED if how == "given back" else LeaseOutcome.RESTING
-    assert (await ann.lease(key(), "b", stale=Stale.OWN)).outcome is expected
+    expected = FillLeaseOutcome.GRANTED if how == "given back" else FillLeaseOutcome.COOLING_DOWN
+    assert (await ann.fill_lease(key(), "b", fallback=FallbackKind.OWN)).outcome is expected
     await store.close()

@@ -6,7 +6,7 @@ import pytest
 
 from cachebus.core.ports import LogEntry
 from cachebus.wire import event as events
-from tests.contract.people import NOBODY, Person, body, key
+from tests.contract.clients import NOBODY, Client, body, key
 from tests.contract.rig import RedisRig, StoreRig
 
 MOST_BYTES = 200_000
@@ -17,20 +17,20 @@ def filler(size: int, number: int) -> list[str]:
     return [f"D\x1facme\x1f{number:06}" + "x" * (size - 150)]
 
 
-async def entries(person: Person) -> list[LogEntry]:
-    return await person.store.log(0, 0, 100_000)
+async def entries(client: Client) -> list[LogEntry]:
+    return await client.store.log(0, 0, 100_000)
 
 
-async def told(person: Person, size: int, count: int) -> int:
+async def told(client: Client, size: int, count: int) -> int:
     """So many events of so many bytes; gives the last one's seq. They mark nothing."""
     for number in range(count):
-        change = await person.store.invalidate(0, NOBODY, [], [], body(scopes=filler(size, number)))
+        change = await client.store.invalidate(0, NOBODY, [], [], body(scopes=filler(size, number)))
     return change.seq
 
 
 @pytest.mark.parametrize("size", [200, 1_000, 20_000])
 @pytest.mark.limits(log_max_bytes=MOST_BYTES)
-async def test_it_is_bounded_in_bytes(rig: StoreRig, ann: Person, size: int) -> None:
+async def test_it_is_bounded_in_bytes(rig: StoreRig, ann: Client, size: int) -> None:
     count = 3 * MOST_BYTES // size
     last = await told(ann, size, count)
     found = await entries(ann)
@@ -48,7 +48,7 @@ async def test_it_is_bounded_in_bytes(rig: StoreRig, ann: Person, size: int) -> 
 
 
 @pytest.mark.limits(log_max_bytes=10_000)
-async def test_an_entry_larger_than_all_that_may_be_held_is_held_alone(ann: Person) -> None:
+async def test_an_entry_larger_than_all_that_may_be_held_is_held_alone(ann: Client) -> None:
     await told(ann, 1_000, 8)
     last = await told(ann, 50_000, 1)
     assert [entry.seq for entry in await entries(ann)] == [last]
@@ -58,7 +58,7 @@ async def test_an_entry_larger_than_all_that_may_be_held_is_held_alone(ann: Pers
 
 
 @pytest.mark.limits(log_max=50, log_max_bytes=MOST_BYTES)
-async def test_the_number_of_entries_bounds_it_too(ann: Person) -> None:
+async def test_the_number_of_entries_bounds_it_too(ann: Client) -> None:
     last = await told(ann, 200, 400)
     seqs = [entry.seq for entry in await entries(ann)]
     assert 50 <= len(seqs) < 200, "whole nodes of the stream, of a hundred entries"
@@ -66,7 +66,7 @@ async def test_the_number_of_entries_bounds_it_too(ann: Person) -> None:
 
 
 @pytest.mark.limits(log_max_bytes=MOST_BYTES)
-async def test_bytes_are_counted_anew_in_a_new_epoch(rig: StoreRig, ann: Person) -> None:
+async def test_bytes_are_counted_anew_in_a_new_epoch(rig: StoreRig, ann: Client) -> None:
     await told(ann, 1_000, 150)
     await rig.another_server()
     last = await told(ann, 1_000, 150)
@@ -75,7 +75,7 @@ async def test_bytes_are_counted_anew_in_a_new_epoch(rig: StoreRig, ann: Person)
 
 async def test_an_entry_says_what_had_been_logged_with_it(redis: RedisRig) -> None:
     """By that, and without looking at any, the script finds how many are too many."""
-    ann = await Person(await redis.store(), "ann").attach()
+    ann = await Client(await redis.store(), "ann").attach()
     await ann.invalidate(key())
     await ann.write(key())
     ids = [entry_id for entry_id, _ in await redis.redis.call("XRANGE", redis.names.log, "-", "+")]
@@ -86,7 +86,7 @@ async def test_an_entry_says_what_had_been_logged_with_it(redis: RedisRig) -> No
 
 @pytest.mark.parametrize("planted", ["a later id", "an id from the clock", "a string"])
 async def test_what_somebody_else_put_into_its_place_goes(redis: RedisRig, planted: str) -> None:
-    ann = await Person(await redis.store(), "ann").attach()
+    ann = await Client(await redis.store(), "ann").attach()
     await ann.invalidate(key())
     if planted == "a string":
         await redis.redis.call("SET", redis.names.log, "x")

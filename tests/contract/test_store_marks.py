@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from cachebus.core.ports import Invalidated, LeaseOutcome
+from cachebus.core.ports import FillLeaseOutcome, Invalidated
 from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS, everywhere
 from cachebus.wire import event as events
-from tests.contract.people import (
+from tests.contract.clients import (
     BUCKET,
     NEIGHBOUR,
     NEXT_DOOR,
-    Person,
+    Client,
     joined,
     key,
     leaves_out,
@@ -40,7 +40,7 @@ def of_type(data_type: str) -> str:
 
 
 @pytest.mark.limits(max_invalidated_scopes=8)
-async def test_a_bucket_with_too_many_marks_loses_its_own_oldest_only(ann: Person, bob: Person) -> None:
+async def test_a_bucket_with_too_many_marks_loses_its_own_oldest_only(ann: Client, bob: Client) -> None:
     own = await ann.loaded(key("own"))
     others = await ann.loaded(NEXT_DOORS)
     quiet = [scope(f"quiet-{number}") for number in range(3)]
@@ -55,12 +55,12 @@ async def test_a_bucket_with_too_many_marks_loses_its_own_oldest_only(ann: Perso
     )
     assert await bob.read(key("own"), NEXT_DOORS) == [own.encode(key("own").l2), None]
     assert others.seq < 49
-    assert (await bob.lease(key("own"))).outcome is LeaseOutcome.HIT
-    assert (await bob.lease(NEXT_DOORS)).outcome is LeaseOutcome.GRANTED
+    assert (await bob.fill_lease(key("own"))).outcome is FillLeaseOutcome.HIT
+    assert (await bob.fill_lease(NEXT_DOORS)).outcome is FillLeaseOutcome.GRANTED
 
 
 @pytest.mark.limits(max_invalidated_scopes=8)
-async def test_a_bucket_loses_even_when_another_has_one_mark_more(ann: Person, bob: Person) -> None:
+async def test_a_bucket_loses_even_when_another_has_one_mark_more(ann: Client, bob: Client) -> None:
     """The one that has most pays, whoever came last."""
     await ann.invalidate(scopes=[scope(f"t{number}") for number in range(7)])
     record = await bob.loaded(NEXT_DOORS)
@@ -71,7 +71,7 @@ async def test_a_bucket_loses_even_when_another_has_one_mark_more(ann: Person, b
 
 
 @pytest.mark.limits(max_invalidated_scopes=4)
-async def test_of_two_buckets_that_have_as_many_marks_the_first_by_name_loses(ann: Person) -> None:
+async def test_of_two_buckets_that_have_as_many_marks_the_first_by_name_loses(ann: Client) -> None:
     """Some one has to, and the stores are to agree on which."""
     assert NEXT_DOOR < BUCKET
     await ann.invalidate(scopes=[scope("t1"), scope("t2")])
@@ -81,7 +81,7 @@ async def test_of_two_buckets_that_have_as_many_marks_the_first_by_name_loses(an
 
 
 @pytest.mark.limits(max_invalidated_scopes=2)
-async def test_a_low_watermark_hides_what_is_older_and_nothing_that_is_not(ann: Person, bob: Person) -> None:
+async def test_a_low_watermark_hides_what_is_older_and_nothing_that_is_not(ann: Client, bob: Client) -> None:
     await ann.loaded(key("older"))
     await bob.invalidate(scopes=[scope("t1")])
     lease = await ann.granted(key("as old"))
@@ -90,13 +90,13 @@ async def test_a_low_watermark_hides_what_is_older_and_nothing_that_is_not(ann: 
     assert raised(change) == (BUCKET, 2)
     assert lease.seq == 2, "it began after the mark that was forgotten"
     record = ann.record(b"v", lease)
-    assert (await ann.fill(key("as old"), record)).stored
+    assert (await ann.fill(key("as old"), record)).done
     assert await bob.read(key("older"), key("as old")) == [None, record.encode(key("as old").l2)]
-    assert (await bob.write(key("older"), if_absent=True)).stored
+    assert (await bob.write(key("older"), if_absent=True)).done
 
 
 @pytest.mark.limits(max_invalidated_scopes=300)
-async def test_marks_are_forgotten_in_batches(ann: Person) -> None:
+async def test_marks_are_forgotten_in_batches(ann: Client) -> None:
     """Of a 128th of all that there may be: forgetting then costs little."""
     await ann.invalidate(scopes=[scope(f"t{number:03}") for number in range(300)])
     changes = [await ann.invalidate(scopes=[scope(f"u{number}")]) for number in range(6)]
@@ -108,7 +108,7 @@ async def test_marks_are_forgotten_in_batches(ann: Person) -> None:
 
 
 @pytest.mark.limits(max_invalidated_scopes=4)
-async def test_a_long_name_counts_for_several(ann: Person) -> None:
+async def test_a_long_name_counts_for_several(ann: Client) -> None:
     assert raised(await ann.invalidate(scopes=[tag("x" * 512)])) == NOTHING
     assert raised(await ann.invalidate(scopes=[tag("a")])) == NOTHING
     assert raised(await ann.invalidate(scopes=[tag("b")])) == (BUCKET, 2), "three and two are more than four"
@@ -119,7 +119,7 @@ async def test_a_long_name_counts_for_several(ann: Person) -> None:
 
 
 @pytest.mark.limits(max_invalidated_scopes=4)
-async def test_marks_of_all_tenants_have_a_bucket_of_their_own(ann: Person, bob: Person) -> None:
+async def test_marks_of_all_tenants_have_a_bucket_of_their_own(ann: Client, bob: Client) -> None:
     kept = [await ann.loaded(what) for what in (key(), NEXT_DOORS)]
     changes = [await bob.invalidate(scopes=[of_type(f"t{number}")]) for number in range(5)]
     assert [raised(change) for change in changes] == [NOTHING] * 4 + [(ALL_TENANTS, 2)]
@@ -137,7 +137,7 @@ async def test_marks_of_all_tenants_have_a_bucket_of_their_own(ann: Person, bob:
 
 @pytest.mark.parametrize(("name", "hides_other"), [(ALL_OF_SHARD, True), (of_type("doc"), False)], ids=["N", "Y"])
 async def test_scopes_of_all_tenants_hide_records_of_each(
-    ann: Person, bob: Person, name: str, hides_other: bool
+    ann: Client, bob: Client, name: str, hides_other: bool
 ) -> None:
     keys = [key(), NEXT_DOORS, key("c", agent_id="a"), key("other", data_type="other")]
     kept = [(await ann.loaded(what)).encode(what.l2) for what in keys]
@@ -147,44 +147,46 @@ async def test_scopes_of_all_tenants_hide_records_of_each(
     assert await bob.read(*keys) == [None, None, None, None if hides_other else kept[3]]
     for what in keys:
         hidden = hides_other or what is not keys[3]
-        assert (await bob.lease(what, "b")).outcome is (LeaseOutcome.GRANTED if hidden else LeaseOutcome.HIT)
+        assert (await bob.fill_lease(what, "b")).outcome is (
+            FillLeaseOutcome.GRANTED if hidden else FillLeaseOutcome.HIT
+        )
         bob.store.release(what, "b")
         late = ann.record(b"late", leases[what])
-        assert (await ann.fill(leased[what], late)).stored is not hidden
-        assert (await bob.write(what, b"added", if_absent=True)).stored is hidden
+        assert (await ann.fill(leased[what], late)).done is not hidden
+        assert (await bob.write(what, b"added", if_absent=True)).done is hidden
     assert all(data is not None for data in await bob.read(*keys))
 
 
 @pytest.mark.parametrize("name", [ALL_OF_SHARD, of_type("doc")], ids=["N", "Y"])
-async def test_a_guard_of_all_tenants_stands_before_each(ann: Person, bob: Person, name: str) -> None:
+async def test_a_guard_of_all_tenants_stands_before_each(ann: Client, bob: Client, name: str) -> None:
     await ann.guard(scopes=[name])
     for what in (key(), NEXT_DOORS, key(collection_id="c")):
-        assert (await bob.lease(what)).outcome is LeaseOutcome.GUARDED
-        assert not (await bob.write(what)).stored
-    outside = await bob.lease(key(data_type="other"))
-    assert outside.outcome is (LeaseOutcome.GUARDED if name == ALL_OF_SHARD else LeaseOutcome.GRANTED)
+        assert (await bob.fill_lease(what)).outcome is FillLeaseOutcome.GUARDED
+        assert not (await bob.write(what)).done
+    outside = await bob.fill_lease(key(data_type="other"))
+    assert outside.outcome is (FillLeaseOutcome.GUARDED if name == ALL_OF_SHARD else FillLeaseOutcome.GRANTED)
 
 
 # -- losses -----------------------------------------------------------------------------------------------------------
 
 
-async def marked(ann: Person) -> None:
+async def marked(ann: Client) -> None:
     """Marks in three buckets."""
     await ann.invalidate(scopes=[scope("x"), scope("x", tenant=NEIGHBOUR), of_type("x")])
     assert len(await ann.invalidated()) == 3
 
 
 @pytest.mark.parametrize("bucket", [BUCKET, NEXT_DOOR, ALL_TENANTS])
-async def test_who_begins_notices_lost_marks_of_any_bucket(rig: StoreRig, ann: Person, bucket: str) -> None:
+async def test_who_begins_notices_lost_marks_of_any_bucket(rig: StoreRig, ann: Client, bucket: str) -> None:
     await marked(ann)
     await rig.lose_marks(bucket)
-    bob = await Person(await rig.store(), "bob").attach()
+    bob = await Client(await rig.store(), "bob").attach()
     assert bob.caller.epoch != ann.caller.epoch
     assert await bob.invalidated() == {}
 
 
 @pytest.mark.parametrize("bucket", [BUCKET, ALL_TENANTS])
-async def test_who_judges_by_marks_notices_the_loss_of_those(rig: StoreRig, ann: Person, bucket: str) -> None:
+async def test_who_judges_by_marks_notices_the_loss_of_those(rig: StoreRig, ann: Client, bucket: str) -> None:
     await marked(ann)
     await ann.loaded(key())
     await ann.invalidate(scopes=[scope("doc"), of_type("other")])
@@ -194,7 +196,7 @@ async def test_who_judges_by_marks_notices_the_loss_of_those(rig: StoreRig, ann:
     assert reply.records == [None]
 
 
-async def test_who_judges_by_the_marks_of_others_does_not_look_for_them(rig: StoreRig, ann: Person) -> None:
+async def test_who_judges_by_the_marks_of_others_does_not_look_for_them(rig: StoreRig, ann: Client) -> None:
     await marked(ann)
     record = await ann.loaded(key())
     await rig.lose_marks(NEXT_DOOR)
@@ -206,7 +208,7 @@ async def test_who_judges_by_the_marks_of_others_does_not_look_for_them(rig: Sto
 @pytest.mark.parametrize("then", ["another mark", "a mark in another bucket", "a key"])
 @pytest.mark.parametrize("loss", ["lose_marks", "lose_buckets"])
 async def test_an_invalidation_after_a_loss_does_not_hide_it(
-    rig: StoreRig, ann: Person, bob: Person, loss: str, then: str
+    rig: StoreRig, ann: Client, bob: Client, loss: str, then: str
 ) -> None:
     """Else a record would be believed again that the lost mark stood against."""
     await ann.loaded(key())
@@ -222,7 +224,7 @@ async def test_an_invalidation_after_a_loss_does_not_hide_it(
 
 
 @pytest.mark.limits(max_invalidated_scopes=6)
-async def test_a_loss_that_nobody_has_noticed_does_not_let_marks_grow(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_a_loss_that_nobody_has_noticed_does_not_let_marks_grow(rig: StoreRig, ann: Client, bob: Client) -> None:
     """The largest bucket has to forget some, and has none any more: another epoch begins, and all is counted anew."""
     await ann.invalidate(scopes=[scope(f"t{number}") for number in range(5)])
     await ann.probe()
@@ -237,7 +239,7 @@ async def test_a_loss_that_nobody_has_noticed_does_not_let_marks_grow(rig: Store
 @pytest.mark.parametrize("what", ["marks", "buckets"])
 @pytest.mark.parametrize("before", ["with marks", "before any mark"])
 async def test_what_somebody_else_put_into_their_place_goes(redis: RedisRig, what: str, before: str) -> None:
-    ann = await Person(await redis.store(), "ann").attach()
+    ann = await Client(await redis.store(), "ann").attach()
     place = redis.names.marks(BUCKET) if what == "marks" else redis.names.buckets
     await ann.loaded(key())
     if before == "with marks":
@@ -252,14 +254,14 @@ async def test_what_somebody_else_put_into_their_place_goes(redis: RedisRig, wha
     assert await redis.redis.call("TYPE", place) in (b"none", b"zset", b"hash")
 
 
-async def test_guards_that_stand_no_more_may_be_lost(rig: StoreRig, ann: Person) -> None:
+async def test_guards_that_stand_no_more_may_be_lost(rig: StoreRig, ann: Client) -> None:
     await ann.guard(key())
     await ann.guard(key(), px_ms=0)
     await rig.lose_guards()
-    assert (await ann.lease(key())).epoch == ann.caller.epoch
+    assert (await ann.fill_lease(key())).epoch == ann.caller.epoch
     await ann.guard(key("g"))
     await rig.lose_guards()
-    assert (await ann.lease(key())).epoch != ann.caller.epoch, "this one stood"
+    assert (await ann.fill_lease(key())).epoch != ann.caller.epoch, "this one stood"
 
 
 # -- ids in all contexts ----------------------------------------------------------------------------------------------
@@ -268,7 +270,7 @@ ID = everywhere(key("r"))
 OTHER_ID = everywhere(key("r", "other"))
 
 
-async def left_out(rig: StoreRig, ann: Person, scopes: list[str]) -> tuple[bool, dict[str, int]]:
+async def left_out(rig: StoreRig, ann: Client, scopes: list[str]) -> tuple[bool, dict[str, int]]:
     """Whether the event of an invalidation of these says that ids were left out; and the marks then."""
     change = await ann.invalidate(key("r"), scopes=scopes)
     logged = (await ann.store.log(0, change.seq - 1, 1))[0].message
@@ -282,7 +284,7 @@ async def left_out(rig: StoreRig, ann: Person, scopes: list[str]) -> tuple[bool,
     return event.left_out, await ann.invalidated()
 
 
-async def test_an_id_is_not_marked_where_nothing_of_its_type_lies_in_a_context(rig: StoreRig, ann: Person) -> None:
+async def test_an_id_is_not_marked_where_nothing_of_its_type_lies_in_a_context(rig: StoreRig, ann: Client) -> None:
     await ann.loaded(key("r"))
     await ann.write(key("s"))
     await ann.granted(key("r", "other", agent_id="a"), "t")
@@ -293,7 +295,7 @@ async def test_an_id_is_not_marked_where_nothing_of_its_type_lies_in_a_context(r
 @pytest.mark.parametrize("how", ["leased", "loaded", "written", "added"])
 @pytest.mark.parametrize("context", ["agent_id", "conversation_id", "collection_id"])
 async def test_an_id_is_marked_once_something_of_its_type_has_been_in_a_context(
-    rig: StoreRig, ann: Person, bob: Person, how: str, context: str
+    rig: StoreRig, ann: Client, bob: Client, how: str, context: str
 ) -> None:
     what = key("r", **{context: "c"})
     if how == "leased":
@@ -305,7 +307,7 @@ async def test_an_id_is_marked_once_something_of_its_type_has_been_in_a_context(
     seq = (await ann.probe()).seq + 1
     assert await left_out(rig, ann, [ID]) == (False, {ID: seq})
     if how == "leased":
-        assert not (await bob.fill(what, bob.record(b"late", lease))).stored
+        assert not (await bob.fill(what, bob.record(b"late", lease))).done
     assert await bob.read(what) == [None]
     assert await left_out(rig, ann, [everywhere(key("another id"))]) == (
         False,
@@ -313,45 +315,45 @@ async def test_an_id_is_marked_once_something_of_its_type_has_been_in_a_context(
     )
 
 
-async def test_what_stores_nothing_in_a_context_calls_for_no_mark(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_what_stores_nothing_in_a_context_calls_for_no_mark(rig: StoreRig, ann: Client, bob: Client) -> None:
     what = key("r", agent_id="a")
     await ann.guard(what)
-    assert (await bob.lease(what)).outcome is LeaseOutcome.GUARDED
-    assert not (await bob.write(what)).stored
+    assert (await bob.fill_lease(what)).outcome is FillLeaseOutcome.GUARDED
+    assert not (await bob.write(what)).done
     assert await left_out(rig, ann, [ID]) == (True, {})
 
 
-async def test_of_a_mixed_event_nodes_keep_all(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_of_a_mixed_event_nodes_keep_all(rig: StoreRig, ann: Client, bob: Client) -> None:
     """L2 keeps the marks that it needs. Which those are the event does not say, so nodes keep each."""
     await bob.granted(key("r", agent_id="a"))
     assert await left_out(rig, ann, [ID, OTHER_ID]) == (False, {ID: 2})
     assert await left_out(rig, ann, [OTHER_ID, ID]) == (False, {ID: 3})
 
 
-async def test_other_scopes_are_marked_beside_ids_that_are_not(rig: StoreRig, ann: Person) -> None:
+async def test_other_scopes_are_marked_beside_ids_that_are_not(rig: StoreRig, ann: Client) -> None:
     assert await left_out(rig, ann, [ID, scope("doc"), OTHER_ID]) == (True, {scope("doc"): 2})
     assert await left_out(rig, ann, [scope("doc")]) == (False, {scope("doc"): 3}), "there were none"
 
 
-async def test_writes_and_guards_leave_ids_out_too(rig: StoreRig, ann: Person, bob: Person) -> None:
+async def test_writes_and_guards_leave_ids_out_too(rig: StoreRig, ann: Client, bob: Client) -> None:
     change = await ann.write(key("r"), scopes=[ID])
     assert leaves_out(change)
     change = await ann.guard(scopes=[ID])
     assert leaves_out(change)
     assert await ann.invalidated() == {}
-    assert (await bob.lease(key("r", agent_id="a"))).outcome is LeaseOutcome.GUARDED, "the guard itself stands"
+    assert (await bob.fill_lease(key("r", agent_id="a"))).outcome is FillLeaseOutcome.GUARDED, "the guard itself stands"
     await ann.guard(scopes=[ID], px_ms=0)
-    assert (await bob.lease(key("r", agent_id="a"))).outcome is LeaseOutcome.GRANTED
+    assert (await bob.fill_lease(key("r", agent_id="a"))).outcome is FillLeaseOutcome.GRANTED
 
 
-async def test_an_id_of_one_tenant_is_marked_where_another_has_contexts(rig: StoreRig, ann: Person) -> None:
+async def test_an_id_of_one_tenant_is_marked_where_another_has_contexts(rig: StoreRig, ann: Client) -> None:
     """What is remembered is the type alone."""
     await ann.granted(key("r", tenant=NEIGHBOUR, agent_id="a"))
     assert await left_out(rig, ann, [ID]) == (False, {ID: 2})
 
 
 @pytest.mark.parametrize("loss", ["flush", "lose_meta", "another_server"])
-async def test_a_new_epoch_has_nothing_in_contexts(rig: StoreRig, ann: Person, loss: str) -> None:
+async def test_a_new_epoch_has_nothing_in_contexts(rig: StoreRig, ann: Client, loss: str) -> None:
     await ann.loaded(key("r", agent_id="a"))
     await getattr(rig, loss)()
     await ann.probe()
@@ -359,7 +361,7 @@ async def test_a_new_epoch_has_nothing_in_contexts(rig: StoreRig, ann: Person, l
     assert await ann.read(key("r", agent_id="a")) == [None]
 
 
-async def test_a_write_in_a_context_that_names_its_own_id(rig: StoreRig, ann: Person) -> None:
+async def test_a_write_in_a_context_that_names_its_own_id(rig: StoreRig, ann: Client) -> None:
     """The first in any context: whatever its event says, the record is as new as the mark."""
     what = key("r", agent_id="a")
     change = await ann.write(what, scopes=[ID])

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from cachebus.core.ports import LeaseOutcome
+from cachebus.core.ports import FillLeaseOutcome
 from cachebus.keys.key import ALL_OF_SHARD, Key, everywhere, scopes_of
 from cachebus.wire import record as records
-from tests.contract.people import BUCKET, LONG_MS, NEIGHBOUR, Person, key, raised, scope, tag
+from tests.contract.clients import BUCKET, LONG_MS, NEIGHBOUR, Client, key, raised, scope, tag
 from tests.contract.rig import StoreRig
 
 EVERYWHERE = key(agent_id="a", conversation_id="v", collection_id="c")
@@ -35,7 +35,7 @@ def test_these_are_all_shapes() -> None:
 
 
 @pytest.mark.parametrize("name", SHAPES.values(), ids=SHAPES.keys())
-async def test_a_record_lies_in_every_scope_of_its_key(ann: Person, bob: Person, name: str) -> None:
+async def test_a_record_lies_in_every_scope_of_its_key(ann: Client, bob: Client, name: str) -> None:
     keys = [
         EVERYWHERE,
         key(agent_id="a"),
@@ -56,11 +56,11 @@ async def test_a_record_lies_in_every_scope_of_its_key(ann: Person, bob: Person,
     assert expected[0] is None
     assert name == ALL_OF_SHARD or any(expected)
     for what, data in zip(keys, expected, strict=True):
-        assert ((await bob.lease(what)).outcome is LeaseOutcome.HIT) == (data is not None)
+        assert ((await bob.fill_lease(what)).outcome is FillLeaseOutcome.HIT) == (data is not None)
         assert await bob.store.get(what) is not None, "a plain get is not judged"
 
 
-async def test_a_record_lies_under_its_tags(ann: Person, bob: Person) -> None:
+async def test_a_record_lies_under_its_tags(ann: Client, bob: Client) -> None:
     tags = [tag("plan"), tag("größe"), tag("x" * 512)]
     records_ = [await ann.loaded(key(f"r{count}"), tags=tags[:count]) for count in range(4)]
     keys = [key(f"r{count}") for count in range(4)]
@@ -69,17 +69,17 @@ async def test_a_record_lies_under_its_tags(ann: Person, bob: Person) -> None:
         assert await bob.read(*keys) == [r.encode(keys[i].l2) if i <= number else None for i, r in enumerate(records_)]
 
 
-async def test_a_mark_hides_what_is_older_and_nothing_else(ann: Person, bob: Person) -> None:
+async def test_a_mark_hides_what_is_older_and_nothing_else(ann: Client, bob: Client) -> None:
     await ann.invalidate(scopes=[scope("doc")])
     lease = await ann.granted(key())
     assert lease.seq == 2, "granted at the mark's own seq: the load began after it"
     record = ann.record(b"v", lease)
-    assert (await ann.fill(key(), record)).stored
+    assert (await ann.fill(key(), record)).done
     assert await bob.read(key()) == [record.encode(key().l2)]
 
 
 @pytest.mark.limits(max_invalidated_scopes=1)
-async def test_a_low_watermark_hides_everything_older(ann: Person, bob: Person) -> None:
+async def test_a_low_watermark_hides_everything_older(ann: Client, bob: Client) -> None:
     record = await ann.loaded(key())
     await ann.invalidate(scopes=[scope("x")])
     assert await bob.read(key()) == [record.encode(key().l2)]
@@ -87,10 +87,10 @@ async def test_a_low_watermark_hides_everything_older(ann: Person, bob: Person) 
     change = await ann.invalidate(scopes=[scope("y")])
     assert raised(change) == (BUCKET, 2)
     assert await bob.read(key(), key("newer")) == [None, newer.encode(key("newer").l2)]
-    assert (await bob.lease(key())).outcome is LeaseOutcome.GRANTED
+    assert (await bob.fill_lease(key())).outcome is FillLeaseOutcome.GRANTED
 
 
-async def test_many_keys_in_one_read(ann: Person, bob: Person) -> None:
+async def test_many_keys_in_one_read(ann: Client, bob: Client) -> None:
     keys = [key(f"r{number}", **({"agent_id": "a"} if number % 3 else {})) for number in range(300)]
     kept: list[bytes | None] = []
     for number, what in enumerate(keys):
@@ -101,13 +101,13 @@ async def test_many_keys_in_one_read(ann: Person, bob: Person) -> None:
     assert (await bob.store.read(0, bob.caller, [])).records == []
 
 
-async def test_an_expired_record_is_given_by_read_but_is_no_hit(ann: Person, bob: Person) -> None:
+async def test_an_expired_record_is_given_by_read_but_is_no_hit(ann: Client, bob: Client) -> None:
     """Its reader looks at the expiry; the store keeps it for when the source fails."""
     expired = await ann.loaded(key(), lives_ms=-1)
     live = await ann.loaded(key("live"), lives_ms=LONG_MS)
     assert await bob.read(key(), key("live")) == [expired.encode(key().l2), live.encode(key("live").l2)]
-    assert (await bob.lease(key())).outcome is LeaseOutcome.GRANTED
-    assert (await bob.lease(key("live"))).outcome is LeaseOutcome.HIT
+    assert (await bob.fill_lease(key())).outcome is FillLeaseOutcome.GRANTED
+    assert (await bob.fill_lease(key("live"))).outcome is FillLeaseOutcome.HIT
 
 
 def nonsense(epoch: bytes) -> list[bytes]:
@@ -138,16 +138,16 @@ def nonsense(epoch: bytes) -> list[bytes]:
 MAGIC = records.MAGIC
 
 
-async def misses(person: Person, keys: Sequence[Key]) -> None:
+async def misses(client: Client, keys: Sequence[Key]) -> None:
     """None of these is a hit, and none of them an error."""
-    assert await person.read(*keys) == [None] * len(keys)
+    assert await client.read(*keys) == [None] * len(keys)
     for what in keys:
-        lease = await person.lease(what, f"lease of {what.l2}")
-        assert (lease.outcome, lease.record) == (LeaseOutcome.GRANTED, None)
+        lease = await client.fill_lease(what, f"lease of {what.l2}")
+        assert (lease.outcome, lease.record) == (FillLeaseOutcome.GRANTED, None)
 
 
 @pytest.mark.parametrize("invalidated", [0, 1])
-async def test_bytes_that_are_no_record_are_a_miss(rig: StoreRig, ann: Person, invalidated: int) -> None:
+async def test_bytes_that_are_no_record_are_a_miss(rig: StoreRig, ann: Client, invalidated: int) -> None:
     if invalidated:
         await ann.invalidate(scopes=[scope("other")])
     else:
@@ -167,27 +167,28 @@ async def test_bytes_that_are_no_record_are_a_miss(rig: StoreRig, ann: Person, i
             undecoded.append(what)
     assert len(undecoded) > 15
     await misses(ann, undecoded)
-    for what in set(keys) - set(undecoded):  # those with a head that could be ours: never an error, whatever they give
+    # Those with a header that could be ours: never an error, whatever they give.
+    for what in set(keys) - set(undecoded):
         await ann.read(what)
-        await ann.lease(what)
+        await ann.fill_lease(what)
 
 
-async def test_nonsense_under_a_record_is_a_miss_and_is_written_over(rig: StoreRig, ann: Person) -> None:
+async def test_nonsense_under_a_record_is_a_miss_and_is_written_over(rig: StoreRig, ann: Client) -> None:
     keys = [key("filled"), key("written"), key("added"), key("removed")]
     for what in keys:
         await rig.plant_nonsense(what)
     await misses(ann, keys)
     record = ann.record(b"v")
-    assert (await ann.fill(keys[0], record, f"lease of {keys[0].l2}")).stored
-    assert (await ann.write(keys[1])).stored
-    assert (await ann.write(keys[2], if_absent=True)).stored
+    assert (await ann.fill(keys[0], record, f"lease of {keys[0].l2}")).done
+    assert (await ann.write(keys[1])).done
+    assert (await ann.write(keys[2], if_absent=True)).done
     await ann.invalidate(keys[3])
     assert [data is not None for data in await ann.read(*keys)] == [True, True, True, False]
     assert await ann.store.get(keys[0]) == record.encode(keys[0].l2)
 
 
-async def test_a_refresh_takes_the_place_of_nonsense(rig: StoreRig, ann: Person) -> None:
+async def test_a_refresh_takes_the_place_of_nonsense(rig: StoreRig, ann: Client) -> None:
     record = await ann.loaded(key())
     lease = await ann.granted(key(), refresh=True)
     await rig.plant_nonsense(key())
-    assert (await ann.fill(key(), ann.record(b"v", lease), over=record.version)).stored
+    assert (await ann.fill(key(), ann.record(b"v", lease), over=record.version)).done

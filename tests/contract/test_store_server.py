@@ -8,14 +8,14 @@ from contextlib import closing
 
 import pytest
 
-from cachebus.core.ports import Caller, Invalidated, LeaseOutcome, NodeRow
+from cachebus.core.ports import Caller, FillLeaseOutcome, Invalidated, NodeRow
 from cachebus.keys.key import ALL_OF_SHARD, ALL_TENANTS
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import NAME
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.wire import event as events
+from tests.contract.clients import BUCKET, NOBODY, Client, body, key, scope, tag
 from tests.contract.conftest import program
-from tests.contract.people import BUCKET, NOBODY, Person, body, key, scope, tag
 from tests.contract.rig import NAMESPACE, PATIENCE_S, SHARDS, RedisRig, aged, until
 from tests.support.servers import KINDS, Kind
 
@@ -43,9 +43,9 @@ def serve(request: pytest.FixtureRequest) -> Iterator[Serve]:
         server.stop()
 
 
-async def played(rig: RedisRig) -> Person:
+async def played(rig: RedisRig) -> Client:
     """A node that has filled `kept`, holds a lease on `loading`, and has seen three events."""
-    ann = await Person(await rig.store(), "ann").attach()
+    ann = await Client(await rig.store(), "ann").attach()
     await ann.invalidate(scopes=[scope("other")])
     await ann.invalidate(scopes=[tag("plan")])
     await ann.invalidate(key())
@@ -55,23 +55,23 @@ async def played(rig: RedisRig) -> Person:
     return ann
 
 
-async def connected_again(person: Person) -> None:
+async def connected_again(client: Client) -> None:
     async def noticed() -> bool:
-        return not person.store.connected
+        return not client.store.connected
 
     await until(noticed)
-    await person.store.connect()
+    await client.store.connect()
 
 
-async def all_is_void(ann: Person) -> None:
+async def all_is_void(ann: Client) -> None:
     """Whoever comes first finds another epoch, and nothing of the one before is believed."""
     before = ann.caller
-    bob = await Person(ann.store, "bob").attach()
+    bob = await Client(ann.store, "bob").attach()
     assert bob.caller.epoch != before.epoch
     assert await ann.read(key("kept")) == [None]
-    assert not (await ann.fill(key("loading"), ann.record(b"late"))).stored
-    assert (await bob.lease(key("kept"))).outcome is LeaseOutcome.GRANTED
-    assert (await bob.lease(key("loading"), "another")).outcome is LeaseOutcome.GRANTED
+    assert not (await ann.fill(key("loading"), ann.record(b"late"))).done
+    assert (await bob.fill_lease(key("kept"))).outcome is FillLeaseOutcome.GRANTED
+    assert (await bob.fill_lease(key("loading"), "another")).outcome is FillLeaseOutcome.GRANTED
     assert await bob.store.log(0, 0, 100) == []
     reply = await ann.probe()
     assert (reply.epoch, reply.invalidated) == (bob.caller.epoch, Invalidated({}, {}))
@@ -126,10 +126,10 @@ async def test_a_reload_keeps_the_incarnation_and_all_data(serve: Serve) -> None
     ann = await played(rig)
     record = await ann.store.get(key("kept"))
     assert rig.server.command("DEBUG", "RELOAD") == "+OK"
-    bob = await Person(ann.store, "bob").attach()
+    bob = await Client(ann.store, "bob").attach()
     assert bob.caller == ann.caller._replace(node="bob")
     assert await bob.read(key("kept")) == [record]
-    assert (await ann.lease(key("loading"), "t")).outcome is LeaseOutcome.GRANTED
+    assert (await ann.fill_lease(key("loading"), "t")).outcome is FillLeaseOutcome.GRANTED
     await ann.store.close()
 
 
@@ -149,12 +149,12 @@ async def test_an_older_copy_under_the_same_incarnation_is_found_by_who_has_seen
     await all_is_void_in(ann, before)
 
 
-async def all_is_void_in(ann: Person, before: Caller) -> None:
+async def all_is_void_in(ann: Client, before: Caller) -> None:
     assert await ann.read(key("kept")) == [None]
     late = ann.record(b"late")
     late.epoch = before.epoch
-    assert not (await ann.fill(key("loading"), late)).stored
-    assert (await ann.lease(key("loading"), "another")).outcome is LeaseOutcome.GRANTED
+    assert not (await ann.fill(key("loading"), late)).done
+    assert (await ann.fill_lease(key("loading"), "another")).outcome is FillLeaseOutcome.GRANTED
     await ann.store.close()
 
 
@@ -165,12 +165,12 @@ async def test_a_promoted_replica_is_another_server(serve: Serve) -> None:
     assert replica.server.command("REPLICAOF", "127.0.0.1", str(master.server.port)) == "+OK"
 
     async def copied() -> bool:
-        return replica.server.command("EXISTS", replica.names.lease(key("loading"))) == ":1"
+        return replica.server.command("EXISTS", replica.names.fill_lease(key("loading"))) == ":1"
 
     await until(copied)
     master.server.stop()
     assert replica.server.command("REPLICAOF", "NO", "ONE") == "+OK"
-    other = Person(await replica.store(), "ann")
+    other = Client(await replica.store(), "ann")
     other.caller = ann.caller
     assert await other.store.get(key("kept")) is not None
     await ann.store.close()
@@ -179,7 +179,7 @@ async def test_a_promoted_replica_is_another_server(serve: Serve) -> None:
 
 async def test_the_event_is_logged_before_it_is_published(redis: RedisRig) -> None:
     """Else a replica, or a copy taken in between, could lack the entry of an event that nodes have heard."""
-    ann = await Person(await redis.store(), "ann").attach()
+    ann = await Client(await redis.store(), "ann").attach()
     with closing(socket.create_connection((redis.address.host, redis.address.port), PATIENCE_S)) as watch:
         watch.sendall(b"MONITOR\r\n")
         said = watch.makefile("rb")
@@ -195,19 +195,19 @@ async def test_the_event_is_logged_before_it_is_published(redis: RedisRig) -> No
     assert order == ["DEL", "ZADD", "XADD", "PUBLISH", "SET", "DEL", "ZADD", "XADD", "PUBLISH"]
 
 
-async def test_lines_of_silent_nodes_are_pruned(redis: RedisRig) -> None:
-    ann = await Person(await redis.store(), "ann").attach()
+async def test_rows_of_silent_nodes_are_pruned(redis: RedisRig) -> None:
+    ann = await Client(await redis.store(), "ann").attach()
     await ann.store.probe(0, ann.caller, with_invalidated=False)
     now_us = (await ann.store.probe(1, Caller("ann", 0, b""), with_invalidated=False)).server_us
     for shard in range(SHARDS):
         nodes = ShardNames(NAMESPACE, shard).nodes
-        line = await redis.redis.call("HGET", nodes, "ann")
-        odd = {"silent": aged(line, 61), "quiet": aged(line, 30), "garbage": b"\x86", "old": b"7:%d" % now_us}
+        row = await redis.redis.call("HGET", nodes, "ann")
+        odd = {"silent": aged(row, 61), "quiet": aged(row, 30), "garbage": b"\x86", "old": b"7:%d" % now_us}
         await redis.redis.call("HSET", nodes, *[part for pair in odd.items() for part in pair])
     await ann.store.probe(0, ann.caller, with_invalidated=False)
     assert set(await redis.rows()) == {"ann", "silent", "quiet", "garbage", "old"}, "not by every probe"
     assert (await ann.store.nodes(0, NOBODY)).rows["garbage"] == NodeRow(0, b"", 0), "it has applied nothing"
-    bob = await Person(await redis.store(), "bob").attach()
+    bob = await Client(await redis.store(), "bob").attach()
     for shard in range(SHARDS):
         await bob.store.probe(shard, Caller("bob", 0, b""), with_invalidated=False)
     assert set(await redis.rows()) == {"ann", "quiet", "bob"}
@@ -216,7 +216,7 @@ async def test_lines_of_silent_nodes_are_pruned(redis: RedisRig) -> None:
 
 
 async def test_events_go_to_the_channel_of_their_shard(redis: RedisRig) -> None:
-    ann = await Person(await redis.store(), "ann").attach()
+    ann = await Client(await redis.store(), "ann").attach()
     await ann.store.invalidate(1, Caller("ann", 0, b""), [], [], body(scopes=["elsewhere"]))
     await ann.invalidate(key())
     assert events.decode((await redis.heard(1))[0]).keys == [key().l1]
@@ -226,13 +226,14 @@ async def test_events_go_to_the_channel_of_their_shard(redis: RedisRig) -> None:
 
 async def test_every_key_of_a_shard_bears_its_hash_tag(redis: RedisRig) -> None:
     """So that a Cluster puts them in one slot, where one script may touch them."""
-    ann = await Person(await redis.store(), "ann").attach()
+    ann = await Client(await redis.store(), "ann").attach()
     await ann.loaded(key("r"))
     await ann.granted(key("l"))
     await ann.store.counter(key("c"), ann.caller, 1, "request", 0)
     await ann.invalidate(scopes=[scope()])
     await ann.invalidate(scopes=[ALL_OF_SHARD])
     await ann.guard(key("g"))
+    await ann.store.identity()
     found = {name.decode() for name in await redis.redis.call("KEYS", "*")}
     one = {f"{{{NAMESPACE}:0}}:{kind}" for kind in ("c:acme:doc:c", "l:acme:doc:l", "r:acme:doc:r")}
     assert found == one | {name for name in redis.names.own if name not in redis.names.all_marks} | {
@@ -244,7 +245,7 @@ async def test_every_key_of_a_shard_bears_its_hash_tag(redis: RedisRig) -> None:
 
 async def test_only_leases_and_what_was_told_to_expires(redis: RedisRig) -> None:
     """What must not be evicted has no time to live, so that a `volatile-` policy of the server spares it."""
-    ann = await Person(await redis.store(), "ann").attach()
+    ann = await Client(await redis.store(), "ann").attach()
     await ann.write(key("kept"))
     await ann.write(key("mortal"), px_ms=50_000)
     await ann.granted(key("l"))

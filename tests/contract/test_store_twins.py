@@ -15,20 +15,21 @@ from cachebus.core.ports import (
     About,
     Caller,
     Change,
-    LeaseOutcome,
-    LeaseReply,
+    FillLeaseOutcome,
+    FillLeaseReply,
+    Largest,
     NodeRow,
     NodesReply,
     ProbeReply,
     ReadReply,
-    Stale,
 )
+from cachebus.core.requests import FallbackKind, FillLeaseRequest, FillRequest, GuardRequest, WriteRequest
 from cachebus.keys.key import ALL_OF_SHARD, Key
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from cachebus.wire.record import Record
+from tests.contract.clients import BUCKET, NEIGHBOUR, body, key, leaves_out, raised, tag
 from tests.contract.conftest import program
-from tests.contract.people import BUCKET, NEIGHBOUR, body, key, leaves_out, raised, tag
 from tests.contract.rig import MemoryRig, RedisRig, StoreRig
 from tests.support.history import seed_to_try
 from tests.support.servers import KINDS, Kind, SharedServers
@@ -59,6 +60,12 @@ LOSSES = [
     "another_server",
     "forget",
 ]
+REQUESTS: dict[str, Any] = {
+    "fill_lease": FillLeaseRequest,
+    "fill": FillRequest,
+    "guard": GuardRequest,
+    "write": WriteRequest,
+}
 TOKENS = ["t", "t2", "u"]
 NODES = ["", "ann", "bob"]
 
@@ -85,9 +92,9 @@ class Author:
         """Take in what the memory store answered."""
         self.epochs = max(self.epochs, epoch + 1)
         self.seq = getattr(reply, "seq", self.seq)
-        if isinstance(reply, LeaseReply) and reply.outcome is LeaseOutcome.GRANTED:
+        if isinstance(reply, FillLeaseReply) and reply.outcome is FillLeaseOutcome.GRANTED:
             self.grants.append((step.args["key"], step.args["token"], epoch, reply.seq))
-        if step.verb in ("fill", "write") and reply.stored:
+        if step.verb in ("fill", "write") and reply.done:
             self.stored[step.args["key"]] = step.args["record"]["version"]
 
     def step(self) -> Step:
@@ -96,7 +103,7 @@ class Author:
             self.probe: 6,
             self.read: 10,
             self.get: 4,
-            self.lease: 20,
+            self.fill_lease: 20,
             self.fill: 20,
             self.hold: 5,
             self.invalidate: 9,
@@ -165,9 +172,9 @@ class Author:
     def get(self) -> Step:
         return Step("get", {"key": self.dice.choice(KEYS)})
 
-    def lease(self) -> Step:
+    def fill_lease(self) -> Step:
         return Step(
-            "lease",
+            "fill_lease",
             {
                 "key": self.dice.choice(KEYS),
                 "caller": self.caller(),
@@ -175,7 +182,7 @@ class Author:
                 "px_ms": self.dice.choice([40_000, 80_000]),
                 "refresh": self.dice.random() < 0.5,
                 "tags": self.some(TAGS, 1),
-                "stale": self.dice.choice(list(Stale)),
+                "fallback": self.dice.choice(list(FallbackKind)),
             },
         )
 
@@ -200,7 +207,7 @@ class Author:
         what, token = self.grants[-1][:2] if self.grants else (KEYS[0], "t")
         if self.dice.random() < 0.3:
             token = self.dice.choice(TOKENS)
-        return Step("hold", {"key": what, "token": token, "how": self.dice.choice(["extend", "release", "rest"])})
+        return Step("hold", {"key": what, "token": token, "how": self.dice.choice(["extend", "release", "cool_down"])})
 
     def invalidate(self) -> Step:
         return Step("invalidate", {"caller": self.caller(), "keys": self.some(KEYS), "scopes": self.some(NAMES, 3)})
@@ -314,9 +321,7 @@ class Side:
                 told["applied"],
                 self.epoch(told["epoch"]),
                 About(told["bound_ms"], told["guard_ms"], keeps_without_l2=told["alone"]),
-                told["bound_ms"],
-                told["guard_ms"],
-                told["alone"],
+                Largest(told["bound_ms"], told["guard_ms"], told["alone"]),
             )
         if "record" in args:
             args["record"] = self.record(args["record"])
@@ -324,8 +329,10 @@ class Side:
             args["body"] = body(args["keys"], args["scopes"])
         elif step.verb == "write":
             args["body"] = body([args["key"], *args["others"]], args["scopes"])
-        if step.verb not in ("get", "lease", "fill", "write", "counter"):
+        if step.verb not in ("get", "fill_lease", "fill", "write", "counter"):
             args["shard"] = 0
+        if (request := REQUESTS.get(step.verb)) is not None:
+            args["request"] = request(**{name: args.pop(name) for name in request._fields if name in args})
         return await getattr(self.store, step.verb)(**args)
 
     async def lose(self, what: str) -> None:
@@ -353,19 +360,20 @@ class Side:
     def told(self, reply: Any) -> Any:
         """A reply without what may differ."""
         match reply:
-            case LeaseReply():
+            case FillLeaseReply():
                 left = round(reply.wait_ms / (2 * NEAR_MS))
                 return self.number(reply.epoch), reply.seq, reply.outcome, self.data(reply.record), left
             case Change():
-                head = reply.head and (self.number(reply.head[4:20]), raised(reply), leaves_out(reply))
+                header = reply.event_header
+                told = header and (self.number(header[4:20]), raised(reply), leaves_out(reply))
                 early = self.age(reply.expires_ms)
-                return self.number(reply.epoch), reply.seq, reply.stored, head, early, reply.bound_ms
+                return self.number(reply.epoch), reply.seq, reply.done, told, early, reply.bound_ms
             case ProbeReply():
                 largest = reply.bound_ms, reply.guard_ms, reply.keeps_without_l2
                 return self.number(reply.epoch), reply.seq, reply.invalidated, self.name(reply.nodes_name), largest
             case NodesReply():
-                lines = {node: self.row(row) for node, row in reply.rows.items()}
-                return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, reply.keeps_without_l2, lines
+                rows = {node: self.row(row) for node, row in reply.rows.items()}
+                return self.number(reply.epoch), self.name(reply.name), reply.bound_ms, reply.keeps_without_l2, rows
             case ReadReply():
                 return self.number(reply.epoch), reply.seq, [self.data(data) for data in reply.records]
             case list():
@@ -375,7 +383,7 @@ class Side:
         return reply
 
     def name(self, name: bytes) -> int:
-        """Which set of lines of this store that is, by their order."""
+        """Which set of rows of this store that is, by their order."""
         if name not in self.names:
             self.names.append(name)
         return self.names.index(name)
@@ -408,7 +416,7 @@ class Side:
         return self.event(events.decode(message))
 
     def event(self, event: events.Event) -> Any:
-        invalidated = event.bucket, event.low, event.left_out
+        invalidated = *event.low, event.left_out
         return self.number(event.epoch), event.seq, invalidated, event.keys, event.scopes
 
 
@@ -439,8 +447,8 @@ async def test_twins_answer_alike(sides: list[Side], seed: int | None) -> None:
         assert told[0] == told[1], tale(seed, history)
         author.heard(step, replies[0], len(sides[0].epochs) - 1)
         if len(history) % 20 == 0:
-            lines = [{n: side.row(row) for n, row in (await side.rig.rows()).items()} for side in sides]
-            assert lines[0] == lines[1], tale(seed, history)
+            rows = [{n: side.row(row) for n, row in (await side.rig.rows()).items()} for side in sides]
+            assert rows[0] == rows[1], tale(seed, history)
     await sides[1].rig.heard(len(sides[0].rig.messages))
     heard = [[side.message(message) for message in side.rig.messages] for side in sides]
     assert heard[0] == heard[1], tale(seed, history)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
+from redis.credentials import UsernamePasswordCredentialProvider
 
 from cachebus import Cache, ConfigError, Policy, Settings
 from tests.support.caches import D_S, nodes, parts
@@ -28,6 +29,7 @@ FEW = {"shards", "kafka_partitions"}
 NEEDS: dict[str, dict[str, Any]] = {
     "load_soft_timeout_s": {"fail_safe_s": 60, "load_timeout_s": 10**10},
     "soft_ttl_s": {"ttl_s": 10**10},
+    "reauth_interval_s": {"credential_provider": UsernamePasswordCredentialProvider("default", "any will do")},
 }
 
 

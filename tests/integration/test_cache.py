@@ -24,6 +24,7 @@ from cachebus import (
     NotSerializable,
     Policy,
     Receipt,
+    Target,
     TenantRequired,
     ValueTooLarge,
     with_context,
@@ -31,7 +32,7 @@ from cachebus import (
 from cachebus.calls import MANY
 from cachebus.reading.fetch import Fetcher
 from cachebus.resp import link
-from tests.support.caches import Source, asked, data_calls, nodes, parts, until
+from tests.support.caches import Source, asked, data_calls, deaf, nodes, parts, until
 
 
 class Item(BaseModel):
@@ -337,9 +338,10 @@ async def test_delete_removes_here_at_once_and_elsewhere_soon(pair: list[Cache])
     a, b = pair
     await a.set("config", "x", 1, tenant_id="acme")
     assert await b.get("config", "x", tenant_id="acme") == 1
-    receipt = await a.delete("config", "x", tenant_id="acme")
+    with deaf(a):
+        receipt = await a.delete("config", "x", tenant_id="acme")
+        assert await a.get("config", "x", tenant_id="acme") is None
     assert (receipt.status, receipt.stored, dict(receipt.targets)) == ("applied", True, {"config": 1})
-    assert await a.get("config", "x", tenant_id="acme") is None
 
     async def gone() -> bool:
         return await b.get("config", "x", tenant_id="acme") is None
@@ -537,6 +539,8 @@ async def test_bad_tags_and_contexts_are_refused(pair: list[Cache]) -> None:
         await a.set("config", "x", 1, tenant_id="acme", tags=[""])
     with pytest.raises(ValueError, match="contexts"):
         await a.invalidate("config", "x", tenant_id="acme", contexts="some")
+    with pytest.raises(ValueError, match="contexts"):
+        await a.invalidate_targets([Target("config", "x")], "acme", contexts="some")
     with pytest.raises(InvalidKey):
         await a.invalidate_scope("acme", "config", agent_id="a", collection_id="c")
 

@@ -63,8 +63,9 @@ def replaced(write: str, read: str) -> Any:
 async def test_own_writes_hold_at_once(pair: list[Cache], write: str, use_memory: bool) -> None:
     a = pair[0]
     await warmed(pair)
-    await WRITES[write](a)
-    assert await a.get("config", "x", tenant_id="acme", use_memory=use_memory) == replaced(write, "get")
+    with deaf(a):  # its own event comes over the bus about as early as the reply
+        await WRITES[write](a)
+        assert await a.get("config", "x", tenant_id="acme", use_memory=use_memory) == replaced(write, "get")
 
 
 @pytest.mark.parametrize("read", READS)
@@ -120,7 +121,7 @@ async def test_what_was_missed_is_read_from_the_log_in_replies_that_fit_in_memor
         written.set()
         await b.probe()
     view = parts(b).node.shards[0]
-    assert view.applied == view.head == parts(a).node.shards[0].applied
+    assert view.applied == view.highest_seq == parts(a).node.shards[0].applied
     assert b.stats().flushes == {"start": 1}
     assert sum(replies) > 3 * LOG_BATCH_BYTES
     assert max(replies) <= LOG_BATCH_BYTES

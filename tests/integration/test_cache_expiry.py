@@ -194,7 +194,7 @@ async def test_a_refresh_never_covers_what_was_set_or_invalidated_meanwhile() ->
 SAFE = Policy(ttl_s=10, fail_safe_s=100, retries=0)
 
 
-async def test_an_expired_value_stands_in_for_a_failing_source() -> None:
+async def test_an_expired_value_is_the_fallback_for_a_failing_source() -> None:
     async with aging(safe=SAFE) as world:
         source = Source(x=1)
         a, b = world.nodes
@@ -204,7 +204,7 @@ async def test_an_expired_value_stands_in_for_a_failing_source() -> None:
         for cache in (a, b):  # one has it in its memory, the other finds it in L2
             assert await cache.get("safe", "x", tenant_id="acme") is None
             assert await cache.get_or_load("safe", "x", source.load, tenant_id="acme") == 1
-            assert cache.stats().types["safe"].stale_served == 1
+            assert cache.stats().types["safe"].fallbacks == 1
         source.error, source.values["x"] = None, 2
         assert await a.get_or_load("safe", "x", source.load, tenant_id="acme") == 1, "its source rests"
         assert source.calls == 2, "one has asked it since it failed, over all nodes"

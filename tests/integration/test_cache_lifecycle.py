@@ -15,6 +15,8 @@ import pytest
 
 from cachebus import Cache, ConfigError, L2Unavailable, Policy, ProtocolMismatch, Settings
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
+from cachebus.resp import Connection, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer, free_port
 from tests.support.caches import Source, nodes, parts, quick, until
 from tests.support.servers import any_binary
@@ -39,7 +41,7 @@ def keys(server: EmbeddedServer, pattern: str) -> list[bytes]:
 
 
 def nodes_known(server: EmbeddedServer) -> int:
-    """How many nodes have left their line in the first shard, beside the name of the set."""
+    """How many nodes have left their row in the first shard, beside the name of the set."""
     fields, name = (server.command(word, "{cachebus:0}:nodes", *rest) for word, *rest in (("HLEN",), ("HEXISTS", "#")))
     return int(fields[1:]) - int(name[1:])
 
@@ -83,6 +85,32 @@ async def test_a_server_that_never_answers_is_waited_for_no_longer_than_connect_
         assert "hunter2" not in str(caught.value)
         with pytest.raises(ConfigError):
             await cache.get("config", "x", tenant_id="acme")
+
+
+@pytest.mark.parametrize("password", ["a", "redis", "hunter2", "a-long-one-" * 20])
+async def test_a_server_that_knows_no_auth_is_told_as_it_says_and_without_the_password(password: str) -> None:
+    """It repeats what it was asked, cut anywhere; and a password may be a word that it says of itself."""
+    with EmbeddedServer(any_binary(), conf=['rename-command AUTH ""']) as server:
+        cache = Cache.open(f"redis://:{password}@127.0.0.1:{server.port}/0")
+        with pytest.raises(L2Unavailable) as caught:
+            await cache.__aenter__()
+    said = str(caught.value)
+    assert "unknown command" in said
+    assert f"127.0.0.1:{server.port}" in said
+    assert said.count("***") == 1
+    assert password[:20] not in said or len(password) < 6
+
+
+async def test_a_server_that_knows_no_scripts_is_told_without_what_it_was_asked() -> None:
+    """It repeats the names and values that it was asked to store."""
+    with EmbeddedServer(any_binary(), conf=['rename-command EVALSHA ""', 'rename-command SET ""']) as server:
+        address = parse_address(server.url)
+        connection = await Connection.open(address, Patience(5.0, 5.0, monotonic))
+        for command in (("EVALSHA", "0" * 40, "1", "name-of-acme"), ("SET", "name-of-acme", "value-of-acme")):
+            with pytest.raises(L2Unavailable, match=f"unknown command .{command[0]}.*\\*\\*\\*") as caught:
+                await connection.call(*command)
+            assert "acme" not in str(caught.value)
+        connection.close()
 
 
 async def test_a_wrong_password_is_told_without_it() -> None:
@@ -341,8 +369,10 @@ async def test_a_disabled_cache_loads_from_the_source_and_connects_to_nothing() 
             assert await cache.get_or_load("config", "x", source.load, tenant_id="acme") == 1
             assert source.calls == loads
         receipt = await cache.set("config", "x", 2, tenant_id="acme")
-        assert receipt.stored is False
+        assert (receipt.status, receipt.stored) == ("disabled", False)
         assert await cache.get("config", "x", tenant_id="acme", default=7, after=receipt) == 7
+        assert await cache.get_many("config", ["x"], tenant_id="acme", after=receipt) == {}
+        assert await cache.get_or_load("config", "x", source.load, tenant_id="acme", after=str(receipt)) == 1
         assert await cache.get("config", "x", "acme", "a", search_hierarchy=True) is None
         assert await cache.get_many("config", ["x"], tenant_id="acme") == {}
         assert await cache.add("config", "x", 1, tenant_id="acme") is True  # the job behind it must run
@@ -350,8 +380,10 @@ async def test_a_disabled_cache_loads_from_the_source_and_connects_to_nothing() 
             await cache.invalidate("config", "x", tenant_id="acme"),
             await cache.invalidate_scope("acme"),
             await cache.invalidate_tags(["t"], tenant_id="acme"),
+            await cache.invalidate_type("config"),
+            await cache.clear(wait="nodes"),
         ):
-            assert gone.stored is False
+            assert (gone.status, gone.stored) == ("disabled", False)
         assert await cache.increment("hits", tenant_id="acme") == 0
         assert cache.ready()
         assert cache.stats().l1_entries == 0

@@ -9,7 +9,10 @@ import pytest
 
 from cachebus import MISSING, Cache, Policy
 from cachebus.base.clock import monotonic
+from cachebus.testing import FakeClock, Faults, Fleet
+from tests.support.aging import aging
 from tests.support.caches import D_S, Source, asked, data_calls, deaf, nodes, past, until
+from tests.support.patience import read, settled
 
 FULL = {"tenant_id": "acme", "agent_id": "a", "conversation_id": "v", "collection_id": "c"}
 LEVELS: list[dict[str, Any]] = [
@@ -110,6 +113,46 @@ async def test_absence_is_not_trusted_for_longer_than_d_by_a_deaf_node(pair: lis
         await a.set("config", "x", "new", **LEVELS[1])
         await past(monotonic() + D_S)
         assert await search(b) == "new"
+
+
+async def test_an_absence_that_is_judged_by_a_plain_get_is_as_old_as_the_probe_behind_the_lease() -> None:
+    """A record of an epoch that the node has yet to enter counts as missing.
+
+    1. 0 s: `a` is probed, and hears nothing from then on.
+    2. 0.1 s: L2 is another server, and `b` sets a narrower value in another epoch.
+    3. 1.9 s: `a` searches, and takes the narrower value's record for missing.
+    4. 2.5 s: `a` searches again, 2.4 s after the set, and D is 2 s.
+    """
+    clock = FakeClock()
+    deaf_to_all = Faults(drop=1.0)
+    async with Fleet(2, clock=clock, staleness_bound_s=2.0, shards=1, faults=deaf_to_all) as fleet:
+        a, b = fleet.caches
+        await b.set("config", "x", "wide", **LEVELS[3])
+        await fleet.probe()
+        clock.advance(0.1)
+        fleet.world.shards[0].server += "'"
+        await b.set("config", "x", "narrow", **LEVELS[2])
+        clock.advance(1.8)
+        assert await search(a, **LEVELS[2]) == "wide"
+        clock.advance(0.6)
+        assert await search(a, **LEVELS[2]) == "narrow"
+
+
+@pytest.mark.parametrize("narrow", ["missing", "not found"])
+async def test_a_wider_value_past_its_soft_expiry_has_nothing_loaded_for_the_narrower_key(narrow: str) -> None:
+    soft = Policy(ttl_s=1000, soft_ttl_s=10, negative_ttl_s=1000, l1_ttl_s=0.5)
+    async with aging(2, soft=soft) as world:
+        a, b = world.nodes
+        await read(b, Source(x="wide"), "soft")
+        if narrow == "not found":
+            assert await read(b, Source(), "soft", agent_id="a") is None
+        await world.pass_s(11)
+        source = Source(x="narrow")
+        for _ in range(2):
+            assert await read(a, source, "soft", agent_id="a", search_hierarchy=True) == "wide"
+            await settled(a)
+            await world.pass_s(0.6)
+        assert source.calls == 0
 
 
 @pytest.mark.parametrize("shape", ["scope", "tenant", "contexts", "tag"])

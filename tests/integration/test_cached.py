@@ -16,8 +16,8 @@ import pytest
 from pydantic import BaseModel
 
 from cachebus import Cache, CacheManager, ConfigError, Context, InvalidKey, Policy, TenantRequired, cached, lifespan
+from cachebus.base.definition import Definition
 from cachebus.settings import Settings
-from cachebus.values.results import model_of
 from tests.support.caches import nodes, quick
 
 calls: list[Any] = []
@@ -191,22 +191,6 @@ async def test_a_policy_that_is_registered_later_keeps_the_model(cache: Cache) -
     assert isinstance(await price(1), Price)
 
 
-@pytest.mark.parametrize("said", [Any, Any | None, object, dict, dict[str, Any], list[dict[str, int]], "Unknown", None])
-def test_what_says_nothing_asks_for_nothing(said: Any) -> None:
-    async def function() -> Any: ...
-
-    function.__annotations__["return"] = said
-    assert model_of(function) is None
-
-
-@pytest.mark.parametrize("said", [Price, Price | None, list[Price], dict[str, Line], Price | Line])
-def test_what_is_no_plain_value_asks_for_its_model(said: Any) -> None:
-    async def function() -> Any: ...
-
-    function.__annotations__["return"] = said
-    assert model_of(function) is not None
-
-
 async def test_two_models_of_one_type_are_refused(redis_url: str) -> None:
     @cached("price", resource_id="{product}", tenant_id="acme")
     async def price(product: int) -> Price:
@@ -221,6 +205,43 @@ async def test_two_models_of_one_type_are_refused(redis_url: str) -> None:
     with pytest.raises(ConfigError, match=r"price returns .*Price.*the policy of 'price' has the model .*Line"):
         async with lifespan(quick(redis_url, policies={"price": Policy(model=Line)})):
             pass
+
+
+def _declared(model: Any, *, module: str = __name__, cache: Cache | None = None) -> None:
+    """As by a function of that module that returns such models."""
+
+    async def load(number: int) -> Any:
+        raise NotImplementedError
+
+    load.__module__, load.__annotations__["return"] = module, model
+    cached("price", resource_id="{number}", tenant_id="acme", cache=cache)(load)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_functions_of_one_name_are_told_apart_by_their_modules(*, given: bool) -> None:
+    cache = Cache.open("memory://") if given else None
+    _declared(Price, module="users", cache=cache)
+    _declared(Price, module="orders", cache=cache)
+    with pytest.raises(ConfigError, match=r"orders\..*load returns .*Line.*and users\..*load .*Price"):
+        _declared(Line, module="orders", cache=cache)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_functions_that_one_function_makes_are_told_apart_by_their_models(*, given: bool) -> None:
+    cache = Cache.open("memory://") if given else None
+    _declared(Price, cache=cache)
+    _declared(Price, cache=cache)
+    with pytest.raises(ConfigError, match="decoded into one model"):
+        _declared(Line, cache=cache)
+
+
+def test_a_module_that_is_loaded_anew_may_say_another_model() -> None:
+    text = "from dataclasses import dataclass\n@dataclass\nclass {0}:\n    a: int\nasync def load(n) -> {0}: ..."
+    for model in ("One", "One", "Other"):
+        module: dict[str, Any] = {"__name__": __name__}
+        exec(text.format(model), module)
+        cached("price", resource_id="{n}", tenant_id="acme")(module["load"])
+        assert CacheManager._models["price"][0] is module[model]
 
 
 async def test_of_a_cache_that_was_given(redis_url: str) -> None:
@@ -268,7 +289,7 @@ class Repository:
         calls.append(product)
         return f"{self.shop}'s {product}"
 
-    @cached("of-class", resource_id="{product}", tenant_id="acme")
+    @cached("of-class", resource_id="{cls.__name__}:{product}", tenant_id="acme")
     @classmethod
     async def of_class(cls, product: int) -> str:
         calls.append(product)
@@ -325,5 +346,5 @@ def test_a_settings_policy_keeps_the_rest_of_what_it_says() -> None:
     """The model is added to it, and nothing else is changed."""
     settings = Settings(url="memory://", policies={"price": Policy(ttl_s=7, tags=("prices",))})
     cache = Cache.open(settings)
-    cache.decode_into("price", Price, "price")
+    cache.decode_into("price", Price, Definition.of(nodes))
     assert cache._policies["price"] == Policy(ttl_s=7, tags=("prices",), model=Price)

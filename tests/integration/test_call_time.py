@@ -17,6 +17,7 @@ from cachebus.resp import mapped
 from cachebus.testing import Fleet
 from cachebus.tools.servers.redis import HOST, EmbeddedServer
 from tests.support.caches import PATIENCE_S, Source, parts, quick
+from tests.support.way import Way
 
 TIMEOUT_S = 0.1
 WHERE = {"tenant_id": "acme"}
@@ -57,9 +58,9 @@ async def get(cache: Cache) -> Any:
 @pytest.mark.parametrize(
     ("ask", "first", "then"),
     [
-        (load, {"get": None}, "lease"),
-        (load_around, {"get": None}, "lease"),
-        (load, {"get": None, "lease": ...}, "fill"),
+        (load, {"get": None}, "fill_lease"),
+        (load_around, {"get": None}, "fill_lease"),
+        (load, {"get": None, "fill_lease": ...}, "fill"),
         (get, {"get": mapped("WRONGTYPE of another's")}, "read"),
     ],
 )
@@ -105,43 +106,25 @@ Late = Callable[[bytes], float | None]
 """How long a question of a client waits before the server gets it; None: for ever."""
 
 
+class LateWay(Way):
+    """A way that holds questions up, by the last of `holds`."""
+
+    def __init__(self, to_port: int) -> None:
+        super().__init__(to_port)
+        self.holds: list[Late] = [lambda _: 0.0]
+
+    async def _before(self, data: bytes, direction: str, kind: list[str]) -> None:
+        wait_s = self.holds[-1](data) if direction == "asked" else 0.0
+        if wait_s is None:
+            await asyncio.Event().wait()
+        await asyncio.sleep(wait_s or 0.0)
+
+
 @asynccontextmanager
 async def way_to(server: EmbeddedServer) -> AsyncIterator[tuple[str, list[Late]]]:
     """A URL of the server over a way that holds questions up, by the last of these."""
-    holds: list[Late] = [lambda _: 0.0]
-
-    async def up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            wait_s = holds[-1](data)
-            if wait_s is None:
-                await asyncio.Event().wait()
-            await asyncio.sleep(wait_s or 0.0)
-            writer.write(data)
-
-    async def down(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        theirs, ours = await asyncio.open_connection(HOST, server.port)
-        tasks = [asyncio.create_task(up(reader, ours)), asyncio.create_task(down(theirs, writer))]
-        ways.extend(tasks)
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in tasks:
-            task.cancel()
-        ours.transport.abort()
-        writer.transport.abort()
-
-    ways: list[asyncio.Task[None]] = []
-    listening = await asyncio.start_server(serve, HOST, 0)
-    try:
-        yield f"redis://{HOST}:{listening.sockets[0].getsockname()[1]}/0", holds
-    finally:
-        listening.close()
-        for way in ways:
-            way.cancel()
-        if ways:
-            await asyncio.wait(ways)
+    async with LateWay(server.port) as way:
+        yield f"redis://{HOST}:{way.port}/0", way.holds
 
 
 STEP_S = 0.5
@@ -172,7 +155,7 @@ async def test_a_script_that_the_server_does_not_know_is_one_step(own_server: Em
             holds.append(lambda _: 0.0)
 
 
-async def test_nor_do_the_steps_to_a_new_epoch_last_longer(own_server: EmbeddedServer) -> None:
+async def test_the_steps_to_a_new_epoch_last_no_longer_than_one_call(own_server: EmbeddedServer) -> None:
     """The first answer, that there is another one, comes at once; the next two are late."""
     async with way_to(own_server) as (url, holds), DirectProducer.open(quick(url)) as producer:
         await producer.invalidate("config", "x", **WHERE)

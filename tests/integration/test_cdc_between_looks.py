@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from cachebus import Cache
-from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
-from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.cdc.rules.rules import RuleFile, parse_rules
+from cachebus.consumers.cdc.slot.postgres import PostgresSource
+from cachebus.consumers.monitoring.health import WorkerHealth
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.assumptions import Assumptions
 from cachebus.consumers.worker.source import Batch, Left, Session
 from tests.support.caches import quick, until
-from tests.support.cdc_slot import take
+from tests.support.cdc_slot import gone_on, take
 from tests.support.cdc_surroundings import HEAD, RULE, Looks, at_work, given, gone, lived_through, put, worker
 from tests.support.changes import fetched, running, tell
 from tests.support.worker_health import why
@@ -37,7 +38,7 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
 
 
-def unnamed() -> Rules:
+def unnamed() -> RuleFile:
     """Rules by which nobody can name what was missed: only what is told of is invalidated."""
     return parse_rules(RULE.format("o", "o").replace('"all"', '"ignore"'))
 
@@ -107,7 +108,7 @@ async def test_a_doubt_is_stored_before_the_slot_goes_behind_it(database: str, r
 
 @pytest.mark.parametrize("rules", [given(), unnamed()], ids=["named", "unnamed"])
 async def test_what_is_told_of_a_table_under_another_name_is_told_of_it(
-    database: str, redis_url: str, rules: Rules
+    database: str, redis_url: str, rules: RuleFile
 ) -> None:
     story = ["ALTER TABLE o RENAME TO p", "UPDATE p SET x = 2", "ALTER TABLE p RENAME TO o"]
     assert not await lived_through(database, redis_url, f"{TABLE}; {ROW}", story, rules)
@@ -122,7 +123,7 @@ async def test_a_letter_of_a_table_under_another_name_has_the_name_of_its_rules(
 @pytest.mark.parametrize("rules", [given(), unnamed()], ids=["named", "unnamed"])
 @pytest.mark.parametrize("end", ["DROP TABLE o_old", "ALTER TABLE o_old NO INHERIT o"])
 async def test_changes_of_a_child_count_though_it_is_none_by_now(
-    database: str, redis_url: str, rules: Rules, end: str
+    database: str, redis_url: str, rules: RuleFile, end: str
 ) -> None:
     insert = "INSERT INTO o_old VALUES (1, 'acme', 1)"
     story = ["UPDATE o_old SET x = 2", end]
@@ -204,13 +205,9 @@ async def test_a_second_loss_is_due_though_the_first_is_still_being_made_up_for(
 ) -> None:
     """As where a primary of L2 is away. What is remembered once both are made up for is what the last look saw."""
     await tell(database, PARTS.split(";"))
-    async with running(worker(database, redis_url)):
-        pass
-    source = worker(database, redis_url).source
-    watched = Assumptions("test", source.assumptions, Health("test", source.assumptions))
-    async with source.opened() as session:
-        await session.look()
-        await take(session)
+    names = PostgresSource.assumptions
+    watched = Assumptions("test", names, WorkerHealth("test", names))
+    async with gone_on(lambda: worker(database, redis_url)) as session:
         await tell(database, first.split(";"))
         assert watched.update((await session.look()).findings)
         assert not watched.update((await session.look()).findings), "it is under way"
@@ -226,12 +223,7 @@ async def test_what_others_read_while_what_they_read_before_is_made_up_for_is_ow
 ) -> None:
     """The worker goes on meanwhile, and so is beyond what they have read."""
     await tell(database, [*TABLE.split(";"), ROW])
-    async with running(worker(database, redis_url)):
-        pass
-    source = worker(database, redis_url).source
-    async with source.opened() as session:
-        await session.look()
-        await take(session)
+    async with gone_on(lambda: worker(database, redis_url)) as session:
         await tell(database, LOSS.split(";"))
         due = [one for one in (await session.look()).findings if one.assumption == "slot"]
         assert due

@@ -85,6 +85,12 @@ def test_wrong_rules_and_urls_end_it_at_its_start(tmp_path: Path) -> None:
     assert status == 2
     assert "the database must be a URL like postgresql://" in errors
     assert "secret" not in errors
+    url = "postgresql://u@127.0.0.1:1/d"
+    status, _, errors = ran(
+        "worker", "cdc", "--rules", str(good), "--database-url", url, "--publication", "p" * 64, folder=folder
+    )
+    assert status == 2
+    assert "publication: a name has at most 63 bytes" in errors
 
 
 def figures_say(port: int, words: str) -> bool:

@@ -12,7 +12,7 @@ from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
 from cachebus.tools.servers.debezium import DebeziumServer
 from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import quick, until
-from tests.support.changes import CODE, END, SCHEMA, STORY, TABLES, Heard, rules, running, tell
+from tests.support.changes import CODE, END, SCHEMA, STORY, TABLES, Heard, keys, rules, running, tell
 
 CONNECTOR = {
     "skipped.operations": "none",
@@ -20,11 +20,6 @@ CONNECTOR = {
     "provide.transaction.metadata": "true",
     "tombstones.on.delete": "true",
 }
-
-
-def keys(heard: Heard) -> dict[str, int]:
-    """How often each key and tag was asked for; of scopes, only which: their number depends on how changes are cut."""
-    return {name: count if name[0] in "KG" else 1 for name, count in heard.asked.items()}
 
 
 async def test_the_same_changes_are_the_same_invalidations(kafka: KafkaServer, database: str, redis_url: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from pydantic import SecretStr
 
 from cachebus import ConfigError
-from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.rules.rules import RuleFile, parse_rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
 from cachebus.tools.servers.debezium import DebeziumServer
@@ -20,7 +20,7 @@ from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.mariadb import MariaDBServer
 from tests.support import changes
 from tests.support.caches import quick, until
-from tests.support.changes import CODE, END, STORY, Heard, running, tell
+from tests.support.changes import CODE, END, STORY, Heard, keys, running, tell
 from tests.support.logs import told as lines_told
 from tests.support.mariadb import CONNECTOR, IN_MARIADB, SCHEMA, followed, tell_mariadb
 from tests.support.servers import to_be_had
@@ -86,16 +86,11 @@ async def debezium(kafka: KafkaServer, mariadb: MariaDBServer, prefix: str) -> A
         yield server
 
 
-def topics_worker(kafka: KafkaServer, redis_url: str, prefix: str, rules: Rules) -> TopicsWorker:
+def topics_worker(kafka: KafkaServer, redis_url: str, prefix: str, rules: RuleFile) -> TopicsWorker:
     """Of all that Debezium writes: changes of rows and of schemas, transactions, heartbeats."""
     topics = rf"{prefix}(\..*)?|__debezium-heartbeat\.{prefix}"
     source = KafkaSource(kafka.address, topics, prefix, dead_topic=f"dead-{prefix}")
     return TopicsWorker(quick(redis_url, namespace=prefix), rules, source)
-
-
-def keys(heard: Heard) -> dict[str, int]:
-    """How often each key and tag was asked for; of scopes, only which: their number depends on how changes are cut."""
-    return {name: count if name[0] in "KG" else 1 for name, count in heard.asked.items()}
 
 
 async def test_the_same_changes_are_the_same_invalidations_as_of_postgresql(

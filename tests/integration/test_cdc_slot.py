@@ -12,10 +12,9 @@ from pydantic import SecretStr
 
 from cachebus import Cache, ConfigError
 from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
-from cachebus.consumers.cdc.slot import postgres
+from cachebus.consumers.cdc.rules.rules import RuleFile, parse_rules
+from cachebus.consumers.cdc.slot import connecting, reader
 from cachebus.consumers.cdc.slot.postgres import SlotWorker
-from cachebus.consumers.cdc.slot.reader import SlotReader
 from cachebus.consumers.cdc.slot.replay import replay
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.preflight import preflight
@@ -25,13 +24,13 @@ from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.caches import quick, until
 from tests.support.cdc_slot import ORDER, THE_END, worker
-from tests.support.changes import END, RULES, SCHEMA, Heard, fetched, rules, running, tell
+from tests.support.changes import END, RULES, SCHEMA, Heard, fetched, fetched_is, rules, running, tell
 from tests.support.logs import told
 
 DEAD = "SELECT reason, payload, attempts, source FROM cachebus_cdc_dead ORDER BY id"
 
 
-async def problem(database: str, redis_url: str, said: str, given: Rules | None = None, **more: Any) -> str:
+async def problem(database: str, redis_url: str, said: str, given: RuleFile | None = None, **more: Any) -> str:
     """What the worker says is wrong, once this is part of it: it is not ready, and does not end."""
     one = worker(database, redis_url, given, **more)
     task = asyncio.create_task(one.run())
@@ -60,8 +59,8 @@ async def test_a_committed_row_reaches_every_cache(database: str, redis_url: str
         assert await cache.get("order", "1", tenant_id="globex") == "theirs"
 
 
-async def _absent(cache: Cache, data_type: str, resource_id: str) -> bool:
-    return await cache.get(data_type, resource_id, tenant_id="acme") is None
+async def _absent(cache: Cache, data_type: str, resource_id: str, tenant_id: str = "acme") -> bool:
+    return await cache.get(data_type, resource_id, tenant_id=tenant_id) is None
 
 
 async def test_after_a_drain_another_goes_on_where_it_stopped(database: str, redis_url: str) -> None:
@@ -143,6 +142,21 @@ async def test_a_row_that_cant_be_used_is_set_aside_counted_and_brought_back(dat
         assert await fetched(database, "SELECT count(*) FROM cachebus_cdc_dead") == 0
 
 
+async def test_a_row_of_megabytes_that_cant_be_used_is_set_aside_too(database: str, redis_url: str) -> None:
+    """A letter with all of its value would be six times as large, and be kept nowhere in time."""
+    loose = parse_rules(RULES.replace('resource_id = "{name}"', 'resource_id = "{value}"'))
+    await tell(database, [SCHEMA])
+    one = worker(database, redis_url, loose)
+    heard = Heard(one)
+    async with running(one):
+        await tell(database, ["INSERT INTO other.settings VALUES ('theme', repeat(chr(1), 20000000))", THE_END])
+        await until(lambda: heard.has(*END))
+        await until(lambda: one.meters.count("dead") == 1)
+        async with connected(database) as connection:
+            (letter,) = await connection.fetch(DEAD)
+        assert '"value": {"text": "(20000000 characters are left out)"}' in letter["payload"]
+
+
 async def test_of_two_one_works_and_the_other_takes_over(database: str, redis_url: str) -> None:
     await tell(database, [SCHEMA])
     first, second = worker(database, redis_url), worker(database, redis_url)
@@ -189,7 +203,7 @@ async def test_an_outage_of_l2_is_waited_for_without_holding_a_transaction_open(
     database: str, own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await tell(database, [SCHEMA])
-    monkeypatch.setattr("cachebus.consumers.cdc.slot.postgres.HOLD_S", 0.2)
+    monkeypatch.setattr("cachebus.consumers.cdc.slot.reader.HOLD_S", 0.2)
     one = worker(database, own_server.url)
     heard = Heard(one)
     async with running(one):
@@ -202,7 +216,7 @@ async def test_an_outage_of_l2_is_waited_for_without_holding_a_transaction_open(
             SELECT count(*) FROM pg_stat_activity
             WHERE application_name LIKE 'cachebus-cdc%' AND datname = current_database() AND xact_start IS NOT NULL
         """
-        await until(lambda: _fetched_is(database, 0, mine))
+        await until(lambda: fetched_is(database, 0, mine))
         own_server.start()
         await until(lambda: heard.has(*END), within_s=30)
         assert all(heard.has("order", str(number)) for number in range(1000, 3501))
@@ -213,13 +227,13 @@ async def test_a_lost_slot_is_told_and_not_passed_over(database: str, redis_url:
     async with running(worker(database, redis_url)):
         pass
     await tell(database, ["SELECT pg_drop_replication_slot('cachebus_cdc')", ORDER.format(1)])
-    one = worker(database, redis_url)
+    one = worker(database, redis_url, on_lost_slot="stop")
     task = asyncio.create_task(one.run())
     await until(lambda: one.health.as_dict()["parts"]["slot"]["why"].startswith("cachebus_cdc: lost: it is gone"))
     assert not await fetched(database, "SELECT count(*) FROM pg_replication_slots WHERE database = current_database()")
     one.drain()
     await asyncio.wait_for(task, 20)
-    mending = worker(database, redis_url, on_lost_slot="invalidate")
+    mending = worker(database, redis_url)
     heard = Heard(mending)
     async with Cache(quick(redis_url)) as cache:
         await cache.set("order", "1", "old", tenant_id="acme")
@@ -228,9 +242,31 @@ async def test_a_lost_slot_is_told_and_not_passed_over(database: str, redis_url:
             assert heard.asked["D globex embedding"] == 1
             await tell(database, [THE_END])
             await until(lambda: heard.has(*END))
-    without = parse_rules(RULES.replace('["acme", "globex"]', "[]").replace('"all"', '"ignore"'))
-    with pytest.raises(ConfigError, match="on_lost_slot=invalidate needs the tenants"):
-        worker(database, redis_url, without, on_lost_slot="invalidate")
+
+
+async def test_of_tenants_that_nobody_names_all_is_let_go_of(database: str, redis_url: str) -> None:
+    _, rule, *_, cascade = RULES.replace("[[cascade]]", "[[rule]]").split("[[rule]]")
+    unnamed = parse_rules(f"[[rule]]{rule}[[cascade]]{cascade}")
+    await tell(database, [SCHEMA])
+    async with running(worker(database, redis_url, unnamed)):
+        pass
+    await tell(database, ["SELECT pg_drop_replication_slot('cachebus_cdc')", ORDER.format(1)])
+    async with Cache(quick(redis_url)) as cache:
+        tenants = [f"tenant {number}" for number in range(40)]
+        for tenant in tenants:
+            await cache.set("order", "1", "old", tenant)
+            await cache.set("embedding", "order:1", "old", tenant)
+        await cache.set("other", "1", "kept", "acme")
+        async with running(worker(database, redis_url, unnamed)):
+            for tenant in tenants:
+                assert await cache.get("order", "1", tenant) is None
+                assert await cache.get("embedding", "order:1", tenant) is None, "a cascade reaches it"
+            assert await cache.get("other", "1", "acme") == "kept"
+            for tenant in tenants:
+                await cache.set("order", "1", "old", tenant)
+            await tell(database, ["TRUNCATE shop.orders"])
+            for tenant in tenants:
+                await until(lambda tenant=tenant: _absent(cache, "order", "1", tenant))
 
 
 async def test_a_slot_made_anew_whose_loss_was_not_made_up_for_is_a_lost_one(database: str, redis_url: str) -> None:
@@ -238,7 +274,7 @@ async def test_a_slot_made_anew_whose_loss_was_not_made_up_for_is_a_lost_one(dat
     async with running(worker(database, redis_url)):
         pass
     await tell(database, ["UPDATE cachebus_cdc_slots SET whole = false"])
-    one = worker(database, redis_url, on_lost_slot="invalidate")
+    one = worker(database, redis_url)
     heard = Heard(one)
     async with running(one):
         assert heard.asked["D acme order"] == 1
@@ -256,12 +292,12 @@ async def test_a_server_that_removes_what_it_was_to_keep_is_noticed(redis_url: s
             fill = f"INSERT INTO shop.unruled SELECT g FROM generate_series({first}, {first} + 200000) g"
             await tell(server.url, [fill, "SELECT pg_switch_wal()", "CHECKPOINT"])
         assert await fetched(server.url, "SELECT wal_status FROM pg_replication_slots") == "lost"
-        one = worker(server.url, redis_url)
+        one = worker(server.url, redis_url, on_lost_slot="stop")
         task = asyncio.create_task(one.run())
         await until(lambda: "max_slot_wal_keep_size" in one.health.as_dict()["parts"]["slot"]["why"])
         one.drain()
         await asyncio.wait_for(task, 20)
-        async with running(worker(server.url, redis_url, on_lost_slot="invalidate")):
+        async with running(worker(server.url, redis_url)):
             assert await fetched(server.url, "SELECT wal_status FROM pg_replication_slots") != "lost"
 
 
@@ -314,7 +350,7 @@ async def test_who_may_not_make_them_is_told_the_sql(database: str, redis_url: s
     small = database.replace("postgres@", "cdc_small@")
     try:
         said = await problem(small, redis_url, "this user may not make it")
-        assert "to mend it: CREATE TABLE IF NOT EXISTS cachebus_cdc_slots" in said
+        assert "to mend it: CREATE TABLE IF NOT EXISTS public.cachebus_cdc_slots" in said
         await tell(database, ["GRANT CREATE ON SCHEMA public TO cdc_small"])
         said = await problem(small, redis_url, "this user may not mend it")
         assert 'CREATE PUBLICATION "cachebus_cdc" FOR TABLE ONLY "other"."settings", ONLY "shop"."notes"' in said
@@ -369,18 +405,14 @@ async def test_a_table_that_a_rule_was_written_for_later_is_added(database: str,
         assert any(name.startswith("K acme:note:") for name in heard.asked)
 
 
-async def _fetched_is(database: str, wanted: Any, sql: str, *arguments: Any) -> bool:
-    return bool(await fetched(database, sql, *arguments) == wanted)
-
-
 async def test_a_slot_may_take_longer_to_advance_than_anything_else(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The server reads its log once more for it, from where the oldest open transaction began."""
-    monkeypatch.setattr(postgres, "COMMAND_TIMEOUT_S", 1.0)
-    advance = SlotReader._advance
+    monkeypatch.setattr(connecting, "COMMAND_TIMEOUT_S", 1.0)
+    advance = reader.advance
     slow = "WITH late AS MATERIALIZED (SELECT pg_sleep(1.5)) SELECT FROM late"
-    monkeypatch.setattr(SlotReader, "_advance", lambda reader, target: f"COMMIT; {slow}; {advance(reader, target)}")
+    monkeypatch.setattr(reader, "advance", lambda slot, target: f"COMMIT; {slow}; {advance(slot, target)}")
     await tell(database, [SCHEMA])
     async with Cache(quick(redis_url)) as cache, running(one := worker(database, redis_url)):
         await until(lambda: one.follows)

@@ -16,7 +16,7 @@ from cachebus.consumers.worker import watcher
 from cachebus.tools.servers.daemon import free_port
 from tests.support.caches import quick, until
 from tests.support.cdc_slot import done_beside
-from tests.support.cdc_surroundings import at_work, given, gone, put, worker
+from tests.support.cdc_surroundings import Looks, at_work, given, gone, put, worker
 from tests.support.changes import fetched, running, tell
 from tests.support.worker_health import why
 
@@ -278,6 +278,22 @@ async def test_a_publications_name_is_taken_as_it_is(database: str, redis_url: s
         await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)"])
         await gone(cache)
         assert await fetched(database, "SELECT pubname FROM pg_publication") == name
+
+
+@pytest.mark.parametrize("name", ["my.pub", "public.o", "a.b.c"])
+async def test_a_publications_name_is_not_taken_for_a_tables(database: str, redis_url: str, name: str) -> None:
+    await tell(database, [TABLE.format("o")])
+    said = f"""ALTER PUBLICATION "{name}" SET (publish = '{{}}')"""
+    async with Cache(quick(redis_url)) as cache, running(one := worker(database, redis_url, publication=name)):
+        await put(cache)
+        await tell(database, [said.format("insert")])
+        await until(lambda: "leaves out" in why(one, "publication"))
+        await gone(cache)
+        looks = Looks(one)
+        await until(lambda: looks.let_be(cache))  # it is made up for every ten seconds, and not at each look
+        await tell(database, [said.format("insert, update, delete, truncate")])
+        await gone(cache)
+        await until(lambda: one.health.ready)
 
 
 async def test_nothing_of_a_url_is_told(database: str, redis_url: str) -> None:

@@ -7,12 +7,14 @@ import asyncpg
 import pytest
 
 from cachebus import Cache
-from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.rules.rules import RuleFile, parse_rules
 from cachebus.consumers.cdc.slot.publication import WITH_ROOT
 from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.source import Left, Session
 from tests.conftest import connected
 from tests.support.caches import quick, until
-from tests.support.cdc_surroundings import Looks, at_work, gone, put, worker
+from tests.support.cdc_slot import take
+from tests.support.cdc_surroundings import Looks, at_work, gone, lived_through, put, worker
 from tests.support.changes import fetched, running, tell
 from tests.support.worker_health import why
 
@@ -36,7 +38,7 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
 
 
-def rules(**tables: str) -> Rules:
+def rules(**tables: str) -> RuleFile:
     return parse_rules(HEAD + "".join(RULE.format(table, name) for name, table in tables.items()))
 
 
@@ -77,6 +79,36 @@ async def test_a_rule_that_is_new_for_a_table_is_made_up_for_and_one_that_is_as_
             await gone(cache)
         async with running(worker(database, redis_url, second)):
             await gone(cache, data_type="p")
+
+
+@pytest.mark.parametrize("between", [{"p": "public.o"}, {"p": "public.q"}], ids=["another", "none"])
+async def test_rules_that_are_rolled_back_before_all_is_made_up_for_are_made_up_for(
+    database: str, redis_url: str, between: dict[str, str]
+) -> None:
+    """As where a primary of L2 is away while the worker with the other rules takes, and goes on."""
+    await tell(database, [KEYED.format("o"), KEYED.format("q")])
+    first = rules(o="public.o")
+    async with Cache(quick(redis_url)) as cache:
+        async with running(worker(database, redis_url, first)):
+            await put(cache)
+        other = worker(database, redis_url, rules(**between))
+        async with other.source.opened() as session:
+            await take(session)
+            await session.mend((await session.look()).findings)
+            await tell(database, ["INSERT INTO o VALUES (1, 'acme', 1)"])
+            lsn = await fetched(database, "SELECT pg_current_wal_flush_lsn()::text")
+            await tell(database, ["INSERT INTO o VALUES (2, 'acme', 1)", "INSERT INTO q VALUES (2, 'acme', 1)"])
+            await until(lambda: _is_behind(session, database, lsn))
+        async with running(worker(database, redis_url, first)):
+            await gone(cache)
+
+
+async def _is_behind(session: Session, database: str, lsn: str) -> bool:
+    """All that was written until then is taken, and the slot is behind it."""
+    if (batch := await take(session)).items:
+        await session.acknowledge(batch, Left())
+    sql = "SELECT confirmed_flush_lsn >= $1::text::pg_lsn FROM pg_replication_slots"
+    return bool(await fetched(database, sql, lsn))
 
 
 async def _published(database: str, names: str) -> bool:
@@ -217,7 +249,8 @@ async def test_what_is_missed_is_made_up_for_though_writes_fail_too(database: st
     await tell(database, [KEYED.format("o"), "ALTER TABLE o REPLICA IDENTITY FULL"])
     await tell(database, ["CREATE PUBLICATION cachebus_cdc FOR TABLE o (id)"])
     async with Cache(quick(redis_url)) as cache, at_work(one := worker(database, redis_url, rules(o="public.o"))):
-        await until(lambda: "leaves out its columns tenant_id; the publication" in why(one, "publication"))
+        await until(lambda: "leaves out its columns tenant_id" in why(one, "publication"))
+        assert "refuses the application's updates and deletes" in why(one, "publication")
         await put(cache)
         await tell(database, ["ALTER PUBLICATION cachebus_cdc SET TABLE o"])
         await gone(cache)
@@ -285,6 +318,23 @@ async def test_what_changes_no_row_is_not_made_up_for(database: str, redis_url: 
 
 
 UNLOGGED = "CREATE UNLOGGED TABLE {} (id int, tenant_id text, x int, PRIMARY KEY (id, tenant_id))"
+ALL = f"CREATE PUBLICATION cachebus_cdc FOR ALL TABLES {WITH_ROOT}"
+IN_SCHEMA = f"CREATE PUBLICATION cachebus_cdc FOR TABLES IN SCHEMA public {WITH_ROOT}"
+FOR_A_WHILE = ["ALTER TABLE o SET UNLOGGED", "UPDATE o SET x = 2", "ALTER TABLE o SET LOGGED"]
+ELSEWHERE = ["ALTER TABLE o SET SCHEMA away", "UPDATE away.o SET x = 2", "ALTER TABLE away.o SET SCHEMA public"]
+
+
+@pytest.mark.parametrize(
+    ("of", "story"), [(ALL, FOR_A_WHILE), (IN_SCHEMA, FOR_A_WHILE), (IN_SCHEMA, ELSEWHERE)], ids=range(3)
+)
+async def test_a_table_that_was_told_of_no_more_for_a_while_is_made_up_for(
+    database: str, redis_url: str, of: str, story: list[str]
+) -> None:
+    """Where it is published with all others, PostgreSQL does not refuse that."""
+    table = f"{KEYED.format('o')}; INSERT INTO o VALUES (1, 'acme', 1); CREATE SCHEMA away; {of}"
+    await lived_through(database, redis_url, table, story, rules(o="public.o"))
+
+
 WRAPPER = "CREATE FOREIGN DATA WRAPPER w; CREATE SERVER s FOREIGN DATA WRAPPER w"
 WHOLE = "CREATE TABLE o (id int, tenant_id text, x int, PRIMARY KEY (id, tenant_id)) PARTITION BY RANGE (id)"
 FOREIGN_WHOLE = "CREATE TABLE o (id int, tenant_id text, x int) PARTITION BY RANGE (id)"
@@ -326,3 +376,12 @@ async def test_what_postgresql_tells_nothing_of_is_told_by_the_worker(
         await until(lambda: says in why(one, "tables"))
         assert remedy in why(one, "tables")
         assert not one.health.ready
+
+
+async def test_tables_whose_names_have_dots_are_remembered_each_by_itself(database: str, redis_url: str) -> None:
+    schemas = "CREATE SCHEMA x", 'CREATE SCHEMA "x.y"'
+    await tell(database, [*schemas, KEYED.format('"x.y".z'), KEYED.format('x."y.z"')])
+    async with running(one := worker(database, redis_url, rules(o="x*.*z"))):
+        await until(lambda: one.health.ready)
+        count = "SELECT count(*) = 2 FROM cachebus_cdc_slots, jsonb_object_keys(tables)"
+        await until(lambda: fetched(database, count))

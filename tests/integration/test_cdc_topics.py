@@ -16,15 +16,17 @@ from aiokafka.structs import TopicPartition
 from cachebus import ConfigError
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import parse_rules
-from cachebus.consumers.cdc.topics.kafka import ALL_DEAD, KafkaSource, TopicsWorker
+from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
 from cachebus.consumers.cdc.topics.replay import replay_topic
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import Carried
+from cachebus.consumers.worker.in_a_row import ALL_DEAD
 from cachebus.consumers.worker.preflight import preflight
 from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import quick, until
 from tests.support.changes import Heard, running
 from tests.support.logs import told as lines_told
+from tests.support.worker_health import why
 
 RULES = """
 tenants = ["acme", "globex"]
@@ -240,7 +242,7 @@ async def _committed(topic: Topic, worker: TopicsWorker) -> bool:
     await admin.start()
     found = await admin.list_consumer_group_offsets(worker.source.membership.group)
     await admin.close()
-    progress = worker.source.identities and found.get(TopicPartition(topic.name, 0))
+    progress = worker.source.identities._ours and found.get(TopicPartition(topic.name, 0))
     return bool(progress) and '"missed": ""' in progress.metadata
 
 
@@ -262,6 +264,9 @@ def test_topics_that_take_the_dead_are_no_source(redis_url: str) -> None:
         TopicsWorker(quick(redis_url), parse_rules(RULES), KafkaSource("x:1", ".*"))
     with pytest.raises(ConfigError, match="is no regular expression"):
         TopicsWorker(quick(redis_url), parse_rules(RULES), KafkaSource("x:1", "("))
+    with pytest.raises(ConfigError, match="bootstrap_servers: broker 2 of 2 has a user") as refused:
+        TopicsWorker(quick(redis_url), parse_rules(RULES), KafkaSource("x:1,ann:s3cret@y:1", "x"))
+    assert "s3cret" not in str(refused.value)
 
 
 async def test_messages_of_which_none_can_be_used_are_no_accident(topic: Topic, redis_url: str) -> None:
@@ -270,11 +275,14 @@ async def test_messages_of_which_none_can_be_used_are_no_accident(topic: Topic, 
     heard = Heard(worker)
     async with running(worker):
         await topic.put(changed("1"), *[b'{"id": 1, "tenant": "acme"}'] * ALL_DEAD)
-        await until(lambda: not worker.health.is_up("topic"))
-        assert f"{topic.name}: no message of it can be used" in worker.health.as_dict()["parts"]["topic"]["why"]
+        await until(lambda: not worker.health.is_up("items"))
+        assert f"the last {ALL_DEAD} could not be applied, one after the other: " in why(worker, "items")
+        assert "whole envelopes as JSON" in why(worker, "items")
         await topic.put(changed("2"))
         await until(lambda: heard.has("order", "2"))
         await until(lambda: worker.health.ready)
+        await topic.put(*[b'{"id": 1, "tenant": "acme"}'] * ALL_DEAD)
+        await until(lambda: not worker.health.is_up("items"))
 
 
 async def test_a_rule_whose_table_never_comes_is_told_where_others_come_that_no_rule_is_for(
@@ -299,3 +307,39 @@ async def test_it_is_told_by_a_look_alone_by_the_names_of_topics(
     with lines_told("WARNING") as told:
         await preflight(TopicsWorker(quick(redis_url), parse_rules(RULES), topic.source()))
     assert any("Is a name mistyped?" in line for line in told) == (named == "public.order")
+
+
+async def test_workers_with_other_rules_in_one_group_say_so_while_both_are_in_it(
+    kafka: KafkaServer, redis_url: str
+) -> None:
+    """1. One is alone. 2. One with other rules comes. 3. It is replaced by one with the same rules, which notes them,
+    whatever comes."""
+    topic = Topic(kafka.address)
+    await topic.made(2)
+    for partition in range(2):
+        await topic.put(changed("1"), partition=partition)
+    others = RULES.replace("public.orders", "public.others")
+
+    def of(rules: str) -> TopicsWorker:
+        return TopicsWorker(quick(redis_url), parse_rules(rules), topic.source())
+
+    async def told_by_check() -> str:
+        return " ".join(str(found) for seen in await preflight(of(RULES)) for found in seen.findings)
+
+    async with running(first := of(RULES)):
+        await until(lambda: first.meters.count("applied") == 2)
+        assert "other rules" not in await told_by_check()
+        async with running(second := of(others)):
+            for one in (first, second):
+                await until(lambda one=one: "other rules" in why(one, "group"), within_s=30)
+            assert "other rules" not in await told_by_check(), "a check may be of rules that are to come"
+        async with running(third := of(RULES)):
+
+            async def shares() -> bool:
+                for partition in range(2):
+                    await topic.put(changed("2"), partition=partition)
+                return third.meters.count("applied") > 0
+
+            await until(shares, within_s=30)
+            await until(lambda: first.health.ready and third.health.ready, within_s=30)
+            assert "other rules" not in await told_by_check()

@@ -13,20 +13,21 @@ import pytest
 from pydantic import SecretStr
 
 from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.slot import postgres, reader, session, storage
+from cachebus.consumers.cdc.slot import others, postgres, reader, storage
 from cachebus.consumers.cdc.slot.held import HeldCommands
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 from cachebus.consumers.cdc.slot.replay import replay
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import Carried
-from cachebus.consumers.worker.source import Item, Waiting
+from cachebus.consumers.worker.source import Item, WaitingItem
 from cachebus.keys.plan import Plan
 from cachebus.producers.command import InvalidateScope, encode
 from cachebus.tools.servers.postgres import PostgresServer
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
 from tests.support.caches import quick, until
-from tests.support.changes import END, SCHEMA, Heard, fetched, rules, running, tell
+from tests.support.changes import END, SCHEMA, Heard, fetched, fetched_is, rules, running, tell
+from tests.support.worker_health import why
 
 THE_END = f"INSERT INTO shop.orders VALUES ({END[1]}, 'acme', 1, '')"
 MANY = "INSERT INTO shop.orders SELECT g, 'acme', 1, '' FROM generate_series(1000, {}) g"
@@ -40,15 +41,15 @@ def worker(database: str, redis_url: str, **more: Any) -> SlotWorker:
     return SlotWorker(quick(redis_url), rules(), source)
 
 
-def waiting(tenant: str, shard: int = 0, sent_s: float = 1e9) -> Waiting:
+def waiting(tenant: str, shard: int = 0, sent_s: float = 1e9) -> WaitingItem:
     command = InvalidateScope(tenant_id=tenant, data_type="order")
-    return Waiting(Item("0/1", None, sent_s), [command], frozenset({shard}))
+    return WaitingItem(Item("0/1", None, sent_s), [command], frozenset({shard}))
 
 
 @pytest.fixture
 async def connection(database: str) -> AsyncIterator[asyncpg.Connection]:
     async with connected(database) as one:
-        await one.execute(storage.MAKE[storage.HELD])
+        await one.execute(f"{storage.MAKE[storage.SLOTS]}; {storage.MAKE[storage.HELD]}")
         yield one
 
 
@@ -61,7 +62,7 @@ async def test_a_command_is_held_once_however_often_it_is_asked_for(connection: 
     await held.put([waiting("1", sent_s=1e9 + 5)])
     for _ in range(3):
         await held.put([waiting("1"), waiting("1"), waiting("2")])
-    count, oldest_s = await held.figures()
+    count, oldest_s, _ = await held.figures()
     assert count == 2
     assert oldest_s > 1e8, "it has waited since the first of them was written"
 
@@ -109,17 +110,13 @@ async def test_a_held_row_that_cant_be_used_is_set_aside(database: str, redis_ur
         await tell(database, [THE_END])
         await until(lambda: heard.has(*END))
         await until(lambda: heard.asked["D acme order"])
-        await until(lambda: _is(database, 0, "SELECT count(*) FROM cachebus_cdc_held"))
+        await until(lambda: fetched_is(database, 0, "SELECT count(*) FROM cachebus_cdc_held"))
         assert one.meters.count("dead") == 2
         assert await fetched(database, "SELECT count(*) FROM cachebus_cdc_dead WHERE source LIKE 'held %'") == 2
         fixed = "UPDATE cachebus_cdc_dead SET payload = $1 WHERE payload = 'no json'"
         await fetched(database, fixed, good.replace("order", "note"))
         assert await replay(SecretStr(database), "cachebus_cdc", Router(rules()), one._applier) == (1, 1)
         assert heard.asked["D acme note"] == 1
-
-
-async def _is(database: str, wanted: Any, sql: str, *arguments: Any) -> bool:
-    return bool(await fetched(database, sql, *arguments) == wanted)
 
 
 async def test_a_transaction_makes_progress_however_slow_l2_is(database: str, redis_url: str) -> None:
@@ -193,7 +190,7 @@ async def test_no_transaction_is_open_while_nothing_is_taken(
         taking = False
         await tell(database, [MANY.format(1999), THE_END])
         await until(lambda: heard.has("order", "1500"))
-        await until(lambda: _is(database, 0, opened))
+        await until(lambda: fetched_is(database, 0, opened))
         assert not heard.has(*END)
         taking = True
         await until(lambda: heard.has(*END))
@@ -243,7 +240,7 @@ async def test_who_stands_by_says_that_the_other_does_nothing(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
-    monkeypatch.setattr(session, "STILL_S", 0.2)
+    monkeypatch.setattr(others, "STILL_S", 0.2)
     await tell(database, [SCHEMA])
     async with running(worker(database, redis_url)):
         pass
@@ -251,8 +248,10 @@ async def test_who_stands_by_says_that_the_other_does_nothing(
         await frozen.execute("SELECT pg_advisory_lock(hashtextextended('cachebus-cdc cachebus_cdc', 0))")
         one = worker(database, redis_url)
         task = asyncio.create_task(one.run())
-        await until(lambda: "does nothing with it" in one.health.as_dict()["parts"]["leader"]["why"])
-        await frozen.execute("SELECT pg_advisory_unlock_all()")
+        await until(lambda: "does nothing with it" in why(one, "leader"))
+        told = why(one, "leader")
+        assert f"the session {frozen.get_server_pid()} from 127.0.0.1" in told
+        await tell(database, [told[told.index("SELECT pg_terminate_backend") :]])
         await until(lambda: one.follows and one.health.is_up("leader"))
         one.drain()
         await asyncio.wait_for(task, 20)
@@ -363,7 +362,7 @@ async def test_a_slot_that_nobody_used_for_too_long_is_lost_in_the_servers_words
             return await fetched(server.url, "SELECT wal_status FROM pg_replication_slots") == "lost"
 
         await until(lost)
-        one = worker(server.url, redis_url)
+        one = worker(server.url, redis_url, on_lost_slot="stop")
         task = asyncio.create_task(one.run())
         await until(lambda: "invalidation_reason idle_timeout" in one.health.as_dict()["parts"]["slot"]["why"])
         one.drain()

@@ -138,7 +138,7 @@ async def loading(cache: Cache) -> AsyncIterator[Stubborn]:
         yield stubborn
     finally:
         stubborn.release.set()
-        await asyncio.wait([call])
+        await asyncio.gather(call, return_exceptions=True)
         await until(lambda: asyncio.all_tasks() <= before)
 
 
@@ -221,7 +221,7 @@ async def test_taking_leave_waits_no_longer_for_a_server_that_has_much_else_to_s
 
 async def _pretend_bytes(connection: object) -> None:
     while True:
-        connection.last_reply_at = monotonic()  # type: ignore[attr-defined]
+        connection.last_reply_s = monotonic()  # type: ignore[attr-defined]
         await asyncio.sleep(0.01)
 
 

@@ -8,13 +8,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cachebus.consumers.cdc.rules.rules import load_rules
 from cachebus.tools.servers import debezium, kafka
+from cachebus.tools.servers.daemon import free_port
 from cachebus.tools.servers.redis import EmbeddedServer
+from tests.conftest import connected
+from tests.support.caches import until
+from tests.support.command import cachebus, ran
 from tests.support.doctor import bad, findings
 from tests.support.require import require
 from tests.support.servers import any_binary
+from tests.support.worker_health import health
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
@@ -61,6 +67,29 @@ def test_files_that_are_mounted_or_copied_exist() -> None:
 
 def test_its_rules_are_right() -> None:
     assert load_rules(COMPOSE / "rules.toml").rule
+
+
+@pytest.mark.parametrize("name", ["worker-outbox", "worker-cdc"])
+async def test_a_worker_of_a_fresh_database_is_ready(database: str, redis_url: str, tmp_path: Path, name: str) -> None:
+    """As it is written: after what it depends on, and what PostgreSQL runs when it makes its database."""
+    services = yaml.safe_load(STACK.read_text())["services"]
+    async with connected(database) as connection:
+        for script in sorted((COMPOSE / "postgres").glob("*.sql")):
+            await connection.execute(script.read_text())
+    port = free_port()
+    env = {
+        "CACHEBUS_DATABASE_URL": database,
+        "CACHEBUS_URL": redis_url,
+        "CACHEBUS_HEALTH_PORT": str(port),
+        "CACHEBUS_CDC_SLOT": f"compose_{port}",  # slots are the whole server's
+    }
+    for needed, how in services[name]["depends_on"].items():
+        if how["condition"] == "service_completed_successfully":
+            status, _, errors = ran("worker", *services[needed]["command"], folder=tmp_path, env=env)
+            assert status == 0, errors
+    command = [part.replace("/etc/cachebus", str(COMPOSE)) for part in services[name]["command"]]
+    with cachebus("worker", *command, folder=tmp_path, env=env):
+        await until(lambda: health(port)[0] == 200)
 
 
 async def test_the_doctor_has_nothing_against_its_redis() -> None:

@@ -133,7 +133,7 @@ async def test_each_session_of_ours_begins_ordinary_transactions(
         worker = SlotWorker(quick(redis_url), parse_rules(RULES), SlotSource(SecretStr(database)))
         source = worker.source
         assert isinstance(source, PostgresSource)
-        sessions += [source._connected("0"), source._connected("1000", "local")]
+        sessions += [source._connected("0"), source._connected("1000")]
     else:
         worker = OutboxRelay(database, quick(redis_url))
         sessions += [connected(database)]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,16 @@ import httpx2 as httpx
 import pytest
 
 import cachebus
-from cachebus import CacheManager, InvalidationFailed, L2Unavailable
+from cachebus import Cache, CacheManager, InvalidationFailed, L2Unavailable
+from cachebus.consumers.outbox import OutboxRelay, create_tables
+from cachebus.resp import parse_address
 from cachebus.testing import Fleet
+from cachebus.tools.harness.proxy import Proxy, dialer
+from cachebus.tools.servers.redis import EmbeddedServer
+from tests.support.caches import until
 from tests.support.command import cachebus as command
 from tests.support.command import ran
+from tests.support.outbox import running, waiting
 from tests.support.pages import DOCS, EXAMPLE_URL, PAGES, ROOT, blocks, file, run_page, statements
 from tests.support.require import require
 
@@ -26,6 +35,7 @@ ELSEWHERE = {
     "loaders.md": "tests/integration/test_loaders.py",
     "outbox.md": "tests/integration/test_outbox_command.py",
     "kafka-commands.md": "tests/integration/test_kafka_command.py",
+    "howto/credentials.md": "tests/integration/test_credentials.py",
 }
 """Pages whose code is run beside what it is about."""
 OWN = {"tutorial/outbox.md", "howto/fastapi.md"}
@@ -36,10 +46,18 @@ RUN = sorted(
     if name not in ELSEWHERE and name not in OWN
 )
 FILES = {
+    "outbox.md": {"cascades.toml"},
+    "howto/fastapi.md": {"shop.py"},
+    "comparison.md": {"with_cachebus.py", "with_cashews.py"},
     "howto/flask.md": {"caching.py", "app.py"},
-    "howto/django.md": {"asgi.py", "views.py", "writes.py"},
-    "howto/testing.md": {"books.py", "test_books.py", "test_redis.py"},
+    "howto/django.md": {"asgi.py", "views.py", "urls.py", "wsgi.py", "writes.py"},
+    "howto/monitoring.md": {"service.py"},
+    "howto/testing.md": {"books.py", "test_books.py", "test_shelf.py", "test_redis.py", "pytest.ini"},
 }
+
+
+D_S = 2.0
+"""The staleness bound that is set by default."""
 
 
 @pytest.fixture(autouse=True)
@@ -103,13 +121,84 @@ async def test_the_application_of_fastapi(redis_url: str) -> None:
         assert cachebus.current_cache().ready()
 
 
+@pytest.mark.parametrize("pending_max", [1000, 0], ids=["queued", "refused"])
+async def test_the_whole_of_it_over_postgresql(
+    database: str, own_server: EmbeddedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pending_max: int
+) -> None:
+    """A write while Redis is away is told to this node by the queue, and to all by the row, with or without a queue."""
+    monkeypatch.setenv("CACHEBUS_DATABASE_URL", database)
+    monkeypatch.setenv("CACHEBUS_URL", own_server.url)
+    monkeypatch.setenv("CACHEBUS_L2_TIMEOUT_S", "0.5")
+    code = file(DOCS / "howto/fastapi.md", "shop.py")
+    (tmp_path / "shop.py").write_text(code.replace("pending_max=1000", f"pending_max={pending_max}"))
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "shop", raising=False)
+    cascades = list(CacheManager._cascades)
+    try:
+        shop: Any = import_module("shop")
+        async with shop.engine.begin() as connection:
+            await connection.run_sync(shop.Base.metadata.create_all)
+        await create_tables(database)
+        await _sold(shop.app, database, own_server, queued=bool(pending_max))
+    finally:
+        CacheManager._cascades[:] = cascades
+        sys.modules.pop("shop", None)
+
+
+async def _sold(app: Any, database: str, server: EmbeddedServer, *, queued: bool) -> None:
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://here") as client,
+        Cache.open(server.url) as other,
+    ):
+
+        async def sells(name: str) -> bool:
+            return (await client.get("/acme/products/7")).json() == {"number": 7, "name": name}
+
+        async def elsewhere(name: str | None) -> bool:
+            found = await other.get("product", 7, tenant_id="acme")
+            return (found and found["name"]) == name
+
+        assert (await client.get("/acme/products/7")).status_code == 404
+        assert (await client.get("/acme/catalogue")).json() == []
+        written = await client.put("/acme/products/7?name=pen")
+        receipt = {"Cache-Receipt": written.headers["cache-receipt"]}
+        assert (await client.get("/acme/products/7", headers=receipt)).json()["name"] == "pen"
+        assert (await client.get("/acme/catalogue")).json() == ["pen"]
+        assert (await client.get("/acme/products/7", headers={"Cache-Receipt": "x"})).status_code == 400
+        await until(lambda: elsewhere("pen"))
+        async with running(OutboxRelay(database, other.settings)):
+            await until(lambda: _told(database))
+        assert await sells("pen")
+
+        server.pause()
+        await until(lambda: not other.ready() and not cachebus.current_cache().ready())
+        written = await client.put("/acme/products/7?name=ink")
+        assert (written.status_code, "cache-receipt" in written.headers) == (200, False)
+        assert not queued or await sells("ink")
+        server.resume()
+        if queued:
+            await until(lambda: elsewhere(None))
+            assert await sells("ink")
+        assert not await _told(database)
+        async with running(OutboxRelay(database, other.settings)):
+            await until(lambda: _told(database))
+            await until(lambda: sells("ink"))
+        assert (await client.get("/acme/catalogue")).json() == ["ink"]
+
+
+async def _told(database: str) -> bool:
+    return await waiting(database) == 0
+
+
 def put(page: str, folder: Path, url: str) -> None:
     """Write the files that a page shows."""
     for title in FILES[page]:
         (folder / title).write_text(file(DOCS / page, title).replace(EXAMPLE_URL, url))
 
 
-def in_a_process(code: str, folder: Path) -> str:
+def in_a_process(code: str, folder: Path, status: int = 0) -> str:
     """What such a program prints, with the files of that folder."""
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
     done = subprocess.run(
@@ -121,7 +210,7 @@ def in_a_process(code: str, folder: Path) -> str:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == status, done.stdout + done.stderr
     return done.stdout
 
 
@@ -150,14 +239,27 @@ async def test_the_files_of_django(redis_url: str, tmp_path: Path, monkeypatch: 
         "django.core": {},
         "django.core.asgi": {"get_asgi_application": lambda: inner},
         "django.http": {"JsonResponse": lambda value: value},
+        "django.core.wsgi": {"get_wsgi_application": lambda: None},
         "django.db": {"connection": None, "transaction": None},
+        "django.urls": {"path": lambda *given: given},
     }
+    project = tmp_path / "project"
+    project.mkdir()
+    for page, title in (("howto/flask.md", "caching.py"), ("howto/django.md", "views.py")):
+        (project / title).write_text(file(DOCS / page, title))
+    monkeypatch.syspath_prepend(tmp_path)
     for module, names in played.items():
         stand_in = types.ModuleType(module)
         vars(stand_in).update(names)
         monkeypatch.setitem(sys.modules, module, stand_in)
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "project.settings")
     scopes = {title: _executed(tmp_path / title) for title in FILES["howto/django.md"]}
+    sync = scopes["wsgi.py"]["cache"]
+    assert await asyncio.to_thread(sync.get_or_load, "agent", "s1", lambda: "loaded", tenant_id="acme") == "loaded"
+    await asyncio.to_thread(sync.close)
+    assert scopes["urls.py"]["urlpatterns"] == [("<tenant_id>/agents/<agent_id>", sys.modules["project.views"].agent)]
+    for module in [name for name in sys.modules if name.partition(".")[0] == "project"]:
+        monkeypatch.delitem(sys.modules, module)
     application, view = scopes["asgi.py"]["application"], scopes["views.py"]["agent"]
     messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
     sent: list[str] = []
@@ -205,8 +307,15 @@ def _renamed(scope: dict[str, Any]) -> None:
 def test_the_suite_of_a_service(tmp_path: Path) -> None:
     put("howto/testing.md", tmp_path, "redis://nobody.invalid:6379/0")
     (tmp_path / "test_redis.py").unlink()
-    arguments = "['-q', '-p', 'cachebus.testing.plugin', '--strict-markers', '-o', 'asyncio_mode=auto', '.']"
-    assert "3 passed" in in_a_process(f"import pytest\nraise SystemExit(pytest.main({arguments}))", tmp_path)
+    arguments = "['-q', '-p', 'cachebus.testing.plugin', '--strict-markers', '.']"
+    program = f"import pytest\nraise SystemExit(pytest.main({arguments}))"
+    assert "4 passed" in in_a_process(program, tmp_path)
+    ini = tmp_path / "pytest.ini"
+    ini.write_text(ini.read_text().replace("asyncio_mode = auto\n", ""))
+    assert "async def functions are not natively supported" in in_a_process(program, tmp_path, status=1)
+    tests = tmp_path / "test_books.py"
+    tests.write_text(f"{tests.read_text()}\n\npytestmark = pytest.mark.asyncio\n")
+    assert "4 passed" in in_a_process(program, tmp_path)
 
 
 async def test_verify_in_a_suite_of_ones_own(redis_url: str) -> None:
@@ -216,6 +325,96 @@ async def test_verify_in_a_suite_of_ones_own(redis_url: str) -> None:
     scope: dict[str, Any] = {}
     exec(code.replace(EXAMPLE_URL, redis_url).replace("seconds=20", "seconds=2"), scope)
     await scope["test_our_redis_keeps_the_promises"]()
+
+
+Service = tuple[Callable[[int], Awaitable[int]], Callable[[int, int], Awaitable[None]]]
+"""A read, and a change."""
+
+
+@asynccontextmanager
+async def compared(which: str, url: str) -> AsyncIterator[tuple[dict[int, int], Service, Service, Proxy]]:
+    """The service of the page, on two nodes: what the source has, who writes, and who reads, behind a proxy."""
+    scope: dict[str, Any] = {}
+    exec(file(DOCS / "comparison.md", f"with_{which}.py"), scope)
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(Proxy(dialer(parse_address(url))))
+        services: list[Service] = []
+        for address in (url.removesuffix("/0"), f"redis://127.0.0.1:{proxy.port}"):
+            cache = scope["opened"](address)
+            if which == "cashews":
+                await cache.init()
+                stack.push_async_callback(cache.close)
+            else:
+                await stack.enter_async_context(cache)
+            services.append(scope["service"](cache))
+        yield scope["PRICES"], services[0], services[1], proxy
+
+
+@pytest.mark.parametrize("which", ["cachebus", "cashews"])
+async def test_what_the_comparison_says_of_both(which: str, own_server: EmbeddedServer) -> None:
+    if which == "cashews":
+        require(find_spec("cashews"), "cashews", "pip install 'cachebus[docs]'")
+    async with compared(which, own_server.url) as (prices, (_, change), (price, _), proxy):
+        assert await price(1) == 3000
+        await change(1, 3100)
+
+        async def gives(cents: int) -> bool:
+            return await price(1) == cents
+
+        await until(lambda: gives(3100))
+        proxy.hold(("events",))
+        await change(1, 3200)
+        if which == "cashews":
+            with pytest.raises(AssertionError):
+                await until(lambda: gives(3200), within_s=2 * D_S)
+        else:
+            await until(lambda: gives(3200), within_s=2 * D_S)
+        proxy.restore()
+        await until(lambda: gives(3200))
+        own_server.stop()
+        if which == "cachebus":
+            with pytest.raises(InvalidationFailed):
+                await change(1, 3300)
+        else:
+            await change(1, 3300)
+        await until(lambda: gives(3300))
+        prices[1] = 3400
+        assert await price(1) == (3300 if which == "cachebus" else 3400), "kept for D, or not at all"
+
+
+@pytest.mark.parametrize(("which", "then"), [("cachebus", 2), ("cashews", 1)])
+async def test_a_load_that_began_before_a_change_is_as_the_comparison_says(
+    which: str, then: int, redis_url: str
+) -> None:
+    if which == "cashews":
+        require(find_spec("cashews"), "cashews", "pip install 'cachebus[docs]'")
+    scope: dict[str, Any] = {}
+    exec(file(DOCS / "comparison.md", f"with_{which}.py"), scope)
+    began, may_end = asyncio.Event(), asyncio.Event()
+    value = 1
+
+    async def load(number: int) -> int:
+        loaded = value
+        began.set()
+        await may_end.wait()
+        return loaded
+
+    async with AsyncExitStack() as stack:
+        cache = scope["opened"](redis_url.removesuffix("/0"))
+        if which == "cashews":
+            await cache.init()
+            stack.push_async_callback(cache.close)
+            cached = cache(ttl="1h", key="slow:{number}")(load)
+        else:
+            await stack.enter_async_context(cache)
+            cached = cachebus.cached("slow", resource_id="{number}", tenant_id="shop", cache=cache)(load)
+        reading = asyncio.create_task(cached(1))
+        await began.wait()
+        value = 2
+        await (cache.delete("slow:1") if which == "cashews" else cached.invalidate(1))
+        may_end.set()
+        await reading
+        assert await cached(1) == then
 
 
 @pytest.mark.parametrize("keep_without_l2", [True, False])

@@ -12,7 +12,7 @@ from cachebus import Cache, CacheBusError
 from cachebus.l2.names import ShardNames
 from cachebus.resp import parse_address, slot_of
 from cachebus.settings import Settings
-from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.finding import Finding, Severity
 from cachebus.tools.doctor.moves import view_of
 from cachebus.tools.doctor.primaries import deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
@@ -86,7 +86,7 @@ async def test_nothing_is_said_of_a_cluster_at_rest_and_a_move_in_order_is_no_pr
     await asyncio.sleep(0.4)
     await town.migrate(source, target, [first])
     (one,) = await looking
-    assert one.level is Level.OK
+    assert one.level is Severity.OK
     assert "1 slot is" in one.says
 
 
@@ -97,7 +97,7 @@ async def test_one_that_both_know_of_and_that_stands_still(town: Town) -> None:
     await town.migrate(source, target, [first])
     (one,) = await found(town)
     assert not await serves(town), "which is why it is a problem"
-    assert one.level is Level.PROBLEM
+    assert one.level is Severity.PROBLEM
     assert f"({len(others)} key" in one.says
     assert "(1 key)" in one.says
     assert "--cluster fix" in one.otherwise
@@ -117,7 +117,7 @@ async def test_one_that_only_leaves(town: Town) -> None:
     await ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", await town.id_of(target))
     assert not await serves(town), "which is why it is a problem"
     (one,) = await found(town)
-    assert one.level is Level.PROBLEM
+    assert one.level is Severity.PROBLEM
     assert f"{parse_address(source.url)} says that slot {slot} goes to {parse_address(target.url)} (->-)" in one.says
     assert one.mend == (f"CLUSTER SETSLOT {slot} STABLE",)
     await mended(town, one)
@@ -129,7 +129,7 @@ async def test_one_that_only_comes(town: Town) -> None:
     await ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", await town.id_of(source))
     await until(lambda: serves(town))
     (one,) = await found(town)
-    assert one.level is Level.ADVICE
+    assert one.level is Severity.ADVICE
     assert f"{parse_address(target.url)} says that slot {slot} comes from {parse_address(source.url)} (-<-)" in one.says
     assert one.mend == (f"CLUSTER SETSLOT {slot} STABLE",)
     await mended(town, one)
@@ -142,7 +142,7 @@ async def test_one_that_was_given_away_and_not_taken(town: Town) -> None:
     await ask(target, "CLUSTER", "SETSLOT", slot, "IMPORTING", await town.id_of(source))
     await ask(source, "CLUSTER", "SETSLOT", slot, "NODE", target_id)
     (one,) = await found(town)
-    assert one.level is Level.PROBLEM
+    assert one.level is Severity.PROBLEM
     assert one.mend == (f"CLUSTER SETSLOT {slot} NODE {target_id}",)
     assert one.at == str(parse_address(target.url))
     await mended(town, one)
@@ -157,12 +157,12 @@ async def test_one_of_nobody_here_is_an_advice_and_a_node_without_slots_is_asked
     slot = lies[0] if ours != lies[0] else lies[1]
     await ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", await town.id_of(other))
     (one,) = await found(town)
-    assert one.level is Level.ADVICE
+    assert one.level is Severity.ADVICE
     assert "No shard of this namespace" in one.means
     await ask(other, "CLUSTER", "SETSLOT", slot, "IMPORTING", await town.id_of(source))
     (one,) = await found(town)
     assert "in 1 s none has moved" in one.says, "the one that it goes to has none of our shards"
-    assert one.level is Level.ADVICE
+    assert one.level is Severity.ADVICE
 
 
 async def test_what_is_seen_once_may_be_under_way(town: Town) -> None:
@@ -172,7 +172,7 @@ async def test_what_is_seen_once_may_be_under_way(town: Town) -> None:
     await asyncio.sleep(0.4)
     await ask(source, "CLUSTER", "SETSLOT", slot, "MIGRATING", await town.id_of(target))
     (one,) = await looking  # nor is it said to stand still: it was not seen to
-    assert one.level is Level.OK
+    assert one.level is Severity.OK
 
 
 async def test_one_that_does_not_answer_is_said_not_to(town: Town) -> None:
@@ -181,7 +181,7 @@ async def test_one_that_does_not_answer_is_said_not_to(town: Town) -> None:
     target.pause()
     try:
         (one,) = await found(town)
-        assert one.level is Level.UNKNOWN
+        assert one.level is Severity.UNKNOWN
         assert str(parse_address(target.url)) in one.says
     finally:
         target.resume()
@@ -210,7 +210,7 @@ async def test_a_slot_that_no_server_has_is_named_though_nobody_of_ours_lies_the
         told = (await deployment_of(settings)).findings
         return next((each for each in told if f"no server has slot {slot}" in each.says), None)
 
-    assert (await until(named)).level is Level.PROBLEM
+    assert (await until(named)).level is Severity.PROBLEM
     await ask(town.servers[0], "CLUSTER", "ADDSLOTS", slot)
 
     async def has_one() -> bool:

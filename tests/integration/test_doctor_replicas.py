@@ -19,7 +19,7 @@ from cachebus.resp import slot_of
 from cachebus.resp.cluster_map import SLOTS
 from cachebus.tools.doctor import access, timing
 from cachebus.tools.doctor.examine import examined
-from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.finding import Finding, Severity
 from cachebus.tools.doctor.primaries import deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_cluster import ClusterGroup
@@ -31,7 +31,7 @@ from tests.support.one_port import one_port_cluster
 from tests.support.replicas import QUICK, SHARED, led
 from tests.support.servers import any_binary
 
-ADVICE, PROBLEM = Level.ADVICE, Level.PROBLEM
+ADVICE, PROBLEM = Severity.ADVICE, Severity.PROBLEM
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +107,7 @@ async def test_the_fence_of_a_deposed_primary_stays_up_when_it_has_forgotten_its
         primary.command("CONFIG", "SET", "min-replicas-to-write", "0")
         assert primary.command("SET", "x", "1") == promoted.command("SET", "x", "2") == "+OK"
         (writing,) = [finding for finding in await findings(primary.url) if finding.check == "replication"]
-        assert writing.level is (Level.OK if restarted else Level.ADVICE)
+        assert writing.level is (Severity.OK if restarted else Severity.ADVICE)
         assert ("does not remember" if restarted else "two primaries write") in writing.means
 
 
@@ -202,6 +202,38 @@ async def test_a_primary_that_could_follow_nobody(stack: ExitStack) -> None:
         raw.sendall(f"AUTH {APP_SECRET}\r\nCONFIG SET masterauth {APP_SECRET}\r\n".encode())
         assert raw.recv(100).startswith(b"+OK")
     assert of(await findings(url, ask_replicas=True), "after failover") is None
+
+
+async def test_a_password_to_show_that_is_no_longer_taken(stack: ExitStack) -> None:
+    """Links stand until they break: nothing else shows it."""
+    primary, *replicas = await led(stack, 2, "min-replicas-to-write 1")
+    for server in (primary, *replicas):
+        server.command("CONFIG", "SET", "masterauth", "0ld-pass-word")
+        server.command("CONFIG", "SET", "requirepass", APP_SECRET)
+        server.password = APP_SECRET
+    wrong = [each for each in await findings(primary.url, ask_replicas=True) if each.check == "after failover"]
+    assert [each.level for each in wrong] == [PROBLEM] * 3
+    assert all("shows a password (masterauth) that" in each.says for each in wrong)
+    assert not any(secret in str(wrong) for secret in (APP_SECRET, "0ld-pass-word"))
+    for server in (primary, *replicas):
+        server.command("ACL", "SETUSER", "default", ">0ld-pass-word")
+    assert of(await findings(primary.url, ask_replicas=True), "after failover") is None, "both are taken for a while"
+    for server in (primary, *replicas):
+        server.command("ACL", "SETUSER", "default", "<0ld-pass-word")
+        server.command("CONFIG", "SET", "masterauth", APP_SECRET)
+    assert of(await findings(primary.url, ask_replicas=True), "after failover") is None
+
+
+async def test_a_password_to_show_that_nobody_can_compare_is_not_said_to_be_right(stack: ExitStack) -> None:
+    primary, replica = await led(stack, 1)
+    for server in (primary, replica):
+        server.command("CONFIG", "SET", "masterauth", "0ld-pass-word")
+        server.command("ACL", "SETUSER", "looker", "on", f">{APP_SECRET}", "~*", "&*", "+@all", "-acl|getuser", "-acl")
+        server.command("CONFIG", "SET", "requirepass", "another")
+    url = primary.url.replace("redis://", f"redis://looker:{APP_SECRET}@")
+    found = [each for each in await findings(url, ask_replicas=True) if each.check == "after failover"]
+    assert [each.level for each in found] == [Severity.UNKNOWN] * 2
+    assert "ACL GETUSER" in found[0].otherwise
 
 
 # -- a Cluster of which a part is away ---------------------------------------------------------------------------------
@@ -337,7 +369,7 @@ async def app(server: EmbeddedServer, *less: str) -> str:
 async def of_replicas(url: str) -> list[Finding]:
     """What is not right with the replicas."""
     found = await findings(url, ask_replicas=True)
-    return [finding for finding in found if finding.check == "replicas" and finding.level is not Level.OK]
+    return [finding for finding in found if finding.check == "replicas" and finding.level is not Severity.OK]
 
 
 async def test_a_login_that_a_replica_refuses_is_a_problem(stack: ExitStack) -> None:
@@ -402,7 +434,7 @@ async def test_a_password_is_given_only_to_whom_others_name_than_the_server(stac
 
     await until(named)
     (unasked,) = [finding for finding in await findings(url) if finding.check == "replicas"]
-    assert unasked.level is Level.UNKNOWN
+    assert unasked.level is Severity.UNKNOWN
     assert "--ask-replicas" in unasked.otherwise
     with pytest.raises(BlockingIOError):
         ear.accept()
@@ -416,7 +448,7 @@ async def test_without_config_what_is_right_is_no_problem(stack: ExitStack) -> N
     found = await findings(primary.url.replace("redis://", f"redis://managed:{APP_SECRET}@"))
     finding = of(found, "replication")
     assert finding is not None
-    assert finding.level is Level.UNKNOWN
+    assert finding.level is Severity.UNKNOWN
     assert "3 replicas it takes 2" in finding.means
     assert PROBLEM not in {finding.level for finding in found}
     primary.command("CONFIG", "SET", "min-replicas-to-write", "0")

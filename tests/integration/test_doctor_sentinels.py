@@ -10,7 +10,7 @@ from cachebus import Settings
 from cachebus.errors import L2Unavailable
 from cachebus.tools.doctor import timing
 from cachebus.tools.doctor.examine import examined
-from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.finding import Finding, Severity
 from cachebus.tools.doctor.primaries import Deployment, Primary, deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_group import ask
@@ -19,7 +19,7 @@ from tests.support.caches import until
 from tests.support.doctor import of
 from tests.support.servers import any_binary
 
-OK, ADVICE, PROBLEM, UNKNOWN = Level
+OK, ADVICE, PROBLEM, UNKNOWN = Severity
 DOWN_MS = 3000
 
 

@@ -18,6 +18,7 @@ from cachebus.errors import ConfigError
 from cachebus.tools.servers import daemon
 from cachebus.tools.servers import redis_binaries as server_binaries
 from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary, best_server, find_servers, free_port
+from cachebus.tools.servers.redis_cluster import BUS
 from tests.support.servers import any_binary
 
 ROOT = Path(__file__).parents[2]
@@ -194,8 +195,11 @@ def test_without_any_server_one_line_says_what_to_install(monkeypatch: pytest.Mo
     assert "\n" not in str(caught.value)
 
 
-def test_free_ports_are_below_those_of_outgoing_connections() -> None:
-    assert all(11_000 <= free_port() < 22_000 for _ in range(20))
+def test_free_ports_and_those_of_cluster_buses_are_apart_and_below_those_of_outgoing_connections() -> None:
+    first, last = daemon.PORTS
+    assert all(first <= free_port() < last for _ in range(20))
+    assert first + BUS >= last
+    assert last + BUS <= 32_768
 
 
 def test_a_port_is_promised_to_one_for_as_long_as_that_lives(monkeypatch: pytest.MonkeyPatch) -> None:

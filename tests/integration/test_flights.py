@@ -13,7 +13,8 @@ import pytest
 
 from cachebus import Cache, L2Unavailable, LoadTimeout, Policy
 from cachebus.base.clock import monotonic
-from cachebus.core.ports import LeaseOutcome, LeaseReply
+from cachebus.core.ports import FillLeaseOutcome, FillLeaseReply
+from cachebus.core.requests import FillLeaseRequest
 from cachebus.testing import FakeClock, Fleet
 from tests.support.aging import aging
 from tests.support.caches import D_S, Source, deaf, nodes, parts, past, until
@@ -42,6 +43,31 @@ async def test_who_comes_while_a_load_is_being_cancelled_loads_anew(redis_url: s
         with pytest.raises(asyncio.CancelledError):
             await first
         assert source.calls == 2
+
+
+async def test_who_comes_while_others_cancel_a_load_loads_anew() -> None:
+    """Whoever cancels all tasks of a loop ends a load, too, though its caller still waits."""
+    async with Fleet(1) as fleet:
+        (a,) = fleet.caches
+        asked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def slow_to_end() -> Any:
+            try:
+                asked.set()
+                await asyncio.Event().wait()
+            finally:
+                await go_on.wait()
+
+        first = asyncio.create_task(a.get_or_load("config", "x", slow_to_end, tenant_id="acme"))
+        await asked.wait()
+        (flight,) = (task for task in asyncio.all_tasks() if task.get_name() == "cachebus-flight")
+        flight.cancel()
+        second = reading(a, Source(x="v"))
+        await fleet.settle()
+        go_on.set()
+        with pytest.raises(LoadTimeout, match="was cancelled"):
+            await first
+        assert await asyncio.wait_for(second, 5) == "v"
 
 
 async def test_who_comes_when_an_older_load_has_ended_joins_the_newer() -> None:
@@ -91,14 +117,14 @@ async def test_who_is_cancelled_before_it_hears_that_it_may_load_gives_the_lease
     async with Fleet(2, clock=FakeClock()) as fleet:
         a, b = fleet.caches
         store, granted = parts(a).store, asyncio.Event()
-        lease = store.lease
+        lease = store.fill_lease
 
         async def lease_unheard(*args: Any, **more: Any) -> Any:
             await lease(*args, **more)
             granted.set()
             await asyncio.Event().wait()
 
-        store.lease = lease_unheard  # type: ignore[method-assign]
+        store.fill_lease = lease_unheard  # type: ignore[method-assign]
         source = Source(x="v")
         first = reading(a, source)
         await granted.wait()
@@ -332,14 +358,14 @@ async def test_l2_that_goes_away_while_a_source_rests_is_gone_all_the_same(redis
         store = parts(a).store
         asked: list[Any] = []
 
-        async def once(*arguments: Any, **more: Any) -> Any:
-            asked.append(more["stale"])
+        async def once(_key: Any, _caller: Any, request: FillLeaseRequest) -> Any:
+            asked.append(request.fallback)
             if len(asked) > 1:
                 raise L2Unavailable("it has just gone")
-            return LeaseReply(a_epoch, 1, LeaseOutcome.RESTING, None, 1000)
+            return FillLeaseReply(a_epoch, 1, FillLeaseOutcome.COOLING_DOWN, None, 1000)
 
         a_epoch = parts(a).node.shards[0].epoch
-        with patch.object(store, "lease", once):
+        with patch.object(store, "fill_lease", once):
             assert await reading(a, Source(x=2)) == 2
         assert len(asked) == 2
 
@@ -375,7 +401,7 @@ async def test_a_ttl_of_the_calls_own_leaves_refreshing_in_force_with_and_withou
         assert source.calls == 2
 
 
-async def test_not_found_never_stands_in_for_a_failing_source() -> None:
+async def test_not_found_never_is_the_fallback_for_a_failing_source() -> None:
     negative = Policy(negative_ttl_s=10, fail_safe_s=1000, retries=0)
     async with aging(2, negative=negative) as world:
         source = Source()

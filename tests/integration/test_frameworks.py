@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.testclient import TestClient as FastAPIClient
 from starlette.applications import Starlette
 from starlette.requests import Request as StarletteRequest
@@ -15,7 +16,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient as StarletteClient
 
-from cachebus import Cache, CacheManager, ConfigError, configure, current_cache, lifespan
+from cachebus import Cache, CacheManager, ConfigError, Context, TenantRequired, configure, current_cache, lifespan
 from tests.support.caches import quick
 
 pytestmark = pytest.mark.usefixtures("unconfigured")
@@ -73,6 +74,16 @@ def test_lifespan_alone_is_an_applications_lifespan(make: Callable[[Any], Any], 
 
 
 @pytest.mark.parametrize(("make", "client_of"), KINDS)
+def test_lifespan_takes_settings_before_the_application(
+    make: Callable[[Any], Any], client_of: Any, redis_url: str
+) -> None:
+    for opened in (partial(lifespan, quick(redis_url)), lambda app: lifespan(quick(redis_url), app)):
+        with client_of(make(opened)) as client:
+            assert client.get("/p1").json() == {"id": "p1"}
+        assert CacheManager._configured is None
+
+
+@pytest.mark.parametrize(("make", "client_of"), KINDS)
 def test_it_goes_into_an_applications_own(make: Callable[[Any], Any], client_of: Any, redis_url: str) -> None:
     events: list[str] = []
 
@@ -91,3 +102,29 @@ def test_it_goes_into_an_applications_own(make: Callable[[Any], Any], client_of:
 def test_what_is_no_application_and_no_settings_is_refused() -> None:
     with pytest.raises(ConfigError, match="expected Settings or a URL, not int"):
         lifespan(5)  # type: ignore[call-overload]
+
+
+def tenant_in_a_thread() -> Iterator[None]:
+    """What FastAPI runs in a thread, with a copy of the request's context variables."""
+    with Context(tenant_id="acme"):
+        yield
+
+
+async def tenant_in_the_request() -> AsyncIterator[None]:
+    """The same, as it is to be written."""
+    async with Context(tenant_id="acme"):
+        yield
+
+
+def test_a_dependency_that_enters_a_context_in_a_thread_is_told_to_be_async() -> None:
+    app = FastAPI(lifespan=partial(lifespan, quick("memory://")))
+
+    async def plan() -> Any:
+        return await CacheManager.get_or_load("plan", "current", load)
+
+    app.get("/async", dependencies=[Depends(tenant_in_the_request)])(plan)
+    app.get("/sync", dependencies=[Depends(tenant_in_a_thread)])(plan)
+    with FastAPIClient(app) as client:
+        assert client.get("/async").json() == {"id": "current"}
+        with pytest.raises(TenantRequired, match=r"a dependency of FastAPI .* only where that is async"):
+            client.get("/sync")

@@ -48,7 +48,7 @@ KEYS = {
 
 @pytest.fixture
 async def cache(redis_url: str) -> AsyncIterator[Cache]:
-    """The process-wide cache, open. No guard may have been lost with a former epoch: stand-ins count from the start."""
+    """The process-wide cache, open. No guard may have been lost with a former epoch: fallbacks count from the start."""
     async with lifespan(quick(redis_url, policies=POLICIES, guard_max_s=0)) as opened:
         yield opened
 

@@ -15,6 +15,7 @@ import pytest
 
 from cachebus import (
     Cache,
+    ConfigError,
     Context,
     InvalidKey,
     Policy,
@@ -87,11 +88,14 @@ async def _guarded_scope(cache: Cache, ids: Ids) -> None:
 async def _decorated(cache: Cache, ids: Ids) -> Any:
     templates: Any = {name: f"{{{name}}}" for name in IDS[1:]}
 
-    @cached(ids["data_type"], **templates, cache=cache)
     async def load(resource_id: Any, tenant_id: Any, agent_id: Any, conversation_id: Any, collection_id: Any) -> str:
         return "loaded"
 
-    return await load(**_of(ids, *IDS[1:]))
+    try:
+        declared = cached(ids["data_type"], **templates, cache=cache)(load)
+    except ConfigError as error:  # a data type is refused when it is declared
+        raise InvalidKey(str(error)) from error
+    return await declared(**_of(ids, *IDS[1:]))
 
 
 async def _in_context(cache: Cache, ids: Ids) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from pydantic import SecretStr
 
 from cachebus import Cache, Settings
 from cachebus.bus.kafka import client as kafka_client
+from cachebus.bus.kafka.connection import addresses_of
 from cachebus.bus.kafka.envelope import Envelope
 from cachebus.bus.kafka.topic import check_configuration
 from cachebus.errors import BusUnavailable, ConfigError, L2Unavailable
@@ -40,8 +42,22 @@ SASL = {"kafka_sasl_mechanism": "PLAIN", "kafka_username": "ann", "kafka_passwor
     [
         ({"bus": "kafka"}, r"bus=kafka .*CACHEBUS_KAFKA_BOOTSTRAP_SERVERS"),
         ({**KAFKA, "url": "memory://x"}, r"CACHEBUS_BUS.*CACHEBUS_URL"),
-        ({**KAFKA, "kafka_bootstrap_servers": "kafka"}, r"\(CACHEBUS_KAFKA_BOOTSTRAP_SERVERS\): 'kafka' is not"),
-        ({**KAFKA, "kafka_bootstrap_servers": "a:1,"}, r"'' is not host:port"),
+        (
+            {**KAFKA, "kafka_bootstrap_servers": "kafka"},
+            r"\(CACHEBUS_KAFKA_BOOTSTRAP_SERVERS\): broker 1 of 1 is not host:port",
+        ),
+        ({**KAFKA, "kafka_bootstrap_servers": "a:1,s3cret-word,c:1"}, r"broker 2 of 3 is not host:port"),
+        (
+            {**KAFKA, "kafka_bootstrap_servers": "a:1,b:2,ann:s3cret@c:9092"},
+            r"broker 3 of 3 has a user, .*CACHEBUS_KAFKA_PASS",
+        ),
+        ({**KAFKA, "kafka_bootstrap_servers": "kafka://ann:s3cret@c:9092"}, r"broker 1 of 1 has a user, "),
+        ({**KAFKA, "kafka_bootstrap_servers": "kafka://s3cret:9092"}, r"broker 1 of 1 is a URL.*host:port alone"),
+        ({**KAFKA, "kafka_bootstrap_servers": "s3cret:word:9092"}, r"broker 1 of 1 is not host:port"),
+        ({**KAFKA, "kafka_bootstrap_servers": "s3cret/word:9092"}, r"broker 1 of 1 is not host:port"),
+        ({**KAFKA, "kafka_bootstrap_servers": "[::1:9092"}, r"broker 1 of 1 is not host:port"),
+        ({**KAFKA, "kafka_bootstrap_servers": "b:s3cret"}, r"broker 1 of 1 is not host:port"),
+        ({**KAFKA, "kafka_bootstrap_servers": "a:1,"}, r"broker 2 of 2 is not host:port"),
         ({**KAFKA, "kafka_bootstrap_servers": "a:65536"}, r"is not host:port"),
         ({**KAFKA, "kafka_topic": "a b"}, r"kafka_topic \(CACHEBUS_KAFKA_TOPIC\)"),
         ({**KAFKA, "kafka_ssl_ca_certs": "ca.pem"}, r"CACHEBUS_KAFKA_SSL_CA_CERTS.*CACHEBUS_KAFKA_SSL=1"),
@@ -59,6 +75,12 @@ def test_settings_that_do_not_fit_are_refused_by_field_and_variable(given: dict[
     with pytest.raises(ConfigError, match=said) as refused:
         Settings(**given)
     assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("servers", ["a:1", "kafka-1.example.org:9092, b_2:65535", "[::1]:9092", "10.0.0.1:9092"])
+def test_brokers_that_settings_take_are_all_asked(servers: str) -> None:
+    settings = Settings(**{**KAFKA, "kafka_bootstrap_servers": servers})
+    assert len(addresses_of(settings.kafka_bootstrap_servers or "")) == len(servers.split(","))
 
 
 def test_a_password_or_key_is_never_shown() -> None:
@@ -90,16 +112,22 @@ async def test_files_of_tls_that_cannot_be_used_are_refused(tmp_path: Path) -> N
 
 def test_a_topic_is_judged_by_its_configuration() -> None:
     for policy in ("compact", "compact,delete"):
-        with pytest.raises(ConfigError, match=r"kafka-configs\.sh --alter .*--entity-name t .*cleanup\.policy=delete"):
+        with pytest.raises(ConfigError, match=r"kafka-configs\.sh .*--entity-name t .*cleanup\.policy=delete"):
             check_configuration("t", {"cleanup.policy": policy})
-    for fine in ({}, {"retention.ms": "-1"}, {"retention.ms": "60000"}, {"retention.ms": "odd"}):
-        with lines_told("WARNING") as lines:
-            check_configuration("t", {"cleanup.policy": "delete", **fine})
-        assert not lines
-    with lines_told("WARNING") as lines:
-        check_configuration("t", {"retention.ms": "5000"})
-    assert len(lines) == 1
-    assert "retention.ms=3600000" in lines[0]
+    for fine in (
+        {},
+        {"retention.ms": "-1"},
+        {"retention.ms": "60000"},
+        {"retention.ms": "odd"},
+        {"max.message.bytes": "1048588"},
+    ):
+        assert check_configuration("t", {"cleanup.policy": "delete", **fine}) == []
+    (short,) = check_configuration("t", {"retention.ms": "5000"})
+    assert "retention.ms=3600000" in short.mend
+    for size, is_grave in ((120, True), (100_000, False)):
+        (small,) = check_configuration("t", {"max.message.bytes": str(size)})
+        assert (f"{size} bytes" in small.says, small.is_grave) == (True, is_grave)
+        assert small.mend.endswith("--entity-name t --add-config max.message.bytes=1048588")
 
 
 async def test_the_topic_is_made_and_a_compacted_one_refused(redis_url: str, kafka: KafkaServer) -> None:
@@ -257,3 +285,50 @@ async def test_tail_listens_where_events_go(redis_url: str, kafka: KafkaServer, 
             await cache.invalidate("config", "k", tenant_id="acme")
             out, _ = await asyncio.to_thread(command.process.communicate)
     assert "acme | config | k" in out
+
+
+def over_kafka(redis_url: str, kafka: KafkaServer, topic: str, key: str) -> dict[str, str]:
+    """The environment of a command."""
+    return {
+        "CACHEBUS_URL": redis_url,
+        "CACHEBUS_BUS": "kafka",
+        "CACHEBUS_KAFKA_BOOTSTRAP_SERVERS": kafka.address,
+        "CACHEBUS_KAFKA_TOPIC": topic,
+        "CACHEBUS_NAMESPACE": topic,
+        "CACHEBUS_KAFKA_EVENTS_KEY": key,
+    }
+
+
+async def test_tail_with_another_key_says_how_many_events_it_passes_over(
+    redis_url: str, kafka: KafkaServer, tmp_path: Path
+) -> None:
+    topic = f"tail-{token_hex(4)}"
+    setup = {"bus": "kafka", "kafka_bootstrap_servers": kafka.address, "kafka_topic": topic, "namespace": topic}
+    async with Cache(quick(redis_url, kafka_events_key="right-secret", **setup)) as cache:
+        with cachebus("tail", folder=tmp_path, env=over_kafka(redis_url, kafka, topic, "wrong-secret")) as command:
+            assert command.process.stderr is not None
+            said = [await asyncio.to_thread(command.process.stderr.readline) for _ in range(2)]
+            assert said[0].startswith("cachebus: keys of events: ") and "these settings" in said[0]
+            assert "listening" in said[1]
+            await cache.invalidate("config", "k", tenant_id="acme")
+            said.append(await asyncio.to_thread(command.process.stderr.readline))
+            command.process.send_signal(signal.SIGINT)
+            out, _ = await asyncio.to_thread(command.process.communicate)
+    assert said[2].startswith("cachebus: 1 event passed over so far, as no key of CACHEBUS_KAFKA_EVENTS_KEY")
+    assert out == ""
+    assert "secret" not in "".join(said)
+
+
+async def test_tail_makes_no_topic(redis_url: str, kafka: KafkaServer, tmp_path: Path) -> None:
+    topic = f"tail-{token_hex(4)}"
+    setup = {"bus": "kafka", "kafka_bootstrap_servers": kafka.address, "kafka_topic": topic, "namespace": topic}
+    async with Cache(quick(redis_url, **setup)):
+        env = over_kafka(redis_url, kafka, topic, "key") | {"CACHEBUS_KAFKA_TOPIC": f"{topic}-misspelt"}
+        status, out, errors = await asyncio.to_thread(ran, "tail", folder=tmp_path, env=env)
+    assert (status, out) == (2, "")
+    assert f"no topic {topic}-misspelt" in errors
+    assert topic in errors.splitlines()[0], "by which the nodes hear"
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
+    await admin.start()
+    assert f"{topic}-misspelt" not in await admin.list_topics()
+    await admin.close()

@@ -8,19 +8,27 @@ import socket
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from secrets import token_hex
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.client import ConnectionGroup
 from aiokafka.protocol.metadata import MetadataRequest
 
 from cachebus import Settings
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.brokers import Brokers
-from cachebus.bus.kafka.client import Endings, KafkaAccess, kafka_access, quietly
+from cachebus.bus.kafka.client import KafkaAccess, kafka_access, quietly
 from cachebus.bus.kafka.connection import KafkaConnection, addresses_of
+from cachebus.bus.kafka.driver import by_any
+from cachebus.bus.kafka.endings import Endings
+from cachebus.consumers.topics.commits import Committer
+from cachebus.consumers.topics.identities import TopicIdentities
 from cachebus.tools.servers.kafka import KafkaServer
+from tests.support.caches import until
 
 CLIENTS = [AIOKafkaAdminClient, AIOKafkaConsumer, AIOKafkaProducer]
 
@@ -84,3 +92,57 @@ async def test_a_connection_that_is_given_up_at_any_moment_is_closed(kafka: Kafk
                     await connection.close()
         gc.collect()
     assert [str(one.message) for one in told] == []
+
+
+async def test_one_whose_farewell_nobody_answers_leaves_nothing_at_work(kafka: KafkaServer) -> None:
+    """The fixtures look for tasks: without a mend the driver would fetch on, and reconnect, for ever."""
+    topic, endings = f"clients-{token_hex(4)}", Endings()
+    admin = AIOKafkaAdminClient(bootstrap_servers=kafka.address)
+    consumer = AIOKafkaConsumer(topic, bootstrap_servers=kafka.address, group_id=topic, auto_offset_reset="earliest")
+    with quietly():
+        async with endings.running(admin):
+            await admin.create_topics([NewTopic(topic, 1, 1)])
+        async with endings.running(consumer):
+            await until(lambda: bool(consumer.assignment()))
+            kafka.pause()
+        await endings.over(0.1)
+
+
+async def test_what_the_driver_begins_at_its_end_leaves_no_connection(kafka: KafkaServer) -> None:
+    """It does not wait for all of its tasks when it is closed, and one of them may connect then, or be about to."""
+    brokers = Brokers(access_to(kafka.address))
+    with quietly(), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", ResourceWarning)
+        for number in range(40):
+            admin = by_any(AIOKafkaAdminClient(bootstrap_servers=kafka.address), brokers)
+            await admin.start()
+            (broker,) = admin._client.cluster.brokers()
+            asked = [asyncio.create_task(admin._client.ready(broker.nodeId, group=group)) for group in ConnectionGroup]
+            await asyncio.sleep(number / 4000)
+            await admin.close()
+            await asyncio.wait(asked)
+            assert not await admin._client.ready(broker.nodeId)
+        await brokers.forget()
+        gc.collect()
+    assert [str(one.message) for one in told if "AIOKafka" in str(one.message)] == []
+
+
+async def test_a_commit_does_not_outlive_whoever_closes_and_is_cancelled_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a worker that is drained while its session ends by itself."""
+    began = asyncio.Event()
+
+    async def hangs(*_: Any) -> None:
+        began.set()
+        await asyncio.Event().wait()
+
+    committer = Committer(cast("Any", None), TopicIdentities("cachebus", "dead"))
+    monkeypatch.setattr(committer, "_tried", hangs)
+    committer._committing = commit = asyncio.create_task(
+        committer._committed(cast("Any", SimpleNamespace(assignment=None)), {})
+    )
+    await began.wait()
+    closing = asyncio.create_task(committer.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    assert commit.cancelled()

@@ -63,6 +63,7 @@ async def test_it_works_tells_how_it_is_and_drains(
     assert status == 0, errors
     assert "set aside (attempt 2): Invalid JSON" in errors
     assert "drained" in errors
+    assert f"kafka: reads commands for the namespace {settings.namespace} in {settings.kafka_commands_topic}" in errors
     assert [dict(one.headers)["attempts"] for one in await dead(settings)] == [b"1", b"2"]
 
 

@@ -11,9 +11,11 @@ import pytest
 from cachebus.assembly.backends import kafka_bus
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.envelope import message_key
-from cachebus.listening import topics
+from cachebus.cli.operate.look import list_nodes
+from cachebus.listening import peers
 from cachebus.observe import Counters
 from cachebus.producers import DirectProducer
+from cachebus.tools.doctor.finding import Severity
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.wire.event import position_of
@@ -21,6 +23,7 @@ from tests.support.caches import D_S, nodes, quick, until
 from tests.support.doctor import findings, of
 from tests.support.kafka_fleet import fresh_by, on_topic, shared, travels, written
 from tests.support.logs import told
+from tests.support.servers import SharedServers
 
 TENANTS = ("acme", "globex", "initech", "umbrella")
 
@@ -147,7 +150,7 @@ async def test_nodes_of_one_namespace_that_hear_by_two_topics_are_told_by_the_do
 async def test_a_node_that_sees_others_hear_by_another_topic_says_so(
     redis_url: str, setup: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(topics, "LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr(peers, "CHECK_EVERY_S", 0.05)
     other = {**setup, "kafka_topic": f"{setup['kafka_topic']}-other"}
     with told("WARNING") as lines:
         async with nodes(redis_url, 2, **setup) as (a, _):
@@ -158,3 +161,45 @@ async def test_a_node_that_sees_others_hear_by_another_topic_says_so(
             await until(lambda: a.stats().nodes_elsewhere == 0)
             assert not a.health().degraded
     assert sum("hear events by another Kafka topic" in line for line in lines) == 3
+
+
+async def test_nodes_with_different_keys_are_told_and_never_by_their_keys(
+    redis_url: str, setup: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(peers, "CHECK_EVERY_S", 0.05)
+    settings = quick(redis_url, **setup)
+    with told("WARNING") as lines:
+        async with (
+            nodes(redis_url, 1, kafka_events_key="first-secret", **setup) as (a,),
+            nodes(redis_url, 1, kafka_events_key="next-secret,first-secret", **setup) as (b,),
+        ):
+            await until(lambda: a.stats().nodes_elsewhere == b.stats().nodes_elsewhere == 1)
+            found = of(await findings(redis_url, **setup), "keys of events")
+            assert found is not None and found.level is Severity.ADVICE
+            assert a.stats().node in found.says and b.stats().node in found.says
+            await list_nodes(settings, False)
+            shown = capsys.readouterr()
+            assert "keys of events" in shown.err
+            told_by_all = found.says + found.means + found.otherwise + shown.out + shown.err + "".join(lines)
+            assert "secret" not in told_by_all
+        async with nodes(redis_url, 2, kafka_events_key="first-secret,next-secret", **setup):
+            assert of(await findings(redis_url, **setup), "keys of events") is None
+            await list_nodes(settings, False)
+            assert not capsys.readouterr().err
+    assert sum("have other keys of events" in line for line in lines) == 2
+
+
+async def test_nodes_at_two_kafkas_are_told(
+    redis_url: str, setup: dict[str, Any], shared_servers: SharedServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(peers, "CHECK_EVERY_S", 0.05)
+    other = {**setup, "kafka_bootstrap_servers": shared_servers.kafka_pair()[0].address}
+    async with nodes(redis_url, 1, **setup) as (a,), nodes(redis_url, 1, **other) as (b,):
+        await until(lambda: a.stats().nodes_elsewhere == b.stats().nodes_elsewhere == 1)
+        assert any("another Kafka cluster" in one for one in a.health().degraded)
+        found = of(await findings(redis_url, **setup), "kafka clusters")
+        assert found is not None and found.level is Severity.ADVICE
+        assert a.stats().node in found.says and b.stats().node in found.says
+    async with nodes(redis_url, 2, **other) as (c, _):
+        await until(lambda: c.stats().nodes_elsewhere == 0)
+        assert of(await findings(redis_url, **setup), "kafka clusters") is None

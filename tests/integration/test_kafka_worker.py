@@ -22,41 +22,18 @@ from cachebus.producers import KafkaProducer
 from cachebus.tools.servers.daemon import free_port
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.support.caches import PATIENCE_S, nodes, until
+from tests.support.caches import PATIENCE_S, fill, gone, nodes, until
 from tests.support.changes import Heard, running
 from tests.support.commands import QUICKLY, committed, dead, dead_topic, held, invalidation, made, put, setup, worker_of
 from tests.support.logs import told as lines_told
 from tests.support.odd_commands import ODD
+from tests.support.topics import figure
 
 
 @pytest.fixture
 def settings(redis_url: str, kafka: KafkaServer) -> Settings:
     """A topic and a namespace of the test's own."""
     return setup(redis_url, kafka.address)
-
-
-async def fill(caches: list[Cache], *ids: str) -> None:
-    """Every node holds these in its memory."""
-    for one in ids:
-        await caches[0].set("config", one, "old", "acme")
-        for cache in caches:
-            assert await cache.get("config", one, "acme") == "old"
-
-
-async def gone(caches: list[Cache], *ids: str) -> None:
-    """Until no node has any of them."""
-    for cache in caches:
-        for one in ids:
-            await until(lambda c=cache, i=one: _absent(c, i))  # type: ignore[misc]
-
-
-async def _absent(cache: Cache, resource_id: str) -> bool:
-    return await cache.get("config", resource_id, "acme") is None
-
-
-def figure(worker: CommandsWorker, name: str) -> float:
-    """One of its figures."""
-    return worker.meters.registry.get_sample_value(f"cachebus_worker_{name}", {"worker": "kafka"}) or 0.0
 
 
 async def applied(worker: CommandsWorker, count: int) -> None:

@@ -178,7 +178,7 @@ async def test_wrappers_and_partials_are_judged_by_what_they_give(cache: Cache) 
     passes = functools.wraps(number)(lambda of: of)
     with pytest.raises(ConfigError, match="number is none"):
         await other(passes)(4)
-    with pytest.raises(ConfigError, match="cursor gave an iterator"):
+    with pytest.raises(ConfigError, match="cursor: values can't be decoded into"):
         await cached("rows", resource_id="{resource_id}", tenant_id="acme")(cursor)("q")
 
 

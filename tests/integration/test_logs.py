@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cachebus import Cache, get_with_cache_aside, lifespan
-from cachebus.base.log import AT_ONCE, MINUTE_S, Logger
+from cachebus import Cache, ConfigError, get_with_cache_aside, lifespan
+from cachebus.base.log import AT_ONCE, MINUTE_S, Logger, logger
+from cachebus.producers import DirectProducer
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, quick, until
 from tests.support.logs import told
@@ -67,8 +68,15 @@ def test_loguru_alone_where_settings_say_so() -> None:
     assert line.startswith(f"LOGURU ERROR cachebus.reading.fill {LINE}")
 
 
+async def test_loguru_that_is_not_installed_is_told_as_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "loguru", None)
+    monkeypatch.setattr(logger, "_pinned", False)  # as a command may have it, in this process
+    with pytest.raises(ConfigError, match=r"CACHEBUS_LOGS.* pip install loguru"):
+        await Cache(quick("memory://", logs="loguru")).__aenter__()
+
+
 async def test_an_outage_and_its_end(own_server: EmbeddedServer) -> None:
-    with told() as lines:
+    with told("WARNING") as lines:  # of one level: who is shown the one is shown the other
         async with nodes(own_server.url, 1) as (cache,):
             own_server.pause()
             await until(lambda: any(line.startswith("L2 out of reach") for line in lines))
@@ -76,6 +84,14 @@ async def test_an_outage_and_its_end(own_server: EmbeddedServer) -> None:
             await until(cache.ready)
             await until(lambda: "L2: all is well again" in lines)
     assert sum(line.startswith("L2 out of reach") for line in lines) <= 3, lines
+
+
+async def test_an_outage_that_lasts_is_told_again(own_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachebus.listening.outages.TELL_EVERY_S", 0.3)
+    with told("WARNING", of="L2 is still out of reach after ") as lines:
+        async with nodes(own_server.url, 1):
+            own_server.kill()
+            await until(lambda: len(lines) >= 2)
 
 
 async def test_what_cache_aside_has_swallowed_without_the_errors_text(redis_url: str) -> None:
@@ -101,7 +117,52 @@ def test_of_one_kind_so_many_a_minute(monkeypatch: pytest.MonkeyPatch, caplog: p
     told_by.error("another")
     now_s = MINUTE_S
     told_by.warning("{} is odd", "the last")
-    assert caplog.messages[-1] == "the last is odd (5 more of this kind in the last minute)"
+    assert caplog.messages[-2:] == ["5 lines of this kind were not told: {} is odd", "the last is odd"]
+    assert caplog.records[-1].msg == "%s is odd"
+
+
+def test_what_was_not_told_is_said_once_a_minute(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now_s, told_by = 0.0, Logger()
+    monkeypatch.setattr("cachebus.base.log.monotonic", lambda: now_s)
+    for _ in range(AT_ONCE + 5):
+        told_by.warning("it is 5 % odd")
+    now_s = 43_200
+    for _ in range(2):
+        told_by.warning("it is 5 % odd")
+    assert caplog.messages[AT_ONCE:] == ["5 lines of this kind were not told: it is 5 % odd", *["it is 5 % odd"] * 2]
+
+
+async def test_a_producer_alone_says_what_was_not_told(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cachebus.producers.session._TIDY_S", 0.01)
+    with told("WARNING", of="not told: ") as lines:
+        async with DirectProducer(quick(redis_url)) as producer:
+            for number in range(AT_ONCE + 5):
+                logger.warning("number {} of a producer is odd", number)
+            monkeypatch.setattr("cachebus.base.log.MINUTE_S", 0.0)
+            await producer.invalidate("config", "x", tenant_id="acme")
+            await until(lambda: lines)
+    assert "5 lines of this kind were not told: number {} of a producer is odd" in lines
+
+
+def test_a_record_has_the_template_and_the_values_as_text(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """By the template others group lines, and they show values in ways of their own."""
+    now_s, told_by, error = 0.0, Logger(), ValueError("{why} %s")
+    monkeypatch.setattr("cachebus.base.log.monotonic", lambda: now_s)
+    told_by.warning("5 % of {} took {:.1f} s: {!r}", {"a": 1}, 0.25, error)
+    (record,) = caplog.records
+    assert record.msg == "5 %% of %s took %s s: %s"
+    assert record.args == ("{'a': 1}", "0.2", repr(error))
+    assert record.getMessage() == f"5 % of {{'a': 1}} took 0.2 s: {error!r}"
+    for number in range(AT_ONCE):
+        told_by.warning("5 % of {} took {:.1f} s: {!r}", number, 1, 2)
+    now_s = MINUTE_S
+    told_by.warning("5 % of {} took {:.1f} s: {!r}", "x", 1, 2)
+    assert caplog.records[-1].msg == record.msg
+    assert caplog.messages[-2] == "1 line of this kind was not told: 5 % of {} took {:.1f} s: {!r}"
 
 
 async def test_a_bad_placeholder_in_a_value_is_no_template(redis_url: str) -> None:

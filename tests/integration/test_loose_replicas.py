@@ -62,7 +62,7 @@ async def test_when_its_replicas_are_cut_off_nothing_is_well_again(stack: ExitSt
             assert "a primary has replicas" in lines[2]
             primary.command("CONFIG", "SET", "min-replicas-to-write", "1")
             await until(lambda: cache.stats().loose_replicas == 0)
-            assert lines[-1].startswith("INFO replicas: all is well again")
+            assert lines[-1].startswith("WARNING replicas: all is well again")
 
 
 async def test_a_primary_that_refuses_waits_for_some(stack: ExitStack) -> None:

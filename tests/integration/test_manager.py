@@ -127,6 +127,17 @@ async def test_before_a_cache_is_open_every_verb_says_what_to_do(name: str, conf
         await call(*(VERBS | HELPERS)[name])
 
 
+@pytest.mark.parametrize("name", VERBS)
+async def test_a_verb_that_was_kept_from_before_is_that_of_whichever_cache_is_open(name: str) -> None:
+    kept = getattr(CacheManager, name)
+    for url in ("memory://kept-one", "memory://kept-other"):
+        async with lifespan(url) as cache:
+            await kept(*VERBS[name])
+            assert await cache.get("config", "x", "acme") == (1 if "set" in name or "load" in name else None)
+        with pytest.raises(ConfigError, match=r"configure.*lifespan"):
+            await kept(*VERBS[name])
+
+
 async def test_before_a_cache_is_open_the_sync_ones_say_it_too() -> None:
     for call in (current_cache, lambda: cachebus.serialize_for_cache(1, "config")):
         with pytest.raises(ConfigError, match=r"configure.*lifespan"):

@@ -45,7 +45,7 @@ async def busy_rows(writer: Cache, rows: int) -> None:
     """So many rows of one tenant, each invalidated in all contexts, as `invalidate_coordinated` does."""
     for first in range(0, rows, AT_ONCE):
         targets = [Target("row", f"r{first + i}") for i in range(AT_ONCE)]
-        receipt = await writer.invalidate_targets(targets, BUSY, all_contexts=True)
+        receipt = await writer.invalidate_targets(targets, BUSY, contexts="all")
     assert receipt
 
 

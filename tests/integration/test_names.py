@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.errors import L2Unavailable
 from cachebus.resp import Connection, parse_address
 from cachebus.resp.names import addresses_of
@@ -55,7 +56,7 @@ def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
 async def to(host: str, port: int) -> Connection:
     """Connected, or given up soon."""
     address = parse_address(f"redis://{host}:{port}/0")
-    return await Connection.open(address, timeout_s=0.05, connect_timeout_s=0.05, clock=monotonic)
+    return await Connection.open(address, Patience(0.05, 0.05, monotonic))
 
 
 async def test_a_name_that_hangs_is_asked_for_once_and_takes_no_thread_of_the_applications(
@@ -155,13 +156,10 @@ async def test_an_address_that_answers_nobody_keeps_nobody_from_the_names_others
     monkeypatch.setattr(socket, "getaddrinfo", both)
     with swallowing("127.0.0.2", own_server.port):
         address = parse_address(f"redis://two.test:{own_server.port}/0")
-        connection = await Connection.open(address, timeout_s=5.0, connect_timeout_s=5.0, clock=monotonic)
+        connection = await Connection.open(address, Patience(5.0, 5.0, monotonic))
         assert await connection.call("PING") == b"PONG"
         connection.close()
         with pytest.raises(L2Unavailable, match=r"no answer in 0\.1 s"):
             await Connection.open(
-                parse_address(f"redis://127.0.0.2:{own_server.port}/0"),
-                timeout_s=0.1,
-                connect_timeout_s=0.1,
-                clock=monotonic,
+                parse_address(f"redis://127.0.0.2:{own_server.port}/0"), Patience(0.1, 0.1, monotonic)
             )

@@ -7,22 +7,38 @@ import json
 import re
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cachebus import Cache, Policy, Receipt, Settings
 from cachebus.assembly.backends import redis_store, route_of
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.core.ports import Caller
 from cachebus.resp import Connection, parse_address
-from tests.support.caches import QUICK, key_of
+from cachebus.tools.doctor.access import user_of_its_own
+from cachebus.tools.servers.redis import EmbeddedServer
+from tests.support.caches import QUICK, key_of, parts
 from tests.support.command import cachebus, ran
+
+
+def settings(redis_url: str, **more: Any) -> Settings:
+    """Those of the node that is looked at."""
+    policies = {"kept": Policy(negative_ttl_s=600, fail_safe_s=600)}
+    return Settings(url=redis_url, shards=3, node_name="reader", policies=policies, **QUICK, **more)
 
 
 @pytest.fixture
 async def cache(redis_url: str) -> AsyncIterator[Cache]:
-    policies = {"kept": Policy(negative_ttl_s=60, fail_safe_s=60)}
-    async with Cache.open(Settings(url=redis_url, shards=3, node_name="reader", policies=policies, **QUICK)) as opened:
+    async with Cache.open(settings(redis_url)) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def lasting(redis_url: str) -> AsyncIterator[Cache]:
+    """Without write guards what is stored in the store's first minute does not expire when that is over."""
+    async with Cache.open(settings(redis_url, guard_max_s=0)) as opened:
         yield opened
 
 
@@ -46,7 +62,7 @@ async def test_invalidate_prints_the_receipt_and_is_applied(cache: Cache, tmp_pa
 
 
 async def test_get_shows_what_is_there(cache: Cache, tmp_path: Path) -> None:
-    receipt = await cache.set("config", "x", {"limit": [1, "ü"]}, tenant_id="acme", ttl=60, tags=["t", "u"])
+    receipt = await cache.set("config", "x", {"limit": [1, "ü"]}, tenant_id="acme", ttl=30, tags=["t", "u"])
     status, out, errors = await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme")
     assert (status, errors) == (0, "")
     value, times, where = out.splitlines()
@@ -56,7 +72,15 @@ async def test_get_shows_what_is_there(cache: Cache, tmp_path: Path) -> None:
     assert re.fullmatch(rf"{place}, version [0-9a-f]{{8}}, \d+ bytes, tags t, u", where)
     told = json.loads((await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme", "--json"))[1])
     assert (told["found"], told["repr"], told["seq"], told["tags"]) == (True, value, receipt.seq, ["t", "u"])
+    assert told["cut_short"] is False
     assert (await run(cache, tmp_path, "get", "config", "y", "--tenant", "acme"))[:2] == (1, "")
+
+
+async def test_get_says_what_cuts_a_value_short(cache: Cache, tmp_path: Path) -> None:
+    await cache.set("config", "x", 1, tenant_id="acme", ttl=86_400)  # over a server that was empty
+    _, out, _ = await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme")
+    assert re.search(r"hard expiry in \d+\.\d s, sooner than its TTL says: L2 was empty or had lost its data", out)
+    assert json.loads((await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme", "--json"))[1])["cut_short"]
     args = ("get", "config", "x", "--tenant", "acme", "--agent", "a7")
     assert (await run(cache, tmp_path, *args))[0] == 1
     assert (await run(cache, tmp_path, *args, "--search"))[0] == 0
@@ -66,14 +90,14 @@ async def test_get_shows_what_is_there(cache: Cache, tmp_path: Path) -> None:
     assert len(errors.splitlines()) == 1
 
 
-async def test_get_says_why_nothing_valid_is_there(cache: Cache, tmp_path: Path) -> None:
+async def test_get_says_why_nothing_valid_is_there(lasting: Cache, tmp_path: Path) -> None:
     """Absent, under other names, said to be absent, expired, invalidated."""
 
     async def why(resource_id: str, data_type: str = "config") -> str:
         asked = ("get", data_type, resource_id, "--tenant", "acme")
-        status, out, errors = await run(cache, tmp_path, *asked)
+        status, out, errors = await run(lasting, tmp_path, *asked)
         assert status == 1
-        told = json.loads((await run(cache, tmp_path, *asked, "--json"))[1])
+        told = json.loads((await run(lasting, tmp_path, *asked, "--json"))[1])
         assert not told["found"]
         assert re.sub(r"\d", "", told["why"]) in re.sub(r"\d", "", errors)
         assert "repr" not in told
@@ -82,15 +106,15 @@ async def test_get_says_why_nothing_valid_is_there(cache: Cache, tmp_path: Path)
         return errors.removeprefix("cachebus: ").strip()
 
     assert await why("nobody's") == "nothing lies in L2 under this key"
-    await cache.set("stock", "x", 1, "zeta", agent_id="a7")
+    await lasting.set("stock", "x", 1, "zeta", agent_id="a7")
     told = "nothing lies in L2 under this key, but under type stock of tenant zeta with agent a7"
     assert await why("x") == told
-    await cache.set("config", "tagged", 1, "acme", tags=["t"])
-    await cache.invalidate_tags(["t"], "acme")
+    await lasting.set("config", "tagged", 1, "acme", tags=["t"])
+    await lasting.invalidate_tags(["t"], "acme")
     assert await why("tagged") == "it was invalidated, by seq 3: tag t of acme"
-    assert await cache.get_or_load("kept", "gone", lambda: None, "acme") is None
+    assert await lasting.get_or_load("kept", "gone", lambda: None, "acme") is None
     assert await why("gone", "kept") == "the source said that there is none"
-    await cache.set("kept", "short", 1, "acme", ttl=0.001)
+    await lasting.set("kept", "short", 1, "acme", ttl=0.001)
     assert re.fullmatch(r"it expired \d+\.\d s ago", await why("short", "kept"))
 
 
@@ -105,7 +129,7 @@ async def test_nodes_tells_who_is_alive(cache: Cache, tmp_path: Path) -> None:
 
 
 async def killed(cache: Cache, node: str, shards: list[int]) -> None:
-    """As if a node of that id had been killed just now: its lines in these shards are what it leaves."""
+    """As if a node of that id had been killed just now: its rows in these shards are what it leaves."""
     store = redis_store(cache.settings, route_of(cache.settings, monotonic), monotonic)
     await store.connect()
     for shard in shards:
@@ -136,14 +160,16 @@ async def test_forgetting_where_nobody_is_leaves_nothing_behind(cache: Cache, tm
         ran, "nodes", "--url", url, "--namespace", "other", "forget", "reader", folder=tmp_path
     )
     assert (status, "there is no namespace other" in told) == (2, True)
+    for option in ("--url", "--namespace"):  # of a variable that was not set
+        given = ("nodes", "--url", url, "forget", "reader", option, "")
+        status, _, told = await asyncio.to_thread(ran, *given, folder=tmp_path)
+        assert (status, option[2:] in told) == (2, True)
     assert await keys(cache) == before
 
 
 async def keys(cache: Cache) -> set[bytes]:
     """The names of all keys on the cache's server."""
-    connection = await Connection.open(
-        parse_address(cache.settings.url.get_secret_value()), timeout_s=5, connect_timeout_s=5, clock=monotonic
-    )
+    connection = await Connection.open(parse_address(cache.settings.url.get_secret_value()), Patience(5, 5, monotonic))
     found = set(await connection.call("KEYS", "*"))
     connection.close()
     return found
@@ -186,6 +212,10 @@ async def logged(cache: Cache) -> Cache:
     return cache
 
 
+BEGINS = (
+    r"the log (is empty|goes back to seq \d+ of [\d-]+ [\d:]+Z); this epoch began at [\d-]+ [\d:]+Z; what was before "
+    r"is not told.*"
+)
 EVERY_SHAPE = [
     "acme | config | x",
     "acme | config | x | a7",
@@ -218,8 +248,11 @@ async def test_log_shows_what_touches_what_is_asked_for(
     logged: Cache, tmp_path: Path, arguments: tuple[str, ...], lines: Sequence[int]
 ) -> None:
     status, out, errors = await run(logged, tmp_path, "log", *arguments)
-    nothing = "cachebus: nothing like it in the log, which has the last events of the present epoch only\n"
-    assert (status, errors) == ((0, "") if lines else (1, nothing))
+    *before, begins = [line for line in errors.splitlines() if not line.endswith("nothing like it in the log")]
+    assert re.fullmatch(rf"cachebus: (of all shards the youngest log is that of shard \d: )?{BEGINS}", begins)
+    assert before == (["cachebus: 5 older ones are left out: --limit"] if "--limit" in arguments else [])
+    assert status == (0 if lines else 1)
+    assert errors.endswith("nothing like it in the log\n") == (not lines)
     said = [re.sub(r"^\S+ \S+Z  shard \d +\d+  reader-\S+: ", "", line) for line in out.splitlines()]
     assert said == [EVERY_SHAPE[number] for number in lines]
 
@@ -232,6 +265,95 @@ async def test_log_of_all_tenants_and_for_programs(logged: Cache, tmp_path: Path
     scopes = [json.loads(line)["parts"][0]["scopes"] for line in out.splitlines()]
     assert scopes == [[["Y", "config"]], [["N"]]]
     assert (await run(logged, tmp_path, "log", "config", "--limit", "1"))[1].endswith(": everything\n")
+
+
+async def test_log_says_since_when_it_can_tell(cache: Cache, tmp_path: Path) -> None:
+    shard = key_of(cache, "config", "x", "acme").shard
+    for number in range(3):
+        await cache.set("config", number, 1, "acme")
+    store: Any = parts(cache).store
+    await store._running.plain(shard, "XTRIM", store._names[shard].log, "MAXLEN", "2")
+    status, out, errors = await run(cache, tmp_path, "log", "config", "--tenant", "acme")
+    assert status == 0
+    first = re.match(r"(\S+ [\d:]+)\.\d+Z  shard \d +(\d+) ", out)
+    assert first is not None
+    assert errors.startswith(f"cachebus: the log goes back to seq {first[2]} of {first[1]}Z; this epoch began at 20")
+    assert "the log keeps the newest events only (log_max_len, log_max_bytes)" in errors
+    status, _, errors = await run(cache, tmp_path, "log", "config", "--tenant", "acme", "--json")
+    assert (status, errors) == (0, "")
+    status, _, errors = await run(cache, tmp_path, "log", "config", "--tenant", "acme", "--json", "--since", "2d")
+    assert (status, len(errors.splitlines())) == (0, 1)
+    assert "goes back to seq" in errors
+
+
+MISSPELT = [
+    (("get", "prices", "9", "--tenant", "acme"), 1, "; did you mean price?"),
+    (("get", "price", "9", "--tenant", "acmee"), 1, "; did you mean acme?"),
+    (("explain", "prices", "9", "--tenant", "acme"), 1, "nothing is cached under this name; did you mean price?"),
+    (("explain", "price", "9", "--tenant", "acmee"), 1, "; did you mean acme?"),
+    (("log", "prices", "--tenant", "acme"), 1, "nothing like it in the log; did you mean price?"),
+    (("log", "price", "--tenant", "acmee"), 1, "; did you mean acme?"),
+    (("log", "gones"), 1, "; did you mean gone?"),
+    (("invalidate", "prices", "9", "--tenant", "acme"), 0, "; did you mean price?"),
+    (("invalidate", "price", "9", "--tenant", "acmee"), 0, "; did you mean acme?"),
+    (("invalidate", "price", "--tenant", "acmee", "--dry-run"), 0, "; did you mean acme?"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "status", "hint"), MISSPELT)
+async def test_a_misspelt_type_or_tenant_is_hinted_at_by_every_command(
+    cache: Cache, tmp_path: Path, arguments: tuple[str, ...], status: int, hint: str
+) -> None:
+    await cache.set("price", 1, 1, "acme")
+    await cache.invalidate("gone", 1, "acme")  # of this the log alone has the name
+    found, out, errors = await run(cache, tmp_path, *arguments)
+    assert found == status
+    assert hint in out + errors
+
+
+@pytest.mark.parametrize("command", ["get", "explain", "log", "invalidate"])
+async def test_what_is_spelt_right_is_not_hinted_at(cache: Cache, tmp_path: Path, command: str) -> None:
+    await cache.set("price", 1, 1, "acme")
+    _, out, errors = await run(cache, tmp_path, command, "price", "9", "--tenant", "acme")
+    assert "did you mean" not in out + errors
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ("{}", "price", "7"),
+            "--tenant is needed for data type 'price': give --tenant, or set CACHEBUS_DEFAULT_TENANT",
+        ),
+        (("{}", "price", "7", "--tenant", ""), "--tenant is empty"),
+        (("{}", "", "7", "--tenant", "acme"), "TYPE is empty"),
+        (("{}", "price", "\x1b", "--tenant", "acme"), "ID has a control character"),
+        (("{}", "price", "7", "--tenant", "acme", "--agent", "a" * 513), "--agent is too long"),
+        (("{}", "price", "7", "--tenant", "acme", "--conversation", ""), "--conversation is empty"),
+        (("{}", "price", "7", "--tenant", "acme", "--collection", ""), "--collection is empty"),
+        (("invalidate", "--tag", "t"), "give --tenant, or set CACHEBUS_DEFAULT_TENANT"),
+        (("invalidate", "--agent", "a"), "--tenant is needed for a scope"),
+        (
+            ("invalidate", "price", "--tenant", "acme", "--agent", "a", "--collection", "c"),
+            "a scope takes at most one of --agent, --conversation, --collection",
+        ),
+        (("get", "price", "*", "--tenant", "acme"), 'ID "*" names all of a data type'),
+        (("log", ""), "TYPE is empty"),
+        (("log", "price", ""), "ID is empty"),
+        (("log", "--tenant", ""), "--tenant is empty"),
+        (("log", "--tag", ""), "tag is empty"),
+        (("log", "--node", ""), "--node is empty"),
+    ],
+)
+async def test_what_is_wrong_with_an_id_is_told_by_its_option(
+    cache: Cache, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    for command in ("get", "explain", "invalidate") if "{}" in arguments else ("",):
+        status, out, errors = await run(cache, tmp_path, *(part.replace("{}", command) for part in arguments))
+        assert (status, out) == (2, "")
+        assert told in errors
+        assert "_id" not in errors
+        assert "Context" not in errors
 
 
 async def test_log_refuses_an_age_that_is_none(cache: Cache, tmp_path: Path) -> None:
@@ -254,6 +376,7 @@ async def test_a_server_that_is_not_there_is_one_line(tmp_path: Path) -> None:
         assert (status, out) == (2, "")
         assert "127.0.0.1:1" in errors
         assert "hunter2" not in errors
+        assert "CACHEBUS_SHARDS" not in errors, "that would not help"
         assert len(errors.splitlines()) == 1
 
 
@@ -320,9 +443,15 @@ async def test_what_nobody_has_is_said(cache: Cache, tmp_path: Path) -> None:
         (("price", "--everything", "--yes"), "--everything goes with no other name"),
         (("price", "1", "--all-tenants"), "--all-tenants takes a TYPE alone"),
         (("--all-tenants",), "--all-tenants takes a TYPE alone"),
+        *(  # of a variable that was not set
+            (("price", *empty, "--all-tenants", *more), "--all-tenants takes a TYPE alone")
+            for empty in [("",), ("--tenant", ""), ("--agent", "")]
+            for more in [(), ("--dry-run",)]
+        ),
+        (("", "--all-tenants"), "TYPE is empty"),
         (("price", "--tag", "t1", "--tenant", "acme"), "--tag takes --tenant alone"),
         (("price", "--tenant", "acme", "--all-contexts"), "--all-contexts takes a TYPE and an ID"),
-        (("price",), "tenant_id is needed"),
+        (("price",), "--tenant is needed"),
         (("--tag", "t1"), "tags belong to a tenant"),
     ],
 )
@@ -351,7 +480,7 @@ async def test_nobody_lays_a_namespace_out_who_only_looks(
     assert (status, out) == (2, "")
     assert "there is no namespace nobodys at redis://" in errors
     assert len(errors.splitlines()) == 1
-    connection = await Connection.open(parse_address(redis_url), clock=monotonic, timeout_s=5, connect_timeout_s=5)
+    connection = await Connection.open(parse_address(redis_url), Patience(5, 5, monotonic))
     assert await connection.call("KEYS", "*nobodys*") == []
     connection.close()
 
@@ -359,9 +488,7 @@ async def test_nobody_lays_a_namespace_out_who_only_looks(
 async def test_any_shard_tells_how_many_there_are(cache: Cache, tmp_path: Path) -> None:
     tenant = next(f"t{n}" for n in range(100) if key_of(cache, "config", "x", f"t{n}").shard == 2)
     await cache.set("config", "x", 1, tenant)
-    connection = await Connection.open(
-        parse_address(cache.settings.url.get_secret_value()), clock=monotonic, timeout_s=5, connect_timeout_s=5
-    )
+    connection = await Connection.open(parse_address(cache.settings.url.get_secret_value()), Patience(5, 5, monotonic))
     await connection.call("DEL", f"{{{cache.settings.namespace}:0}}:meta")
     connection.close()
     assert (await run(cache, tmp_path, "get", "config", "x", "--tenant", tenant))[0] == 0
@@ -373,9 +500,7 @@ async def test_any_shard_tells_how_many_there_are(cache: Cache, tmp_path: Path) 
 
 async def test_a_name_that_is_none_of_ours_is_passed_over(cache: Cache, tmp_path: Path) -> None:
     await several(cache)
-    connection = await Connection.open(
-        parse_address(cache.settings.url.get_secret_value()), clock=monotonic, timeout_s=5, connect_timeout_s=5
-    )
+    connection = await Connection.open(parse_address(cache.settings.url.get_secret_value()), Patience(5, 5, monotonic))
     for odd in (b"acme:price:agent:x", b"acme", b"acme:price:\xff", b"acme:price:odd"):
         await connection.call("SET", b"{%s:1}:r:%s" % (cache.settings.namespace.encode(), odd), b"x")
     connection.close()
@@ -383,6 +508,8 @@ async def test_a_name_that_is_none_of_ours_is_passed_over(cache: Cache, tmp_path
     assert status == 0
     assert Receipt.parse(out.strip()).seq
     assert "nothing lies in L2 under type nothing of tenant acme" in errors
+    _, out, _ = await run(cache, tmp_path, "invalidate", "--tenant", "nobody", "--dry-run")
+    assert out.startswith("nothing lies in L2 under anything of tenant nobody")
     assert (await run(cache, tmp_path, "get", "price", "nowhere", "--tenant", "acme"))[:2] == (1, "")
     assert (await run(cache, tmp_path, "invalidate", "price", "--tenant", "acme", "--dry-run"))[0] == 0
 
@@ -391,9 +518,7 @@ async def test_get_only_looks(cache: Cache, tmp_path: Path, monkeypatch: pytest.
     """Whatever services are told by the environment, and though the server takes no writes."""
     await cache.set("config", "x", 1, "acme")
     monkeypatch.setenv("CACHEBUS_ENABLED", "0")
-    connection = await Connection.open(
-        parse_address(cache.settings.url.get_secret_value()), clock=monotonic, timeout_s=5, connect_timeout_s=5
-    )
+    connection = await Connection.open(parse_address(cache.settings.url.get_secret_value()), Patience(5, 5, monotonic))
     try:
         await connection.call("CLIENT", "PAUSE", 60_000, "WRITE")
         status, out, errors = await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme")
@@ -417,3 +542,25 @@ async def test_a_dry_run_knows_the_default_tenant_and_what_is_refused(
     assert (await run(cache, tmp_path, "invalidate", "", "--dry-run"))[0] == 2
     status, _, errors = await run(cache, tmp_path, "invalidate", "price")
     assert (status, errors) == (0, "")
+
+
+async def test_commands_that_only_look_need_no_more_rights_than_a_node(
+    own_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    made = user_of_its_own(Settings(url=own_server.url), "svc").replace(">PASSWORD", ">Zx9-pass")
+    assert own_server.command(*made.split()) == "+OK"
+    url = own_server.url.replace("redis://", "redis://svc:Zx9-pass@")
+    async with Cache(Settings(url=url, **QUICK)) as cache:
+        await cache.set("config", "x", 1, tenant_id="acme", tags=["t"])
+        for command in (
+            ("get", "config", "x", "--tenant", "acme"),
+            ("explain", "config", "x", "--tenant", "acme"),
+            ("log", "config", "x", "--tenant", "acme"),
+            ("nodes",),
+        ):
+            status, _, errors = await run(cache, tmp_path, *command)
+            assert (status, "refused" in errors) == (0, False), (command, errors)
+        await cache.invalidate_tags(["t"], tenant_id="acme")
+        status, out, errors = await run(cache, tmp_path, "get", "config", "x", "--tenant", "acme")
+        assert re.search(r"it was invalidated, by seq \d+: tag t of acme", out + errors)
+        assert status == 1

@@ -49,7 +49,7 @@ async def test_it_makes_its_tables_works_tells_how_it_is_and_drains(
         await until(lambda: "--create-table" in health(port)[1])
         assert health(port)[0] == 503
         await asyncio.to_thread(outbox, database_url=database, create_table=True, notify=False)
-        assert capsys.readouterr().err == "cachebus_outbox and cachebus_outbox_dead are there\n"
+        assert capsys.readouterr().err == "cachebus_outbox, cachebus_outbox_dead and cachebus_outbox_relays are there\n"
         async with connected(database) as connection:
             await put(connection, invalidation("x"), "nonsense")
         await until(lambda: health(port)[0] == 200)
@@ -71,6 +71,10 @@ async def test_it_makes_its_tables_works_tells_how_it_is_and_drains(
     assert status == 0, errors
     assert "row 2 is set aside: Invalid JSON" in errors
     assert "drained" in errors
+    first = (
+        f"outbox: reads rows of the namespace cachebus in cachebus_outbox, for {own_server.url}; health and metrics on"
+    )
+    assert f"{first} 127.0.0.1:{port}\n" in errors.splitlines(keepends=True)[0]
 
 
 async def _none(database: str) -> bool:

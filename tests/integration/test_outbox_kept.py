@@ -14,12 +14,14 @@ import asyncpg
 import pytest
 
 from cachebus import Cache, ConfigError
-from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, letting, replay, standing
+from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, elsewhere, letting, replay, standing
 from cachebus.consumers.outbox.database import connected
+from cachebus.consumers.outbox.letting import Resting
 from cachebus.consumers.outbox.postgres import PostgresOutbox
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
 from cachebus.consumers.worker import dead_letter_writer
 from cachebus.consumers.worker.preflight import preflight
+from cachebus.producers.outbox.table import OutboxTable
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, until
 from tests.support.logs import WITH_LEVEL, told
@@ -156,6 +158,34 @@ async def test_a_table_of_the_dead_that_drops_what_comes_loses_no_row(database: 
         assert await left(connection) == {"no command"}
 
 
+async def test_a_row_that_can_be_neither_set_aside_nor_marked_is_not_lost(database: str, redis_url: str) -> None:
+    """The table of the dead is not there, and the outbox takes no UPDATE."""
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute(FUNCTION.format("RETURN NULL;"))
+        await connection.execute(TRIGGER.format("BEFORE UPDATE", "no command"))
+        await connection.execute("ALTER TABLE cachebus_outbox_dead RENAME TO away")
+        await put(connection, "no command")
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+            await until(lambda: not relay.health.is_up("dead"), within_s=20)
+            for number in range(1, 4):  # it comes again meanwhile
+                await put(connection, GOOD)
+                await until(lambda number=number: relay.meters.count("applied") == number, within_s=20)
+                await until(lambda: rested(relay), within_s=20)
+            assert await left(connection) == {"no command"}
+            assert relay.meters.count("dead") == 0
+            await connection.execute("ALTER TABLE away RENAME TO cachebus_outbox_dead")
+            await until(lambda: relay.meters.count("dead") == 1, within_s=20)
+        assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox_dead") == 1
+
+
+def rested(relay: OutboxRelay) -> bool:
+    """Whether no row rests any more that the database keeps: it is taken again now."""
+    source = relay.source
+    assert isinstance(source, PostgresOutbox)
+    return not source._known.now
+
+
 async def test_what_the_outbox_drops_is_not_lost_as_it_is_brought_back(database: str) -> None:
     await create_tables(database)
     async with connected(database) as connection:
@@ -180,7 +210,22 @@ def test_what_can_rest_by_itself_is_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert resting.too_many
     now_s = 61.0
     assert not resting.too_many
-    assert resting.ids == []
+    assert resting.now == []
+
+
+def test_rows_that_were_kept_are_gone_once_they_would_have_come_again() -> None:
+    """Nothing is looked for while L2 is away, or before the next poll: `removal` was green then."""
+    now_s = 0.0
+    resting = letting.Resting(60.0, lambda: now_s)
+    assert not resting.has_some
+    resting.refused()
+    now_s = 3600.0
+    assert resting.has_some
+    resting.work_time.looked(through=False)
+    assert resting.has_some, "others came first"
+    now_s = 7200.0
+    resting.work_time.looked(through=True)
+    assert not resting.has_some
 
 
 SQLITE = {
@@ -235,7 +280,7 @@ async def test_rows_that_wait_in_a_table_of_the_same_name_are_told(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A schema that is found first has one as well, by a search_path that changed: writers and the relay disagree."""
-    monkeypatch.setattr(standing, "UNSERVED_S", 0)
+    monkeypatch.setattr(elsewhere, "UNSERVED_S", 0)
     await create_tables(database)
     async with connected(database) as connection:
         await connection.execute("CREATE SCHEMA relay")
@@ -256,16 +301,15 @@ async def test_rows_that_wait_in_a_table_of_the_same_name_are_told(
 async def test_a_relay_of_another_table_serves_no_namespace_of_this_one(
     database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(standing, "UNSERVED_S", -1)
-    monkeypatch.setattr(standing, "_UNSERVED", standing._UNSERVED.replace("secs => 60", "secs => 0"))
+    monkeypatch.setattr(elsewhere, "UNSERVED_S", -1)
     await create_tables(database)
     await create_tables(database, "others")
     other = settings(redis_url, namespace="other")
     async with connected(database) as connection:
         await put(connection, GOOD, namespace="other")
-        elsewhere = RelayOptions("others", poll_interval_s=0.05)
-        async with running(OutboxRelay(database, other, options=elsewhere)) as there:
-            await until(lambda: there.health.ready, within_s=20)
+        others = RelayOptions("others", poll_interval_s=0.05)
+        async with running(OutboxRelay(database, other, options=others)) as there:
+            await until(lambda: there.health.is_up("database"), within_s=20)
             async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
                 await until(lambda: "'other'" in why(relay, "namespaces"), within_s=20)
 
@@ -286,3 +330,116 @@ async def test_relays_of_one_table_that_work_for_different_servers_say_so(
             (found,) = [seen for seen in await preflight(new) if seen.what == "stores"]
             assert found.findings
         await until(lambda: one.health.ready and same.health.ready, within_s=20)
+
+
+async def test_a_row_with_the_number_of_one_that_was_kept_has_a_letter_of_its_own(
+    database: str, redis_url: str
+) -> None:
+    await create_tables(database)
+    odd = f'{{"op": "{SECRET} %s"}}'
+    async with connected(database) as connection:
+        for sql in KEEPERS["does nothing"]:
+            await connection.execute(sql)
+
+        async def letters() -> list[str]:
+            found = await connection.fetch("SELECT command FROM cachebus_outbox_dead ORDER BY id")
+            return [row["command"] for row in found]
+
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+            await put(connection, odd % "one")
+            await until(lambda: relay.source._known.buried)
+            await connection.execute("DROP TRIGGER keeps ON cachebus_outbox; TRUNCATE cachebus_outbox RESTART IDENTITY")
+            await put(connection, odd % "two")
+
+            async def is_gone() -> bool:
+                return await connection.fetchval("SELECT count(*) FROM cachebus_outbox") == 0
+
+            await until(is_gone)
+            assert await letters() == [odd % "one", odd % "two"]
+
+
+async def test_what_keeps_rows_of_a_partition_is_dropped_where_it_was_made(database: str) -> None:
+    await create_tables(database)
+    async with connected(database) as connection:
+        await connection.execute("""\
+            ALTER TABLE cachebus_outbox RENAME TO before;
+            CREATE TABLE cachebus_outbox (LIKE before INCLUDING ALL) PARTITION BY LIST (namespace);
+            CREATE TABLE part PARTITION OF cachebus_outbox DEFAULT;
+            CREATE FUNCTION keep() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+            CREATE TRIGGER a BEFORE DELETE ON cachebus_outbox FOR EACH ROW EXECUTE FUNCTION keep();
+            CREATE TRIGGER b BEFORE DELETE ON part FOR EACH ROW EXECUTE FUNCTION keep()""")
+        resting = Resting(60)
+        resting.refused()
+        (found,) = await standing.of_removal(connection, OutboxTable.of("cachebus_outbox"), resting)
+        assert found.remedy == "DROP TRIGGER a ON cachebus_outbox; DROP TRIGGER b ON part;"
+        await connection.execute(found.remedy)
+
+
+async def until_left(relay: OutboxRelay, connection: asyncpg.Connection, *commands: str) -> None:
+    """What was kept has gone, these alone wait, and all is in order."""
+
+    async def alone() -> bool:
+        return await left(connection) == set(commands)
+
+    await until(alone, within_s=20)
+    await until(lambda: relay.health.ready, within_s=20)
+
+
+@pytest.mark.parametrize("keeper", ["does nothing", "nothing else either"])
+async def test_once_what_keeps_rows_has_gone_they_are_tried_again_at_once(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch, keeper: str
+) -> None:
+    """They rest for an hour, in the table or in memory. A row that a writer wants later waits."""
+    monkeypatch.setattr(PostgresOutbox, "again_s", 3600.0)
+    await create_tables(database)
+    async with connected(database) as connection:
+        for sql in KEEPERS[keeper]:
+            await connection.execute(sql)
+        await connection.execute(
+            "INSERT INTO cachebus_outbox (command, due_at) VALUES ($1, now() + interval '2 h')", invalidation("later")
+        )
+        await put(connection, *[invalidation(f"{SECRET}-{number}") for number in range(30)])
+        async with running(OutboxRelay(database, settings(redis_url), options=QUICKLY)) as relay:
+            await until(lambda: "keeps ON" in why(relay, "removal"), within_s=20)
+            await until(lambda: relay.source._known.marked or relay.source._known.now, within_s=20)
+            await connection.execute("DROP TRIGGER keeps ON cachebus_outbox")
+            await until_left(relay, connection, invalidation("later"))
+
+
+async def test_so_they_are_in_sqlite(tmp_path: Path, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SqliteOutbox, "again_s", 3600.0)
+    url = f"sqlite:///{tmp_path / 'outbox.db'}"
+    await create_tables(url)
+    with closing(sqlite3.connect(tmp_path / "outbox.db", timeout=10, isolation_level=None)) as connection:
+        connection.execute(f"CREATE TRIGGER keeps {SQLITE['ignores'].format(SECRET)}")
+        connection.execute("INSERT INTO cachebus_outbox (command) VALUES (?)", (invalidation(SECRET),))
+        async with running(OutboxRelay(url, settings(redis_url), options=QUICKLY)) as relay:
+            await until(lambda: "keeps" in why(relay, "removal"), within_s=20)
+            connection.execute("DROP TRIGGER keeps")
+            count = connection.execute
+            await until(lambda: count("SELECT count(*) FROM cachebus_outbox").fetchone() == (0,), within_s=20)
+            await until(lambda: relay.health.ready, within_s=20)
+
+
+async def test_a_policy_that_keeps_rows_is_named_and_they_are_tried_again_once_it_has_gone(
+    database: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(PostgresOutbox, "again_s", 3600.0)
+    await create_tables(database)
+    role = "kept_out_of_the_tests"
+    async with connected(database) as connection:
+        await connection.execute(f"""\
+            CREATE ROLE {role} LOGIN; GRANT ALL ON ALL TABLES IN SCHEMA public TO {role};
+            ALTER TABLE cachebus_outbox ENABLE ROW LEVEL SECURITY;
+            CREATE POLICY may ON cachebus_outbox TO {role} USING (true);
+            CREATE POLICY no_del ON cachebus_outbox AS RESTRICTIVE FOR DELETE USING (command !~ '{SECRET}')""")
+        try:
+            await put(connection, invalidation(SECRET))
+            url = database.replace("//postgres@", f"//{role}@")
+            async with running(OutboxRelay(url, settings(redis_url), options=QUICKLY)) as relay:
+                await until(lambda: "DROP POLICY no_del" in why(relay, "removal"), within_s=20)
+                await until(lambda: relay.source._known.marked, within_s=20)
+                await connection.execute(why(relay, "rights").partition("to mend it: ")[2])
+                await until_left(relay, connection)
+        finally:
+            await connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")

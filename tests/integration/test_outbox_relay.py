@@ -6,26 +6,31 @@ import asyncio
 import json
 import os
 import signal
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
-from cachebus import Cache, Cascade, ConfigError, L2Unavailable, ProtocolMismatch
+from cachebus import Cache, Cascade, ConfigError, ProtocolMismatch
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
 from cachebus.consumers.outbox.database import TROUBLE
 from cachebus.consumers.outbox.postgres import PostgresOutbox, PostgresSession
+from cachebus.consumers.worker.cascades import load_cascades
 from cachebus.consumers.worker.source import Left
 from cachebus.producers import Outbox, OutboxProducer
 from cachebus.tools.servers.postgres import PostgresServer
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.conftest import connected
-from tests.support.caches import nodes, until
+from tests.support.caches import fill, gone, nodes, until
 from tests.support.command import descendants
 from tests.support.logs import told as lines_told
 from tests.support.outbox import QUICKLY, invalidation, put, running, settings, waiting
+from tests.support.pages import DOCS, file
 
 SELDOM = RelayOptions(poll_interval_s=3600)
 
@@ -47,27 +52,6 @@ async def caches(redis_url: str) -> AsyncIterator[list[Cache]]:
 def relay_of(database: str, redis_url: str, options: RelayOptions = QUICKLY, **more: Any) -> OutboxRelay:
     """A relay for those nodes."""
     return OutboxRelay(database, settings(redis_url, **more), options=options)
-
-
-async def fill(caches: list[Cache], *ids: str) -> None:
-    """Every node holds these in its memory."""
-    for one in ids:
-        await caches[0].set("config", one, "old", "acme")
-        for cache in caches:
-            assert await cache.get("config", one, "acme") == "old"
-
-
-async def gone(caches: list[Cache], *ids: str) -> None:
-    """Until no node has any of them."""
-    for cache in caches:
-        for one in ids:
-            await until(lambda c=cache, i=one: _absent(c, i))
-
-
-async def _absent(cache: Cache, resource_id: str) -> bool:
-    with suppress(L2Unavailable):
-        return await cache.get("config", resource_id, "acme") is None
-    return False
 
 
 async def applied(relay: OutboxRelay, count: int) -> None:
@@ -108,6 +92,73 @@ async def test_cascades_of_the_relays_own_are_followed_too(tables: str, redis_ur
         await gone(caches, "x")
 
 
+async def test_the_cascades_of_the_documentations_file_are_followed_for_rows_of_plain_sql_and_no_others_are(
+    tables: str, redis_url: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "cascades.toml"
+    path.write_text(file(DOCS / "outbox.md", "cascades.toml"))
+    cascades = load_cascades(path)
+    async with nodes(redis_url, 1) as (cache,):
+        cache.register(*cascades)  # which no relay hears of
+        for relay, then in (
+            (relay_of(tables, redis_url), [1, 1]),
+            (OutboxRelay(tables, settings(redis_url), cascades, QUICKLY), [None, None]),
+        ):
+            for data_type, resource_id in (("document", "7"), ("embedding", "doc:7"), ("query_result", "q")):
+                await cache.set(data_type, resource_id, 1, tenant_id="acme")
+            async with running(relay), connected(tables) as connection:
+                await put(connection, invalidation("7", data_type="document"))
+                await applied(relay, 1)
+            await until(lambda: _gives(cache, "document", "7", None))
+            for value, (data_type, resource_id) in zip(
+                then, (("embedding", "doc:7"), ("query_result", "q")), strict=True
+            ):
+                await until(partial(_gives, cache, data_type, resource_id, value))
+
+
+async def test_after_an_outage_nodes_read_what_l2_has_until_the_row_is_applied_or_the_write_was_told_directly(
+    tables: str, own_server: EmbeddedServer
+) -> None:
+    """As the page on outages says."""
+    source = {"row": 1, "both": 1}
+
+    async def load(resource_id: str) -> int:
+        return source[resource_id]
+
+    async def read(cache: Cache, resource_id: str) -> int:
+        return await cache.get_or_load("price", resource_id, load, tenant_id="acme")
+
+    async with nodes(own_server.url, 2, pending_max=10) as (writer, other), connected(tables) as connection:
+        for cache, resource_id in ((writer, "row"), (writer, "both"), (other, "row"), (other, "both")):
+            assert await read(cache, resource_id) == 1
+        own_server.pause()
+        await until(lambda: not writer.health().coherent and not other.health().coherent)
+        for resource_id in source:
+            async with connection.transaction():
+                await OutboxProducer(connection, Outbox(settings(own_server.url))).invalidate(
+                    "price", resource_id, "acme"
+                )
+                source[resource_id] = 2
+        assert (await writer.invalidate("price", "both", tenant_id="acme")).status == "pending"
+        assert await read(writer, "both") == 2
+        own_server.resume()
+        await until(lambda: writer.ready() and other.ready())
+        assert await writer.drain()
+        await until(partial(_reads, read, other, "both", 2))
+        assert [await read(writer, "both"), await read(writer, "row"), await read(other, "row")] == [2, 1, 1]
+        async with running(relay_of(tables, own_server.url)):
+            for cache in (writer, other):
+                await until(partial(_reads, read, cache, "row", 2))
+
+
+async def _reads(read: Callable[[Cache, str], Awaitable[int]], cache: Cache, resource_id: str, value: int) -> bool:
+    return await read(cache, resource_id) == value
+
+
+async def _gives(cache: Cache, data_type: str, resource_id: str, value: int | None) -> bool:
+    return await cache.get(data_type, resource_id, tenant_id="acme") == value
+
+
 async def _none(database: str) -> bool:
     return await waiting(database) == 0
 
@@ -145,17 +196,19 @@ async def test_rows_for_other_caches_are_left_alone(tables: str, redis_url: str)
 
 async def test_a_row_waits_until_it_is_due(tables: str, redis_url: str) -> None:
     async with running(relay_of(tables, redis_url)) as relay, connected(tables) as connection:
-        await connection.execute(
-            "INSERT INTO cachebus_outbox (command, due_at) VALUES ($1, clock_timestamp() + interval '0.3 s'), "
-            "($1, clock_timestamp() + interval '1 hour'), ($1, clock_timestamp() - interval '1 hour')",
-            invalidation("x"),
-        )
-        await applied(relay, 1)
-        assert await waiting(tables) == 2
+        inserts = "INSERT INTO cachebus_outbox (command, due_at) VALUES ($1, clock_timestamp() + $2) RETURNING due_at"
+        for due_in in (timedelta(hours=1), timedelta(hours=-1)):
+            await connection.fetchval(inserts, invalidation("x"), due_in)
+        due_at = await connection.fetchval(inserts, invalidation("y"), timedelta(seconds=0.3))
         await applied(relay, 2)
-        assert await waiting(tables) == 1
+        assert await connection.fetchval("SELECT clock_timestamp() >= $1", due_at)
+        await until(lambda: _left(tables, 1))
         assert (lag := relay.meters.registry.get_sample_value("cachebus_worker_lag_seconds_sum", {"worker": "outbox"}))
         assert lag < 60  # from when they were due
+
+
+async def _left(database: str, count: int) -> bool:
+    return await waiting(database) == count
 
 
 # -- waking up -------------------------------------------------------------------------------------------------
@@ -227,7 +280,8 @@ async def test_a_missing_table_is_waited_for_and_the_remedy_told(database: str, 
             async with connected(database) as connection:
                 await put(connection, invalidation("x"))
             await applied(relay, 1)
-        assert len(told) == 1
+        (_, over) = told
+        assert "is in order again" in over
 
 
 async def test_an_address_that_is_none_ends_it(redis_url: str) -> None:
@@ -275,7 +329,7 @@ async def test_poison_is_set_aside_and_holds_up_nothing(tables: str, redis_url: 
                 await gone(caches, "a", "b")
                 await until(lambda: _none(tables))
                 await until(lambda: relay.meters.count("dead") == len(POISON))
-                await until(lambda: relay.meters.count("applied") == 2)
+                await until(lambda: relay.meters.count("applied") == 3)  # of one all but what its cascade can't name
         rows = await connection.fetch("SELECT * FROM cachebus_outbox_dead ORDER BY row_id")
     assert [row["command"] for row in rows] == list(POISON)
     for row in rows:
@@ -350,7 +404,10 @@ async def test_what_another_has_in_hand_is_passed_over_until_he_lets_it_go(
     tables: str, redis_url: str, caches: list[Cache]
 ) -> None:
     await fill(caches, "held", "free")
-    async with connected(tables) as connection, hand_at(tables) as hand:
+    async with running(relay_of(tables, redis_url)) as first:
+        await until(lambda: first.health.ready)
+        identity = first.source.identity()
+    async with connected(tables) as connection, hand_at(tables, identity) as hand:
         await put(connection, invalidation("held"))
         await hand.take()
         async with running(relay_of(tables, redis_url)) as relay:
@@ -392,9 +449,10 @@ class Hand:
 
 
 @asynccontextmanager
-async def hand_at(url: str) -> AsyncIterator[Hand]:
-    """A hand that can take rows."""
+async def hand_at(url: str, identity: str) -> AsyncIterator[Hand]:
+    """A hand that can take rows, for this L2."""
     async with session_at(url, hold_s=60) as session:
+        session._known.identity = lambda: identity
         yield Hand(session)
 
 
@@ -446,7 +504,8 @@ async def test_while_the_database_is_away_it_waits_and_says_so_and_then_goes_on(
                 await put(connection, invalidation("after"))
             await gone(caches, "after")
             await until(lambda: relay.health.ready)
-    assert len(told) == 1
+    away, back = told
+    assert "database is out of reach" in away and "database is back" in back
 
 
 async def test_a_database_that_hangs_is_given_up_and_tried_again(
@@ -485,9 +544,9 @@ async def test_while_redis_hangs_no_transaction_stays_open_and_nothing_is_lost(
             await until(lambda: in_transaction(connection))  # taken, and not yet known to be in vain
             await until(lambda: not relay.health.is_up("l2"))
             await until(lambda: none_in_transaction(connection))
-            for _ in range(20):  # many times as long as it looks for rows
+            for _ in range(50):  # many times as long as it looks for rows, and it looks how all stands now and then
                 await asyncio.sleep(0.01)
-                assert not await in_transaction(connection)
+                assert not await in_transaction(connection, longer_than_s=0.4)
             assert relay.meters.count("applied") == 0
             assert invalidation("x") in [
                 row[0] for row in await connection.fetch("SELECT command FROM cachebus_outbox")
@@ -499,12 +558,14 @@ async def test_while_redis_hangs_no_transaction_stays_open_and_nothing_is_lost(
         assert await connection.fetchval("SELECT count(*) FROM cachebus_outbox_dead") == 1
 
 
-async def in_transaction(connection: asyncpg.Connection) -> bool:
-    """Whether a relay has a transaction open."""
+async def in_transaction(connection: asyncpg.Connection, longer_than_s: float = 0.0) -> bool:
+    """Whether a relay has a transaction open, for longer than this."""
     return bool(
         await connection.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'cachebus outbox' "
-            "AND datname = current_database() AND state LIKE 'idle in transaction%'"
+            "AND datname = current_database() "
+            "AND clock_timestamp() - xact_start > make_interval(secs => $1)",
+            longer_than_s,
         )
     )
 

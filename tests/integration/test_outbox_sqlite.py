@@ -19,7 +19,8 @@ from cachebus.cli.worker.outbox import outbox, replay_outbox
 from cachebus.consumers.outbox import OutboxRelay, RelayOptions, create_tables, replay
 from cachebus.consumers.outbox.kinds import dead_elsewhere
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
-from cachebus.consumers.worker.source import Left, Waiting
+from cachebus.consumers.worker import watcher
+from cachebus.consumers.worker.source import Left, WaitingItem
 from cachebus.producers import Outbox, SyncOutboxProducer
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, until
@@ -214,8 +215,8 @@ async def test_rows_that_wait_and_rows_that_are_not_due(url: str, file: Path) ->
     put(file, "tomorrow", due_at=4e9)
     async with SqliteOutbox(url, "cachebus", RelayOptions(poll_interval_s=0.001)).opened() as session:
         batch = await session.take(10, ())
-        assert [item.raw[1] for item in batch.items] == [GOOD.encode()]
-        await session.acknowledge(batch, Left([Waiting(batch.items[0], [GOOD], frozenset([3]))]))
+        assert [item.raw.command for item in batch.items] == [GOOD.encode()]
+        await session.acknowledge(batch, Left([WaitingItem(batch.items[0], [GOOD], frozenset([3]))]))
         assert not (await session.take(10, {3})).items
         look = await session.look()
         assert (look.backlog, look.held, look.findings) == (1, 1, [])
@@ -312,3 +313,55 @@ async def test_columns_with_values_of_other_types_hold_up_no_row(
     reasons = found(file, "SELECT CAST(reason AS BLOB) FROM cachebus_outbox_dead")
     assert set(reasons) == {(b"due_at: it is neither a number of seconds nor a time",)}
     assert found(file, "SELECT CAST(command AS BLOB) FROM cachebus_outbox") == [(b"later",), (b"later",)]
+
+
+def made_anew(file: Path) -> None:
+    """The outbox's table, dropped and created again."""
+    made = "SELECT sql FROM sqlite_master WHERE tbl_name = 'cachebus_outbox' AND sql IS NOT NULL"
+    with connected(file) as connection:
+        statements = [sql for (sql,) in connection.execute(made).fetchall()]
+        with connection:
+            for sql in ["DROP TABLE cachebus_outbox", *statements]:
+                connection.execute(sql)
+
+
+async def test_a_row_that_was_given_the_number_of_one_in_hand_is_applied_too(
+    url: str, file: Path, redis_url: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table is made anew, or an older state of it comes back, while its rows are being applied."""
+    await cache.set("config", "first", "old", "acme")
+    relay = relay_of(url, redis_url)
+    carry, begun, goes_on = relay._applier.carry, asyncio.Event(), asyncio.Event()
+
+    async def waits(*given: Any, **more: Any) -> Any:
+        begun.set()
+        await goes_on.wait()
+        return await carry(*given, **more)
+
+    monkeypatch.setattr(relay._applier, "carry", waits)
+    async with running(relay):
+        await until(lambda: relay.health.ready)
+        put(file, invalidation("first"))
+        await begun.wait()
+        made_anew(file)
+        put(file, GOOD)
+        assert found(file, "SELECT id FROM cachebus_outbox") == [(1,)]
+        goes_on.set()
+        await until(lambda: not found(file, "SELECT id FROM cachebus_outbox"))
+        await until(lambda: relay.meters.count("applied") == 2)
+    assert await cache.get("config", "good", "acme") is None
+
+
+async def test_rows_that_went_with_their_table_are_told_as_missed(
+    url: str, file: Path, redis_url: str, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.05)
+    async with running(relay_of(url, redis_url)) as relay:
+        await until(lambda: relay.health.ready)
+        put(file, invalidation("other"))
+        await until(lambda: relay.meters.count("applied") == 1)
+        put(file, GOOD, due_at=9e9)
+        await until(lambda: relay.source._known.last_id == 2)
+        made_anew(file)
+        await gone(cache)
+        await until(lambda: relay.health.ready)

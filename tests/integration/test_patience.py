@@ -150,7 +150,7 @@ async def test_a_refresh_that_meets_another_nodes_says_nothing_of_the_source() -
         await world.pass_s(101)
         assert await read(b, source, "soft") == 2
         assert await read(a, source, "soft") == 2
-        assert sum(cache.stats().types["soft"].stale_served for cache in world.nodes) == 0
+        assert sum(cache.stats().types["soft"].fallbacks for cache in world.nodes) == 0
 
 
 async def test_what_another_node_has_loaded_since_ends_a_sources_rest(redis_url: str) -> None:
@@ -237,7 +237,7 @@ async def test_while_another_node_loads_for_too_long_what_is_old_is_served(redis
         first = reading(a, source, "safe")
         await source.asked.wait()
         assert await read(b, source, "safe") == 1
-        assert b.stats().types["safe"].stale_served == 1
+        assert b.stats().types["safe"].fallbacks == 1
         source.release()
         await first
 
@@ -344,12 +344,12 @@ async def test_an_outage_is_a_miss_also_where_a_get_is_asked_again(server: Embed
         key = parts(a).naming.key("config", "x", "acme", None, None, None)
         server.command("RPUSH", ShardNames("cachebus", 0).record(key), "a list")
         assert await a.get("config", "x", tenant_id="acme", default="none") == "none"
-        asked_again = parts(a).reader._fetch.validated
+        asked_again = parts(a).reader._fetch._read_by_script
 
         async def while_it_goes_away(*arguments: Any, **more: Any) -> Any:
             server.kill()
             return await asked_again(*arguments, **more)
 
-        with patch.object(parts(a).reader._fetch, "validated", while_it_goes_away):
+        with patch.object(parts(a).reader._fetch, "_read_by_script", while_it_goes_away):
             assert await a.get("config", "x", tenant_id="acme", default="none") == "none"
         assert a.stats().l2_errors > 0

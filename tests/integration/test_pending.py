@@ -12,6 +12,7 @@ import pytest
 
 from cachebus import Cache, InvalidationFailed, L2Unavailable, Receipt, invalidate_resource_cache, lifespan
 from cachebus.base.clock import monotonic
+from cachebus.keys.plan import Plan
 from cachebus.resp import parse_address
 from cachebus.testing import Fleet
 from cachebus.tools.harness.proxy import Proxy, dialer
@@ -527,3 +528,28 @@ async def test_own_reads_are_never_older_than_own_invalidations_whatever_l2_does
                 for use_memory in (True, False):
                     got = await cache.get("config", key, "acme", use_memory=use_memory)
                     assert got in (None, version), f"seed {seed}"
+
+
+async def test_one_that_fails_while_a_later_one_succeeds_stays_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Fleet(2, **{**QUICK, "staleness_bound_s": 30.0, "probe_interval_s": 0.05, "pending_max": 8}) as fleet:
+        a, b = fleet.caches
+        for name in ("x", "y"):
+            await b.set("config", name, "old", "acme")
+        pending, failed = parts(a).writing.pending, []
+        deliver: Any = pending._deliver
+
+        async def fails_once(plan: Plan) -> Any:
+            if plan.keys[0].resource_id == "x" and not failed:
+                failed.append(plan)
+                raise L2Unavailable("refused once")
+            return await deliver(plan)
+
+        monkeypatch.setattr(pending, "_deliver", fails_once)
+        fleet.away = True
+        for name in ("x", "y"):
+            assert (await a.invalidate("config", name, "acme")).status == "pending"
+        fleet.away = False
+        assert await a.drain(5)
+        assert failed
+        assert parts(a).node.blocked is None
+        assert [await b.get("config", name, "acme") for name in ("x", "y")] == [None, None]

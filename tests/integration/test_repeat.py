@@ -86,8 +86,8 @@ async def test_however_long_repeating_takes_probes_go_on_and_closing_ends_it(own
         shard = parts(a).node.shards[0]
         await until(lambda: a.stats().shards[0].epoch != epoch and a.ready())
         for _ in range(3):
-            renewed_s = shard.valid_until
-            await until(lambda renewed_s=renewed_s: shard.valid_until > renewed_s)
+            renewed_s = shard.valid_until_s
+            await until(lambda renewed_s=renewed_s: shard.valid_until_s > renewed_s)
         assert not ended.is_set()
         assert not has_repeated(a)
     assert ended.is_set()

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.errors import L2Unavailable, ProtocolMismatch
-from cachebus.resp import Address, Connection, Script, Subscriber, parse_address
+from cachebus.resp import Address, Connection, Fixed, Links, Login, Script, Subscriber, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.require import require
 from tests.support.servers import any_binary
 
 
 async def opened(address: Address) -> Connection:
-    return await Connection.open(address, timeout_s=10.0, connect_timeout_s=10.0, clock=monotonic)
+    return await Connection.open(address, Patience(10.0, 10.0, monotonic))
 
 
 @pytest.fixture
@@ -123,9 +124,9 @@ async def test_each_connection_has_its_own_number_and_hears_its_server(
 ) -> None:
     other = await opened(parse_address(server_kinds.url))
     assert other.generation > connection.generation
-    before = connection.last_reply_at
+    before = connection.last_reply_s
     await connection.call("PING")
-    assert connection.last_reply_at > before
+    assert connection.last_reply_s > before
     other.close()
     assert other.closed
 
@@ -134,18 +135,20 @@ async def test_password_user_database_and_name(server_kinds: EmbeddedServer) -> 
     admin = await opened(parse_address(server_kinds.url))
     await admin.call("ACL", "SETUSER", "app", "on", ">pass:word", "~*", "+@all")
     await admin.call("ACL", "SETUSER", "shy", "on", ">x", "~*", "+ping", "+get", "+client|id")
-    address = parse_address(server_kinds.url.replace("/0", "/3"), username="app", password="pass:word", client_name="w")
+    address = parse_address(
+        server_kinds.url.replace("/0", "/3"), Login(username="app", password="pass:word", client_name="w")
+    )
     app = await opened(address)
     await app.call("SET", "only", "here")
     listed = (await admin.call("CLIENT", "LIST")).decode()
     assert any(" db=3 " in line and " name=w " in line and " user=app " in line for line in listed.splitlines())
     assert await admin.get("only") is None
-    shy = await opened(parse_address(server_kinds.url, username="shy", password="x", client_name="w"))
+    shy = await opened(parse_address(server_kinds.url, Login(username="shy", password="x", client_name="w")))
     with pytest.raises(L2Unavailable, match="NOPERM"):
         await shy.call("SET", "a", "b")
     for refused, told in (("wrong", "WRONGPASS"), ("", "WRONGPASS")):
         with pytest.raises(L2Unavailable, match=told) as caught:
-            await opened(parse_address(server_kinds.url, username="app", password=refused))
+            await opened(parse_address(server_kinds.url, Login(username="app", password=refused)))
         assert str(caught.value).startswith(f"127.0.0.1:{server_kinds.port} refused: ")
         assert "wrong" not in str(caught.value)
     await admin.call("ACL", "DELUSER", "app", "shy")
@@ -193,9 +196,7 @@ def test_another_event_loop(redis_server: EmbeddedServer) -> None:
         heard = asyncio.get_running_loop().create_future()
         ears = await Subscriber.open(
             parse_address(redis_server.url),
-            timeout_s=10.0,
-            connect_timeout_s=10.0,
-            clock=monotonic,
+            Patience(10.0, 10.0, monotonic),
             on_push=lambda *message: heard.set_result(message),
         )
         await ears.subscribe("c")
@@ -206,3 +207,20 @@ def test_another_event_loop(redis_server: EmbeddedServer) -> None:
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(use())
+
+
+async def test_shards_of_one_primary_that_are_reached_one_after_the_other_share_its_link(
+    redis_server: EmbeddedServer,
+) -> None:
+    made: list[Connection] = []
+
+    async def opens(address: Address) -> Connection:
+        made.append(await opened(address))
+        return made[-1]
+
+    route = Fixed(parse_address(redis_server.url), 2)
+    links = Links(route, opens, clock=monotonic, on_changed=lambda _: None)
+    assert await links.reach(0) is await links.reach(1)
+    assert len(made) == 1
+    await links.close()
+    assert made[0].closed

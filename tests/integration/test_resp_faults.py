@@ -9,12 +9,14 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.errors import L2Unavailable
 from cachebus.resp import Address, Connection, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer, free_port
@@ -46,8 +48,8 @@ class Losses:
 
 
 async def opened(address: Address, on_lost: Losses | None = None, **limits: float) -> Connection:
-    limits = {"timeout_s": TIMEOUT_S, "connect_timeout_s": 5.0, **limits}
-    return await Connection.open(address, clock=monotonic, on_lost=on_lost, **limits)
+    patience = Patience(TIMEOUT_S, 5.0, monotonic)._replace(**limits)  # type: ignore[arg-type]  # floats
+    return await Connection.open(address, patience, on_lost=on_lost)
 
 
 @asynccontextmanager
@@ -228,13 +230,18 @@ async def test_a_server_that_repeats_the_password() -> None:
             await opened(address)
 
 
-async def test_a_server_that_is_full() -> None:
+@pytest.mark.parametrize("asked", [False, True])
+async def test_a_server_that_is_full_says_so(asked: bool) -> None:
+    """Before or after it has read the first question, by which of them it comes first."""
+
     async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if asked:
+            await reader.read(1)
         writer.write(b"-ERR max number of clients reached\r\n")
 
     async with fake_server(refuse) as address:
-        with pytest.raises(L2Unavailable, match=r"max number of clients|closed the connection|lost"):
-            await opened(address)
+        with pytest.raises(L2Unavailable, match=r"refused: ERR max number of clients reached$"):
+            await opened(replace(address, client_name="web-1"))
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -260,15 +267,16 @@ async def test_random_bytes(seed: int) -> None:
 FORKED = """
 import asyncio, os, sys
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.resp import Connection, Subscriber, parse_address
 
 async def main():
     loop = asyncio.get_running_loop()
-    limits = {"timeout_s": 5.0, "connect_timeout_s": 5.0, "clock": monotonic}
-    connection = await Connection.open(parse_address(sys.argv[1]), **limits)
+    patience = Patience(5.0, 5.0, monotonic)
+    connection = await Connection.open(parse_address(sys.argv[1]), patience)
     heard = []
     subscriber = await Subscriber.open(
-        parse_address(sys.argv[1]), on_push=lambda channel, payload: heard.append(payload), **limits
+        parse_address(sys.argv[1]), patience, on_push=lambda channel, payload: heard.append(payload)
     )
     await subscriber.subscribe("news")
     asked = [connection.call("ECHO", "first")]

@@ -12,7 +12,8 @@ import pytest
 
 from cachebus import Cache, L2Unavailable, Policy
 from cachebus.base.clock import monotonic
-from cachebus.reading import fetch
+from cachebus.base.patience import Patience
+from cachebus.reading import judge
 from cachebus.resp import Address, Connection, NotAsked
 from cachebus.resp import connection as resp_connection
 from cachebus.resp.link import KEPT_MAX_BYTES, SMALL_BYTES, SMALL_KEPT_MAX_BYTES
@@ -30,9 +31,7 @@ WHERE = {"tenant_id": "acme"}
 
 
 async def opened(port: int, timeout_s: float = TIMEOUT_S) -> Connection:
-    return await Connection.open(
-        Address("127.0.0.1", port), timeout_s=timeout_s, connect_timeout_s=5.0, clock=monotonic
-    )
+    return await Connection.open(Address("127.0.0.1", port), Patience(timeout_s, 5.0, monotonic))
 
 
 @pytest.fixture
@@ -192,15 +191,15 @@ async def test_many_who_ask_for_one_big_value_at_once_bring_and_decode_it_once(
         }
         ask = asks.get(how, lambda: b.get("big", "x", **WHERE))
         decoded = 0
-        for module, name in ((fetch, "unpack"), (fetch, "decode_value")):
-            real = getattr(module, name)
+        for name in ("unpack", "decode_value"):
+            real = getattr(judge, name)
 
             def counted(*args: Any, real: Any = real) -> Any:
                 nonlocal decoded
                 decoded += 1
                 return real(*args)
 
-            monkeypatch.setattr(module, name, counted)
+            monkeypatch.setattr(judge, name, counted)
         connection = parts(b).store._links.of(0)  # type: ignore[attr-defined]
         named: list[Any] = []
         monkeypatch.setattr(resp_connection, "pack", lambda args: named.append(args) or pack(args))

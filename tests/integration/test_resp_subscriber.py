@@ -8,8 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.errors import L2Unavailable
 from cachebus.resp import Connection, Subscriber, parse_address
+from cachebus.resp.link import ALONE_MIN
 from cachebus.tools.servers.redis import EmbeddedServer
 
 BURST = 100_000
@@ -38,10 +40,8 @@ async def pair(
 ) -> tuple[Connection, Subscriber]:
     """A mouth and ears."""
     address = parse_address(server.url)
-    mouth = await Connection.open(address, timeout_s=20.0, connect_timeout_s=10.0, clock=monotonic)
-    ears = await Subscriber.open(
-        address, timeout_s=timeout_s, connect_timeout_s=10.0, clock=monotonic, on_push=on_push, on_lost=on_lost
-    )
+    mouth = await Connection.open(address, Patience(20.0, 10.0, monotonic))
+    ears = await Subscriber.open(address, Patience(timeout_s, 10.0, monotonic), on_push=on_push, on_lost=on_lost)
     return mouth, ears
 
 
@@ -132,4 +132,14 @@ async def test_a_handler_that_raises_loses_the_connection(server_kinds: Embedded
     assert isinstance(await asyncio.wait_for(lost, 20.0), L2Unavailable)
     assert ears.closed
     assert [type(error) for error in told] == [ZeroDivisionError]
+    mouth.close()
+
+
+async def test_a_subscription_behind_lone_questions_is_sent_at_once(redis_server: EmbeddedServer) -> None:
+    """After some of them nobody is expected to join the next, so it does not wait for the end of its tick."""
+    mouth, ears = await pair(redis_server, Heard(1), timeout_s=1.0)
+    for _ in range(2 * ALONE_MIN):
+        await ears.ping()
+    await ears.subscribe("a")
+    ears.close()
     mouth.close()

@@ -12,7 +12,7 @@ import pytest
 
 from cachebus import Cache, CacheManager, LoadTimeout, Policy, get_with_cache_aside, lifespan
 from cachebus.core.details import details
-from cachebus.core.ports import LeaseOutcome, LeaseReply
+from cachebus.core.ports import FillLeaseOutcome, FillLeaseReply
 from cachebus.reading.request import Loaded, Request
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.aging import aging
@@ -93,7 +93,7 @@ async def test_cache_aside_without_functions_waits_for_another_nodes_load(redis_
         await source.asked.wait()
         second = asyncio.create_task(get_with_cache_aside("config", "x", "acme"))
         with asked(cache) as counts:
-            await until(lambda: counts["lease"] > 3)
+            await until(lambda: counts["fill_lease"] > 3)
         source.release()
         assert await first == 1
         assert (await second)[0] == 1
@@ -140,7 +140,7 @@ async def test_who_hears_of_a_rest_at_its_very_end_heeds_it_for_as_long_as_other
         source.error = RuntimeError("down")
         assert await read(a, source, "safe") == 1
         shard = world.fleet.world.shards[0]
-        (lease,) = shard.leases.values()
+        (lease,) = shard.fill_leases.values()
         await world.pass_s(lease.until_s - shard.clock() - 0.01)
         assert await read(b, source, "safe") == 1
         assert source.calls == 2
@@ -168,7 +168,7 @@ async def test_who_has_waited_in_vain_for_another_node_lets_the_next_wait_no_lon
         assert await read(b, source, "safe") == 1
         with asked(b) as counts:
             assert [await read(b, source, "safe") for _ in range(10)] == [1] * 10
-            assert counts["lease"] == 0
+            assert counts["fill_lease"] == 0
         source.release()
         await first
 
@@ -181,13 +181,13 @@ async def test_a_stand_in_that_comes_after_the_soft_limit_is_used(redis_url: str
         await read(a, source, "safe")
         await expired(a, "safe")
         source.hold()
-        lease, slept = parts(a).store.lease, asyncio.Event()
+        lease, slept = parts(a).store.fill_lease, asyncio.Event()
 
-        async def slowly(*arguments: Any, **more: Any) -> LeaseReply:
+        async def slowly(*arguments: Any, **more: Any) -> FillLeaseReply:
             await slept.wait()
             return await lease(*arguments, **more)
 
-        with patch.object(parts(a).store, "lease", slowly):
+        with patch.object(parts(a).store, "fill_lease", slowly):
             asyncio.get_running_loop().call_later(0.1, slept.set)
             async with asyncio.timeout(PATIENCE_S):
                 assert await read(a, source, "safe") == 1
@@ -237,7 +237,7 @@ async def test_a_newer_value_ends_a_rest_by_whatever_way_it_came(how: str) -> No
         await world.pass_s(6)
         source.values["x"] = 3
         assert await read(a, source, "safe") == 3
-        assert a.stats().types["safe"].stale_served == 1
+        assert a.stats().types["safe"].fallbacks == 1
 
 
 # -- refreshes that bring nothing -----------------------------------------------------------------------------
@@ -321,19 +321,19 @@ async def test_who_waits_is_given_what_l2_keeps_once_whether_or_not_it_is_of_use
             source.hold()
             first = reading(a, source, "safe")
             await source.asked.wait()
-            lease, replies = parts(b).store.lease, []
+            lease, replies = parts(b).store.fill_lease, []
 
             async def noted(*arguments: Any, lease: Any = lease, replies: list[Any] = replies, **more: Any) -> Any:
                 reply = await lease(*arguments, **more)
                 replies.append(reply)
                 return reply
 
-            with patch.object(parts(b).store, "lease", noted):
+            with patch.object(parts(b).store, "fill_lease", noted):
                 second = reading(b, source, "safe")
                 await until(lambda replies=replies: len(replies) > 3)
             source.release()
             assert [await first, await second] == [1, 1]
-            waits = [reply for reply in replies if reply.outcome is LeaseOutcome.WAIT]
+            waits = [reply for reply in replies if reply.outcome is FillLeaseOutcome.WAIT]
             assert sum(bool(reply.record) for reply in waits) == 1
 
 
@@ -369,9 +369,9 @@ async def test_without_l2_a_load_heeds_what_all_have_asked_for_who_share_the_one
         first = asyncio.create_task(loads.get_or_load(request))
         await asked_for.wait()
         flight = loads._begin(request, None)  # by who could not join while the first still asked L2
-        flight.add(request._replace(tags=[tag], ttl_s=5.0))
+        flight.heed([tag], 5.0)
         second = asyncio.create_task(flight.wait())
-        await until(lambda: flight._made)
+        await until(lambda: flight._wishes.are_fixed)
         assert not flight.joinable(request._replace(tags=["another"])), "it would be heeded by nobody"
         ends.set()
         assert [(await first).value, (await second).value] == [1, 1]
@@ -403,9 +403,7 @@ async def test_a_reader_past_memory_is_given_nothing_out_of_memory_by_a_load_tha
 
 
 @pytest.mark.parametrize("negative_ttl_s", [None, 0.1])
-async def test_what_the_source_has_no_more_stands_in_for_it_no_more(
-    redis_url: str, negative_ttl_s: float | None
-) -> None:
+async def test_what_the_source_has_no_more_is_a_fallback_no_more(redis_url: str, negative_ttl_s: float | None) -> None:
     """On no node, also where "not found" is not cached."""
     policy = SHORT.model_copy(update={"negative_ttl_s": negative_ttl_s})
     async with nodes(redis_url, 2, policies={"safe": policy}, guard_max_s=0) as (a, b):
@@ -429,7 +427,7 @@ async def test_what_the_source_has_no_more_stands_in_for_it_no_more(
             await until(fails)
 
 
-async def test_nor_where_l2_is_away(redis_url: str) -> None:
+async def test_what_the_source_has_no_more_is_no_fallback_where_l2_is_away(redis_url: str) -> None:
     with EmbeddedServer(any_binary()) as server:
         async with nodes(server.url, 1, policies={"safe": SHORT}, guard_max_s=0, l2_timeout_s=0.2) as (a,):
             source = Source(x="alice")
@@ -457,7 +455,7 @@ async def test_a_refresh_that_finds_nothing_takes_the_value_away(redis_url: str)
 
 
 @pytest.mark.parametrize("gives", [object(), b"x" * 2000], ids=["what can't be encoded", "too much"])
-async def test_nor_does_a_value_stay_whose_successor_cant_be_cached(redis_url: str, gives: object) -> None:
+async def test_a_value_does_not_stay_whose_successor_cant_be_cached(redis_url: str, gives: object) -> None:
     soft = Policy(soft_ttl_s=0.05, retries=0, max_value_bytes=1000)
     async with nodes(redis_url, 2, policies={"soft": soft}) as (a, b):
         source = Source(x=1)

@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from cachebus import Cache
-from cachebus.cli.server import Kind
+from cachebus.cli.server import ServerKind
 from cachebus.tools.servers.mariadb import MariaDBServer
 from tests.support.caches import quick
 from tests.support.mariadb import query
@@ -40,8 +40,8 @@ def running(*args: str) -> Iterator[str]:
         process.communicate()
 
 
-@pytest.mark.parametrize("kind", [Kind.REDIS, Kind.SENTINEL, Kind.CLUSTER])
-async def test_a_cache_can_use_it(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [ServerKind.REDIS, ServerKind.SENTINEL, ServerKind.CLUSTER])
+async def test_a_cache_can_use_it(kind: ServerKind) -> None:
     with running(kind.value) as url:
         async with Cache(quick(url)) as cache:
             await cache.set("config", "x", 1, tenant_id="acme")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
+import signal
 import tempfile
 from pathlib import Path
 from zipfile import ZipFile
@@ -22,6 +24,7 @@ from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.mariadb import MariaDBServer
 from cachebus.tools.servers.postgres import PostgresServer
 from tests.conftest import connected
+from tests.support.caches import until
 from tests.support.mariadb import query
 
 
@@ -36,6 +39,25 @@ async def test_postgres_keeps_what_was_committed_over_a_crash(postgres: Postgres
     postgres.start()
     async with connected(database) as connection:
         assert await connection.fetchval("SELECT id FROM kept") == 1
+
+
+async def test_postgres_starts_once_a_session_of_its_crash_has_ended_too(
+    postgres: PostgresServer, database: str
+) -> None:
+    connection = await asyncpg.connect(database)
+    pid = await connection.fetchval("SELECT pg_backend_pid()")
+    os.kill(pid, signal.SIGSTOP)
+    postgres.kill()
+    starting = asyncio.create_task(asyncio.to_thread(postgres.start))
+    try:
+        await until(lambda: "pre-existing shared memory block" in postgres.log_tail())
+        assert not starting.done()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await starting
+    connection.terminate()
+    async with connected(database) as another:
+        assert await another.fetchval("SELECT 1") == 1
 
 
 async def test_kafka_keeps_what_was_acknowledged_over_a_crash(kafka: KafkaServer) -> None:

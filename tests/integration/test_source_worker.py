@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from cachebus import Cache, ConfigError
-from cachebus.base.clock import monotonic
-from cachebus.consumers.monitoring.health import Health
+from cachebus.base.clock import monotonic, wall_s
+from cachebus.consumers.monitoring.health import WorkerHealth
 from cachebus.consumers.monitoring.meters import Meters
-from cachebus.consumers.worker import assumptions, dead_letter_writer, source_worker, watcher
+from cachebus.consumers.worker import assumptions, dead_letter_writer, retry, source_worker, watcher
 from cachebus.consumers.worker.apply import Carried
 from cachebus.consumers.worker.source import Finding, Meaning
 from cachebus.consumers.worker.source_worker import SourceWorker
@@ -40,6 +40,10 @@ async def cache(redis_url: str) -> AsyncIterator[Cache]:
     async with nodes(redis_url, 1) as (cache,):
         await cache.set("config", GOOD, 1, "acme")
         yield cache
+
+
+async def is_gone(cache: Cache, tenant: str) -> bool:
+    return await cache.get("config", "x", tenant) is None
 
 
 async def gone(cache: Cache, resource_id: str | int = GOOD) -> None:
@@ -281,6 +285,23 @@ async def test_a_slow_l2_is_given_less_at_a_time_and_what_was_applied_is_let_go(
     assert sum(source.taken) < 5 * 3000, "what was applied is not taken again, however busy this machine is"
 
 
+async def test_an_item_that_takes_longer_than_a_batch_may_is_done_all_the_same(redis_url: str) -> None:
+    source = MemorySource(hold_s=0.05)
+    async with at_work(source, redis_url, l2_timeout_s=0.05) as worker:
+        await until(lambda: worker.health.ready)
+        producer = worker._applier._producer
+        send = producer.send
+
+        async def slowly(plan: Plan, wait: str | None = None) -> Any:
+            await asyncio.sleep(0.2)
+            return await send(plan, wait)
+
+        producer.send = slowly  # type: ignore[method-assign]
+        source.put(invalidation(1), invalidation(2))
+        await until(lambda: not source.rows)
+        assert worker._patience == 1
+
+
 @pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize("known", [True, False])
 @pytest.mark.parametrize("hold_s", [None, 0.1])
@@ -415,7 +436,7 @@ async def test_what_is_assumed_and_not_so_is_told_and_made_up_for(
         assert source.made_up == [BROKEN, BROKEN]
     assert [line.partition(" (")[0].rstrip("\n") for line in said if "shape" in line] == [
         f"ERROR test: shape: {BROKEN}",
-        "INFO test: shape: public.o: is in order again, after 0 s",
+        "WARNING test: shape: public.o: is in order again, after 0 s",
     ]
 
 
@@ -435,7 +456,7 @@ async def test_of_what_is_made_up_for_what_no_cache_takes_costs_the_rest_nothing
 
 async def test_while_it_lasts_it_is_told_once_a_minute_and_made_up_for_more_often() -> None:
     now_s = 0.0
-    health = Health("test", ("shape",))
+    health = WorkerHealth("test", ("shape",))
     watched = assumptions.Assumptions("test", ["shape"], health, lambda: now_s)
     due = []
     for _ in range(181):
@@ -477,9 +498,31 @@ async def test_nothing_is_taken_while_something_says_so(redis_url: str, monkeypa
         await until(lambda: not source.rows)
 
 
+def test_what_is_over_is_owed_once_however_long_it_takes_to_make_up_for() -> None:
+    """As a part of L2 is away: the others would be emptied every few seconds."""
+    now_s = 0.0
+    watched = assumptions.Assumptions("test", ["shape"], WorkerHealth("test", ("shape",)), lambda: now_s)
+    due = []
+    for _ in range(60):
+        due += watched.update([BROKEN._replace(over=True)])
+        now_s += 1.0
+    assert len(due) == 1
+    assert len(watched.update([BROKEN._replace(over=True, state="once more")])) == 1
+
+
+def test_two_remedies_of_one_part_are_told_with_one_semicolon_between_them() -> None:
+    health = WorkerHealth("test", ("shape",))
+    watched = assumptions.Assumptions("test", ["shape"], health)
+    watched.update([BROKEN._replace(subject=one, remedy=f"GRANT {one};") for one in ("a", "b")])
+    told = health.as_dict()["parts"]["shape"]["why"]
+    assert told.count(";;") == 0
+    assert "GRANT a; b: " in told
+    assert told.endswith("GRANT b;")
+
+
 def test_what_happens_again_is_made_up_for_again() -> None:
     """Also where nobody has looked in between."""
-    watched = assumptions.Assumptions("test", ["shape"], Health("test", ("shape",)))
+    watched = assumptions.Assumptions("test", ["shape"], WorkerHealth("test", ("shape",)))
     past = BROKEN._replace(over=True)
     assert watched.update([past]) == [past]
     assert watched.update([past]) == [], "it is under way"
@@ -487,13 +530,48 @@ def test_what_happens_again_is_made_up_for_again() -> None:
     assert watched.update([past]) == [past]
 
 
-async def test_what_nobody_can_name_is_told(redis_url: str, said: list[str]) -> None:
-    source = MemorySource()
-    source.findings = [BROKEN._replace(over=True)]
+def test_the_log_ends_with_that_it_is_in_order_once_what_is_over_is_made_up_for(said: list[str]) -> None:
+    now_s = 0.0
+    watched = assumptions.Assumptions("test", ["shape"], WorkerHealth("test", ("shape",)), lambda: now_s)
+    past = BROKEN._replace(over=True, remedy="", state="ended")
+    watched.update([BROKEN])
+    for _ in range(2):  # some of it was not seen yet: it is made up for once more
+        now_s += 2.0
+        watched.update([past])
+        watched.made_up([past])
+    now_s += 2.0
+    watched.update([])
+    watched.update([])
+    assert [line.rstrip("\n") for line in said] == [
+        f"ERROR test: shape: {BROKEN}",
+        f"ERROR test: shape: {past}",
+        f"ERROR test: shape: {past}",
+        "WARNING test: shape: public.o: is in order again, after 6 s",
+    ]
+
+
+async def test_where_nobody_can_name_what_was_missed_everything_is_let_go_of_once(
+    cache: Cache, redis_url: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
+    source, tenants = MemorySource(), [f"tenant {number}" for number in range(20)]
+    for tenant in tenants:
+        await cache.set("config", "x", 1, tenant)
     async with at_work(source, redis_url) as worker:
+        await until(lambda: worker.health.ready)
+        source.findings = [BROKEN]
         await until(lambda: source.made_up)
-        await until(lambda: worker.health.ready)  # it is over
-    assert any("nobody can name what they touched" in line for line in said)
+        assert await cache.get("config", "x", tenants[0]) == 1, "what lasts is told, lest it empty all caches for ever"
+        source.findings = []
+        for tenant in tenants:
+            await until(lambda tenant=tenant: is_gone(cache, tenant))
+        await until(lambda: worker.health.ready)
+        await cache.set("config", "x", 1, "acme")
+        source.findings = [BROKEN._replace(over=True)]
+        await until(lambda: is_gone(cache, "acme"))
+    told = [line for line in said if "nobody can name what they touched" in line]
+    assert any("invalidate by hand" in line for line in told)
+    assert any("all that the namespace has is let go of" in line for line in told)
 
 
 async def test_what_has_happened_once_more_is_made_up_for_once_more(
@@ -597,8 +675,88 @@ async def test_what_waits_is_given_back_some_of_it_at_a_time(redis_url: str, mon
     assert given[0][0] + given[0][1] == 100
 
 
+async def test_a_source_that_takes_no_acknowledgement_is_down_and_asked_ever_less_often(
+    redis_url: str, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watcher, "LOOK_EVERY_S", 0.01)
+    source, seen, pauses = MemorySource(), [], []
+    source.sent_s = wall_s()
+    sleep = asyncio.sleep
+
+    async def noted(pause_s: float, *rest: Any) -> Any:
+        if asyncio.current_task() is working:
+            pauses.append(pause_s)
+        return await sleep(min(pause_s, 0.01), *rest)
+
+    def fails(*_: Any) -> None:
+        raise Gone("the disk is full")
+
+    async with at_work(source, redis_url) as worker:
+        await until(lambda: worker.health.ready)
+        working = next(task for task in asyncio.all_tasks() if task.get_name() == "cachebus-test")
+        monkeypatch.setattr(retry.asyncio, "sleep", noted)
+        source.faults["acknowledge"] = fails
+        source.put(*[invalidation(number) for number in range(50)])
+        await until(lambda: not worker.health.ready)
+        while source.opens < 9:
+            seen.append(worker.health.ready)
+            await sleep(0.001)
+        assert not any(seen)
+        waits = [pause_s for pause_s in pauses if pause_s >= retry.FIRST_S / 2]
+        assert max(waits) > 16 * retry.FIRST_S
+        figures = worker.meters.registry.get_sample_value
+        assert worker.meters.count("applied") == 0
+        assert figures("cachebus_worker_lag_seconds_count", {"worker": "test"}) == 0
+        del source.faults["acknowledge"]
+        await until(lambda: not source.rows and worker.health.ready)
+        assert worker.meters.count("applied") + worker.meters.count("again") == 50
+        assert figures("cachebus_worker_lag_seconds_count", {"worker": "test"}) == 50
+    assert sum("is back after" in line for line in said) == 1
+
+
+def test_where_no_look_succeeds_the_oldest_grows_older(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("cachebus.consumers.monitoring.meters.monotonic", lambda: now_s)
+    meters = Meters(WorkerHealth("test", ()))
+
+    def oldest_s() -> float | None:
+        return meters.registry.get_sample_value("cachebus_worker_oldest_seconds", {"worker": "test"})
+
+    meters.waits(3, 5.0)
+    now_s += 2
+    assert oldest_s() == 5.0, "as it was last looked at"
+    now_s += 60
+    assert oldest_s() == 67.0
+    meters.waits(0, 0.0)
+    assert oldest_s() == 0.0
+
+
+@pytest.mark.parametrize("backlog", [6, None])
+def test_what_nobody_knows_the_age_of_has_waited_since_nothing_did(
+    monkeypatch: pytest.MonkeyPatch, backlog: int | None
+) -> None:
+    now_s = 100.0
+    monkeypatch.setattr("cachebus.consumers.monitoring.meters.monotonic", lambda: now_s)
+    meters = Meters(WorkerHealth("test", ()))
+
+    def oldest_s() -> float | None:
+        return meters.registry.get_sample_value("cachebus_worker_oldest_seconds", {"worker": "test"})
+
+    meters.waits(0, None)
+    for _ in range(3):
+        now_s += 2
+        meters.waits(backlog, None)
+    assert oldest_s() == 6.0
+    meters.waits(backlog, 40.0)
+    now_s += 2
+    meters.waits(backlog, None)
+    assert oldest_s() == 42.0, "as old as it was, and since then"
+    meters.waits(0, None)
+    assert oldest_s() == 0.0
+
+
 def test_many_that_were_sent_together_are_told_together() -> None:
-    health = Health("test", ())
+    health = WorkerHealth("test", ())
     one, other = Meters(health), Meters(health)
     for lag_s in (0.0, 0.0015, 7.0, 10_000.0):
         one.lag(lag_s, 3)

@@ -12,7 +12,7 @@ import pytest
 
 from cachebus import CacheManager, Policy
 from cachebus.helpers import get_with_cache_aside
-from cachebus.reading.resting import KEYS_MAX, Superseded
+from cachebus.reading.cooldown import KEYS_MAX, Superseded
 from cachebus.testing import FakeClock, Fleet
 from tests.support.aging import D_S, aging
 from tests.support.caches import Source, key_of, nodes, parts, until
@@ -72,7 +72,7 @@ async def test_what_l2_refused_to_keep(redis_url: str) -> None:
         key = key_of(a, "safe", "x", "acme")
 
         async def load() -> str:
-            await store._links.of(key.shard).call("DEL", store._names[key.shard].lease(key))
+            await store._links.of(key.shard).call("DEL", store._names[key.shard].fill_lease(key))
             return "v2"
 
         assert await a.get_or_load("safe", "x", load, tenant_id="acme") == "v2"
@@ -108,7 +108,7 @@ async def test_what_was_kept_nowhere_for_an_invalidation_that_waits_for_l2() -> 
             await read(a, source, "safe")
 
 
-async def test_what_was_made_without_the_source_stands_in_for_nothing(redis_url: str) -> None:
+async def test_what_was_made_without_the_source_is_no_fallback(redis_url: str) -> None:
     policy = Policy(ttl_s=1000, fail_safe_s=1000, fail_safe_throttle_s=0.1, retries=0)
     async with nodes(redis_url, 2, policies={"safe": policy}, guard_max_s=0) as (a, b):
         database, generated = Source(x="good"), Source(x="default")
@@ -226,7 +226,7 @@ async def loaded_without_l2() -> AsyncIterator[tuple[Any, Any, Source]]:
         yield world, a, source
 
 
-async def test_nor_does_a_load_that_l2_was_told_of_take_it_away() -> None:
+async def test_a_load_that_l2_was_told_of_leaves_what_was_loaded_without_l2() -> None:
     """It ends by itself, within D of its load."""
     async with loaded_without_l2() as (world, a, source):
         del source.values["x"]
@@ -237,7 +237,7 @@ async def test_nor_does_a_load_that_l2_was_told_of_take_it_away() -> None:
         assert await read(a, source, "safe") is None
 
 
-async def test_what_was_loaded_without_l2_stands_in_for_nothing() -> None:
+async def test_what_was_loaded_without_l2_is_no_fallback() -> None:
     """A guard may have stood that nobody here knew of. Nor does it under a lease that came later."""
     async with loaded_without_l2() as (world, a, source):
         await world.pass_s(D_S)
@@ -256,7 +256,7 @@ def test_what_is_forgotten_for_want_of_room_brings_nothing_back() -> None:
     assert not superseded.covers("k0", 1000 + KEYS_MAX), "created since then"
 
 
-def test_nor_does_it_where_a_load_that_began_earlier_is_forgotten_later() -> None:
+def test_a_load_that_began_earlier_and_is_forgotten_later_brings_nothing_back() -> None:
     superseded = Superseded()
     superseded.note("began late", 200)
     superseded.note("began early", 100)

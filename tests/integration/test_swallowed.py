@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, closing
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,23 @@ from cachebus import Cache
 from cachebus.consumers.cdc.slot import held, storage
 from cachebus.consumers.cdc.slot.dead import TableOfDead
 from cachebus.consumers.cdc.slot.held import HeldCommands
+from cachebus.consumers.cdc.slot.own_tables import storage_findings
 from cachebus.consumers.cdc.slot.postgres import SlotWorker
-from cachebus.consumers.cdc.slot.storage import DEAD, HELD, MAKE, SLOTS, Swallowed, storage_findings
+from cachebus.consumers.cdc.slot.storage import DEAD, HELD, MAKE, SLOTS, Swallowed
 from cachebus.consumers.outbox.postgres import PostgresOutbox
 from cachebus.consumers.outbox.sqlite import SqliteOutbox
 from cachebus.consumers.worker import dead_letter_writer, watcher
 from cachebus.consumers.worker.apply import Carried
 from cachebus.consumers.worker.dead import DeadLetter
-from cachebus.consumers.worker.source import Item, Waiting
+from cachebus.consumers.worker.preflight import preflight
+from cachebus.consumers.worker.source import Item, WaitingItem
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.keys.plan import Plan
 from cachebus.producers.command import InvalidateScope
 from tests.conftest import connected
 from tests.contract.source_rigs import TOO_LONG, InPostgres, InSqlite, OnSlot
 from tests.support.caches import quick, until
+from tests.support.cdc_surroundings import at_work
 from tests.support.changes import tell
 from tests.support.worker_health import why
 
@@ -46,18 +49,6 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(held, "AGAIN_S", 0.3)
     monkeypatch.setattr(dead_letter_writer, "REST_S", 0.1)
     monkeypatch.setattr(dead_letter_writer, "REST_MAX_S", 0.2)
-
-
-@asynccontextmanager
-async def at_work(one: SourceWorker) -> AsyncIterator[SourceWorker]:
-    """Whether or not it is ready."""
-    task = asyncio.create_task(one.run())
-    try:
-        yield one
-        assert not task.done()
-    finally:
-        one.drain()
-        await asyncio.wait_for(task, 20)
 
 
 def remedy(one: SourceWorker, part: str = "storage") -> list[str]:
@@ -117,8 +108,58 @@ async def test_a_dead_letter_that_is_not_there_is_held(slot: OnSlot, database: s
         await until(lambda: one.health.ready)
 
 
+async def test_a_trigger_that_keeps_dead_letters_out_is_named_with_what_helps(slot: OnSlot, database: str) -> None:
+    """Nothing else is held up by it, and a check warns of it."""
+    async with Cache(slot.settings) as cache, at_work(one := slot.worker()):
+        await until(lambda: one.health.ready)
+        await cache.set("config", "1", "old", tenant_id="acme")
+        await tell(database, [EATEN.format(DEAD, "INSERT")])
+        await slot.put([TOO_LONG])
+        await until(lambda: "of the triggers eats one gives NULL" in why(one, "storage"))
+        assert DEAD in why(one, "dead")
+        await slot.put(["1"])
+        await until(lambda: absent(cache, "1"))
+        warned = [warning for seen in await preflight(slot.worker()) for warning in seen.warnings]
+        assert any(f"{DEAD} is to keep goes through triggers first (eats)" in warning for warning in warned)
+        await tell(database, remedy(one))
+        await until(lambda: one.health.ready)
+        assert len(await slot.dead()) == 1
+
+
+async def test_a_trigger_that_refuses_dead_letters_holds_up_nothing_else(slot: OnSlot, database: str) -> None:
+    """As one that says that the table is full."""
+    async with at_work(before := slot.worker()):
+        await until(lambda: before.health.ready)
+    await tell(
+        database,
+        [
+            "CREATE FUNCTION refuses() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'the table is full'; END $$",
+            f"CREATE TRIGGER refuses BEFORE INSERT ON {DEAD} FOR EACH ROW EXECUTE FUNCTION refuses()",
+        ],
+    )
+    async with Cache(slot.settings) as cache, at_work(one := slot.worker()):
+        await until(lambda: one.health.ready)
+        await cache.set("config", "1", "old", tenant_id="acme")
+        await slot.put([TOO_LONG])
+        await until(lambda: "raised by refuses()" in why(one, "dead"))
+        await slot.put(["1"])
+        await until(lambda: absent(cache, "1"))
+
+
+async def test_a_suspect_that_is_no_more_is_made_anew(slot: OnSlot, database: str) -> None:
+    """Its trial failed at each look, before anybody saw that it was gone."""
+    async with at_work(one := slot.worker()):
+        await until(lambda: one.health.ready)
+        await tell(database, [EATEN.format(DEAD, "INSERT")])
+        await slot.put([TOO_LONG])
+        await until(lambda: DEAD in why(one, "storage"))
+        await tell(database, [f"DROP TABLE {DEAD}"])
+        await until(lambda: one.health.ready)
+        assert len(await slot.dead()) == 1
+
+
 @pytest.mark.parametrize("event", ["INSERT", "UPDATE", "DELETE"])
-async def test_nor_behind_what_is_held_and_is_not_there(slot: OnSlot, database: str, event: str) -> None:
+async def test_nothing_goes_on_behind_what_is_held_and_is_not_there(slot: OnSlot, database: str, event: str) -> None:
     one = slot.worker()
     carry, is_away = one._applier.carry, True
 
@@ -198,8 +239,8 @@ async def test_what_row_level_security_may_hide_is_told_before_it_does(database:
             assert {one.subject for one in found if one.stops} == {SLOTS, DEAD, HELD}
             assert all("row-level security" in one.problem for one in found)
             for one in found:
-                sql = one.remedy.replace("CURRENT_USER", role)
-                await connection.execute(f"RESET ROLE; {sql}; SET ROLE {role}")
+                sql = one.remedy
+                await connection.execute(f"RESET ROLE; {sql} SET ROLE {role}")
             assert await storage_findings(connection, {}) == []
             await connection.execute(f"RESET ROLE; CREATE POLICY few ON {SLOTS} AS RESTRICTIVE USING (false)")
             await connection.execute(f"SET ROLE {role}")
@@ -215,14 +256,14 @@ async def test_a_row_of_several_that_is_eaten_is_noticed(database: str) -> None:
         "$$ BEGIN IF NEW::text LIKE '%second%' THEN RETURN NULL; END IF; RETURN NEW; END $$"
     )
     async with connected(database) as connection:
-        for table in (DEAD, HELD):
-            await connection.execute(MAKE[table])
+        for sql in MAKE.values():
+            await connection.execute(sql)
         await connection.execute(picky)
         for table in (DEAD, HELD):
             await connection.execute(EATEN.format(table, "INSERT").replace("eats()", "picks()"))
         held_rows, dead = HeldCommands(connection, "s", 1, lambda _: 0), TableOfDead(connection, "s")
         waiting = [
-            Waiting(Item("0/1", None), [InvalidateScope(tenant_id=name, data_type="config")], frozenset({0}))
+            WaitingItem(Item("0/1", None), [InvalidateScope(tenant_id=name, data_type="config")], frozenset({0}))
             for name in ("first", "second")
         ]
         await held_rows.put(waiting[:1])
@@ -241,10 +282,11 @@ async def test_a_trial_leaves_nothing_behind(database: str) -> None:
     async with connected(database) as connection:
         for sql in MAKE.values():
             await connection.execute(sql)
+        from cachebus.consumers.cdc.slot.making import SlotMaker
         from cachebus.consumers.cdc.slot.mending import Mending
-        from cachebus.consumers.cdc.slot.standing import Names
+        from cachebus.consumers.cdc.slot.slot import Names
 
-        mending = Mending(Names("s", "p", "n", "stop"))
+        mending = Mending(Names("s", "p", "n", "stop"), SlotMaker("s", lambda: connected(database)))
         mending.suspects = {SLOTS, HELD, DEAD}
         assert await mending.look_at_suspects(connection) == []
         assert not mending.suspects
@@ -275,7 +317,7 @@ async def test_a_row_stays_whose_dead_letter_is_not_there(
         await until(lambda: one.health.ready)
 
 
-async def test_nor_does_one_of_a_file_go(redis_url: str, tmp_path: Path) -> None:
+async def test_a_row_of_a_file_stays_whose_dead_letter_is_not_there(redis_url: str, tmp_path: Path) -> None:
     rig = InSqlite()
     await rig.begin(quick(redis_url), tmp_path)
 

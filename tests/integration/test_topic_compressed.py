@@ -68,13 +68,13 @@ async def test_of_what_inflates_to_much_together_some_is_taken_at_once(
         await keep(settings, settings.kafka_commands_topic, batch_of(ZSTD, *[large] * 5))
     passed = list[int]()
 
-    class Noted(screen.Screen):
+    class Noted(screen.BatchScreen):
         async def _passed(self, partition: TopicPartition, data: bytes, left_bytes: int) -> tuple[bytes, int]:
             found = await super()._passed(partition, data, left_bytes)
             passed.append(sum(codec_of(raw) > 0 for raw in batches_in(found[0])))
             return found
 
-    monkeypatch.setattr(reading, "Screen", Noted)
+    monkeypatch.setattr(reading, "BatchScreen", Noted)
     worker = worker_of(settings)
     async with running(worker):
         await until(lambda: came_to(settings, 50))

@@ -13,16 +13,17 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic, RecordsToDelete
-from aiokafka.protocol.admin import CreateAclsRequest, DeleteGroupsRequest
+from aiokafka.protocol.admin import DeleteGroupsRequest
 from aiokafka.structs import TopicPartition
 
 from cachebus import Settings
 from cachebus.consumers.kafka import CommandsWorker, WorkerOptions
-from cachebus.consumers.topics import inspection, progress
+from cachebus.consumers.topics import findings, inspection, progress
 from cachebus.consumers.topics.held import Held
 from cachebus.consumers.topics.session import TopicSession
 from cachebus.consumers.worker import watcher
 from cachebus.consumers.worker.apply import Carried
+from cachebus.consumers.worker.source import Item, Left
 from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import until
 from tests.support.changes import Heard, running
@@ -39,6 +40,7 @@ from tests.support.commands import (
     setup,
     worker_of,
 )
+from tests.support.kafka_rights import GROUP, READ, TOPIC, WRITE, deny, guarded
 from tests.support.logs import told as lines_told
 from tests.support.odd_commands import ODD
 from tests.support.topics import admin_of, figure
@@ -153,9 +155,9 @@ async def test_compressed_messages_are_read(settings: Settings, codec: str) -> N
 
 
 def test_a_codec_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert list(inspection._codecs()) == []
+    assert list(findings.of_codecs()) == []
     monkeypatch.setattr("aiokafka.codec.cramjam", None)
-    (finding,) = inspection._codecs()
+    (finding,) = findings.of_codecs()
     assert "snappy, lz4, zstd" in finding.problem and "cachebus[kafka]" in finding.remedy
 
 
@@ -199,6 +201,9 @@ async def test_a_transaction_that_stays_open_is_told(settings: Settings, monkeyp
             await producer.begin_transaction()
             await producer.send_and_wait(settings.kafka_commands_topic, invalidation("open"), key=b"acme")
             await until(lambda: "a transaction is open since the message 0" in why(worker, "transactions"))
+            where = f"--topic {settings.kafka_commands_topic} --partition 0"
+            for command in f"describe-producers {where} ;", f"abort {where} --start-offset 0":
+                assert f"--bootstrap-server {settings.kafka_bootstrap_servers} {command}" in why(worker, "transactions")
             await producer.abort_transaction()
             await until(lambda: worker.health.is_up("transactions"))
         finally:
@@ -240,7 +245,7 @@ async def test_a_topic_that_is_deleted_is_told_and_made_again(settings: Settings
             await until(lambda: worker.meters.count("applied") >= 2 and worker.meters.count("dead") >= 1)
             await until(lambda: worker.health.ready or not worker.health.live)
             assert len(await dead(settings)) >= 1
-    assert any("it is missing; to mend it: kafka-topics.sh --create" in line for line in told)
+    assert any("it is missing; to mend it: kafka-topics.sh --bootstrap-server" in line for line in told)
 
 
 async def test_a_compacted_topic_is_told_and_read_as_far_as_that_goes(settings: Settings) -> None:
@@ -397,28 +402,39 @@ async def test_more_than_is_kept_is_read_again_and_nothing_is_lost(
         await until(lambda: figure(worker, "held") == 0 and figure(worker, "backlog") == 0)
 
 
+async def test_what_is_taken_again_is_not_committed_while_more_is_read(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await made(settings)
+    await put(settings, *[invalidation(str(number)) for number in range(10)])
+    async with worker_of(settings).source.opened() as session:
+        assert isinstance(session, TopicSession)
+        items: list[Item] = []
+        while len(items) < 10:
+            batch = await session.take(100, ())
+            items += batch.items
+            if batch.items:
+                late = [item for at, item in enumerate(items) if at >= 5 and item in batch.items]
+                await session.acknowledge(batch, Left(undone=late))
+        new = session._new
+
+        async def meanwhile(*given: Any) -> Any:
+            session._inspector.told = session.progress, {}
+            await session.made_up([])
+            return await new(*given)
+
+        monkeypatch.setattr(session, "_new", meanwhile)
+        again = await session.take(100, ())
+        assert len(again.items) == 5
+        await session.commits.committed()
+        assert await committed(settings) == 5
+
+
 # -- rights ----------------------------------------------------------------------------------------------------
-
-TOPIC, GROUP = 2, 3
-READ, WRITE = 3, 4
-
-
-async def deny(admin: AIOKafkaAdminClient, resource: int, name: str, operation: int) -> None:
-    """Nobody may do that with it from now on."""
-    literal, denied = 3, 2
-    request = CreateAclsRequest(resource, name, literal, "User:ANONYMOUS", "*", operation, denied)
-    answer = await admin._send_request(request)
-    assert not answer.creation_responses[0][0], answer
 
 
 async def test_rights_that_are_missing_are_told_and_waited_for(redis_url: str) -> None:
-    server = KafkaServer(
-        settings={
-            "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
-            "allow.everyone.if.no.acl.found": "true",
-        }
-    )
-    with server:
+    with guarded() as server:
         settings = setup(redis_url, server.address, kafka_partitions=1)
         await made(settings)
         worker = worker_of(settings)

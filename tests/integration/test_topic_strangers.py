@@ -12,8 +12,8 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.structs import OffsetAndMetadata
 
 from cachebus import Settings
-from cachebus.consumers.topics.brokers import EARLIEST, Brokers, Committed
-from cachebus.consumers.topics.note import OTHERS, Begin, Note, begin_at
+from cachebus.consumers.topics.brokers import EARLIEST, BrokerAdmin, Committed
+from cachebus.consumers.topics.note import OTHERS, Note, StartOffset, begin_at
 from cachebus.consumers.worker import watcher
 from cachebus.tools.servers.kafka import KafkaServer
 from tests.support.caches import until
@@ -100,8 +100,8 @@ async def test_offsets_that_somebody_has_set_are_told(settings: Settings) -> Non
 
 
 def test_whose_offsets_they_are_is_told_by_their_note() -> None:
-    assert begin_at(Committed(5, ""), 0, Note("ours", "topic"), None) == Begin(5, OTHERS)
-    assert begin_at(Committed(0, ""), 0, Note("ours", "topic"), None) == Begin(0)  # nothing was passed over
+    assert begin_at(Committed(5, ""), 0, Note("ours", "topic"), None) == StartOffset(5, OTHERS)
+    assert begin_at(Committed(0, ""), 0, Note("ours", "topic"), None) == StartOffset(0)  # nothing was passed over
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ async def test_a_topic_of_the_dead_that_keeps_too_little_is_told(
     await made(dead, **wrong)
     worker = worker_of(settings)
     task = asyncio.create_task(worker.run())
-    await until(lambda: said in why(worker, "topic") and "kafka-configs.sh --alter" in why(worker, "topic"))
+    await until(lambda: said in why(worker, "topic") and "kafka-configs.sh --bootstrap-server" in why(worker, "topic"))
     worker.drain()
     await asyncio.wait_for(task, 10)
 
@@ -131,13 +131,13 @@ async def test_a_partition_of_which_nobody_tells_where_it_begins_is_begun_when_s
     it read would be applied, and never committed."""
     await made(settings)
     silent = True
-    asked = Brokers.offsets
+    asked = BrokerAdmin.offsets
 
-    async def offsets(self: Brokers, topics: Any, partitions: Any, which: int, **more: Any) -> Any:
+    async def offsets(self: BrokerAdmin, topics: Any, partitions: Any, which: int, **more: Any) -> Any:
         found = await asked(self, topics, partitions, which, **more)
         return {one: at for one, at in found.items() if one.partition != 1 or which != EARLIEST or not silent}
 
-    monkeypatch.setattr(Brokers, "offsets", offsets)
+    monkeypatch.setattr(BrokerAdmin, "offsets", offsets)
     worker = worker_of(settings)
     async with running(worker):
         async with producing(settings) as producer:

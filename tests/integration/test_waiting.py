@@ -26,13 +26,13 @@ class Asked:
     def __init__(self, cache: Cache, loop: VirtualLoop) -> None:
         self.times: list[tuple[float, str]] = []
         store: Any = parts(cache).store
-        lease = store.lease
+        lease = store.fill_lease
 
         def noted(key: Any, *args: Any, **options: Any) -> Any:
             self.times.append((loop.time(), key.resource_id))
             return lease(key, *args, **options)
 
-        store.lease = noted
+        store.fill_lease = noted
 
     def busiest(self) -> int:
         """The most in any second."""

@@ -35,6 +35,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
+def test_to_make_it_takes_the_build_backend_alone(tmp_path: Path) -> None:
+    """Nothing of what the tests need: that is a gigabyte."""
+    environments = f"VENV={tmp_path}/tests", f"WHEEL_VENV={tmp_path}/wheel"
+    steps = run("make", "--dry-run", "--no-print-directory", "wheel", *environments, cwd=ROOT)
+    assert f"{tmp_path}/tests" not in steps
+    (install,) = [line for line in steps.splitlines() if " pip install " in line]
+    assert install.rstrip().endswith("--constraint constraints.txt build hatchling")
+
+
 @pytest.fixture(scope="module")
 def source_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built sdist."""

@@ -17,15 +17,17 @@ from typing import Any
 
 import pytest
 
-from cachebus import ConfigError, ProtocolMismatch
+from cachebus import ConfigError, L2Unavailable, ProtocolMismatch
+from cachebus.base.backoff import RECONNECT_MAX_S
 from cachebus.base.clock import monotonic
 from cachebus.consumers.monitoring.endpoint import CLIENTS_MAX, Endpoint
-from cachebus.consumers.monitoring.health import STUCK_S, Health
+from cachebus.consumers.monitoring.health import STUCK_S, WorkerHealth
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import REFUSED, Applier
 from cachebus.consumers.worker.retry import TELL_EVERY_S, Retry
 from cachebus.consumers.worker.worker import Worker, serve
 from cachebus.keys.plan import Plan
+from cachebus.tools.servers.daemon import free_port
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import nodes, quick, until
 from tests.support.logs import told
@@ -33,8 +35,8 @@ from tests.support.logs import told
 ROOT = Path(__file__).parents[2]
 
 
-def applier(url: str, **settings: Any) -> tuple[Applier, Health, Meters]:
-    health = Health("test", ("l2",))
+def applier(url: str, **settings: Any) -> tuple[Applier, WorkerHealth, Meters]:
+    health = WorkerHealth("test", ("l2",))
     meters = Meters(health)
     return Applier(quick(url, **settings), health, meters), health, meters
 
@@ -147,7 +149,7 @@ class Clock:
 
 def test_a_stuck_loop_is_not_live() -> None:
     clock = Clock()
-    health = Health("test", (), clock)
+    health = WorkerHealth("test", (), clock)
     assert health.live and health.ready
     clock.now_s = STUCK_S + 0.1
     assert not health.live and not health.ready
@@ -157,13 +159,13 @@ def test_a_stuck_loop_is_not_live() -> None:
 
 def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
     clock = Clock()
-    retry = Retry("database", Health("test", ("database",), clock), clock=clock)
+    retry = Retry("database", WorkerHealth("test", ("database",), clock), clock=clock)
     with told() as said:
         for _ in range(int(3 * TELL_EVERY_S)):
             retry.failed("refused")
             clock.now_s += 1
-        retry.over()
-        retry.over()
+        retry.succeeded()
+        retry.succeeded()
     assert [line.split(":")[0].strip() for line in said] == [
         "database is out of reach",
         "database is out of reach for 60 s, tried 61 times",
@@ -172,9 +174,26 @@ def test_an_outage_is_told_once_and_then_once_a_minute() -> None:
     ]
 
 
+async def test_l2_is_tried_as_often_as_nodes_try_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While L2 alone is away, a worker that pauses for longer than nodes would leave them with old values in it."""
+    pauses, real = list[float](), Retry.pause_s
+
+    def noted(self: Retry) -> float:
+        pauses.append(real(self))
+        return 0.0
+
+    monkeypatch.setattr(Retry, "pause_s", noted)
+    there, _, _ = applier(f"redis://127.0.0.1:{free_port()}/0", connect_timeout_s=0.02)
+    with pytest.raises(L2Unavailable):
+        async with there.opened(within_s=0.5):
+            pass
+    assert len(pauses) > 8, "so many that they have grown"
+    assert RECONNECT_MAX_S / 2 <= max(pauses) <= RECONNECT_MAX_S
+
+
 def test_another_reason_is_told_after_five_seconds_and_no_oftener() -> None:
     clock = Clock()
-    health = Health("test", ("database",), clock)
+    health = WorkerHealth("test", ("database",), clock)
     retry = Retry("database", health, clock=clock)
     with told() as said:
         for second in range(23):
@@ -200,7 +219,7 @@ def fetched(url: str) -> tuple[int, bytes]:
 
 def test_the_port_of_one_that_was_looked_at_is_there_for_the_next() -> None:
     """The server hangs up first, so what is left of the connection lies at its port for a minute."""
-    health = Health("test", ())
+    health = WorkerHealth("test", ())
     endpoint = Endpoint(0)
     endpoint.start(health, Meters(health))
     url = endpoint.url
@@ -213,7 +232,7 @@ def test_the_port_of_one_that_was_looked_at_is_there_for_the_next() -> None:
 
 
 def test_the_endpoint_tells_health_and_figures() -> None:
-    health = Health("test", ("l2", "database"))
+    health = WorkerHealth("test", ("l2", "database"))
     meters = Meters(health)
     meters.done("applied", 3)
     endpoint = Endpoint(0)
@@ -233,7 +252,7 @@ def test_the_endpoint_tells_health_and_figures() -> None:
         assert fetched(endpoint.url + "/")[0] == 404
         health.draining = True
         assert fetched(endpoint.url + "/health/ready")[0] == 503
-        with pytest.raises(ConfigError, match=r"can't be had on 127\.0\.0\.1"):
+        with pytest.raises(ConfigError, match=r"can't be had on 127\.0\.0\.1:\d+: .* --health-port "):
             Endpoint(int(endpoint.url.rpartition(":")[2])).start(health, meters)
     finally:
         endpoint.stop()
@@ -241,7 +260,7 @@ def test_the_endpoint_tells_health_and_figures() -> None:
 
 def test_clients_that_hang_on_keep_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither those that say nothing nor those that never end saying it; and they cost no more threads than a few."""
-    health = Health("test", ())
+    health = WorkerHealth("test", ())
     endpoint = Endpoint(0)
     endpoint.start(health, Meters(health))
     port = int(endpoint.url.rpartition(":")[2])
@@ -304,6 +323,81 @@ logger.use("loguru")
 Idle.finish_s = float(sys.argv[1])
 print(asyncio.run(serve(Idle("test", ()), drain_timeout_s=float(sys.argv[2]))))
 """
+
+
+STUCK = """
+import asyncio, os, sys
+from cachebus.base.log import logger
+from cachebus.consumers.worker.worker import Worker, serve
+
+logger.use("loguru")
+
+class Stuck(Worker):
+    async def run(self):
+        print("works", flush=True)
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                pass
+
+asyncio.run(serve(Stuck("test", ()), drain_timeout_s=float(sys.argv[1]), abort=lambda: os._exit(7)))
+"""
+
+
+@pytest.mark.parametrize(("drain_timeout_s", "signals"), [(0.2, 1), (600, 2)], ids=["in time", "asked twice"])
+def test_one_that_hangs_while_it_leaves_ends_all_the_same(drain_timeout_s: float, signals: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(drain_timeout_s)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    ) as process:
+        try:
+            assert process.stdout is not None and process.stderr is not None
+            assert process.stdout.readline() == "works\n"
+            for _ in range(signals):
+                process.send_signal(signal.SIGTERM)
+                assert process.stderr.readline()
+            assert process.wait(timeout=20) == 7
+        finally:
+            process.kill()
+
+
+LATE = """
+import asyncio
+import anyio
+from cachebus.base.log import logger
+from cachebus.consumers.worker.worker import Worker, serve
+
+logger.use("loguru")
+
+class Late(Worker):
+    async def run(self):
+        print("works", flush=True)
+        await self.drained()
+        with anyio.CancelScope(shield=True):
+            await asyncio.sleep(0.5)
+
+print(asyncio.run(serve(Late("test", ()), drain_timeout_s=0.2)))
+"""
+
+
+def test_one_that_was_told_to_end_and_leaves_in_order_after_that_was_not_drained() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LATE], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "works\n"
+            process.send_signal(signal.SIGTERM)
+            out, errors = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert out == "False\n"
+    assert "ended before it was drained" in errors
+    assert "test: drained" not in errors
 
 
 @pytest.mark.parametrize(

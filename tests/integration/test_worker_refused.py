@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import pytest
 
 from cachebus import InvalidationFailed
-from cachebus.consumers.monitoring.health import Health
+from cachebus.consumers.monitoring.health import WorkerHealth
 from cachebus.consumers.monitoring.meters import Meters
 from cachebus.consumers.worker.apply import Applier
 from cachebus.consumers.worker.preflight import preflight
@@ -37,7 +37,7 @@ class Watched:
     """What a worker has to do with L2, and how it says that this is."""
 
     def __init__(self, url: str, shards: int = 1) -> None:
-        self.health = Health("test", ("l2",))
+        self.health = WorkerHealth("test", ("l2",))
         self.applier = Applier(quick(url, shards=shards), self.health, Meters(self.health))
 
     @property
@@ -86,7 +86,7 @@ async def test_one_that_cant_save_to_disk_is_no_place_to_write(own_server: Embed
         await until(lambda: one.health.ready)
 
 
-async def test_nor_is_one_that_starts_then(own_server: EmbeddedServer) -> None:
+async def test_one_that_starts_while_its_primary_refuses_is_not_ready(own_server: EmbeddedServer) -> None:
     async with DirectProducer.open(quick(own_server.url)):
         pass
     own_server.command(*LACKS_REPLICAS)
@@ -98,7 +98,9 @@ async def test_nor_is_one_that_starts_then(own_server: EmbeddedServer) -> None:
         await until(lambda: one.health.ready)
 
 
-async def test_nor_one_whose_server_is_full_for_as_long_as_that_refuses_what_waits(own_server: EmbeddedServer) -> None:
+async def test_one_whose_server_is_full_is_not_ready_for_as_long_as_that_refuses_what_waits(
+    own_server: EmbeddedServer,
+) -> None:
     one = Watched(own_server.url)
     async with one.applier.opened():
         own_server.command(*REFUSALS["OOM"][0])

@@ -243,7 +243,12 @@ async def test_in_a_disabled_cache_it_does_nothing() -> None:
     async with pair(enabled=False) as (_, a, _):
         async with a.write_guard([("config", "x")], "acme") as guard:
             pass
-        assert not guard.receipt.stored
+        assert (guard.receipt.status, guard.receipt.stored) == ("disabled", False)
+
+
+async def test_before_its_block_it_stands_for_nothing() -> None:
+    async with pair() as (_, a, _):
+        assert a.write_guard([("config", "x")], "acme").receipt.status == "pending"
 
 
 async def test_a_value_loaded_under_a_guard_is_as_any_node_would_give_it() -> None:

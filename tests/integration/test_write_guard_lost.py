@@ -132,7 +132,7 @@ async def test_what_is_loaded_while_a_lost_one_may_stand_lives_no_longer_in_memo
         loaded = await cache.get_or_load("config", "x", lambda: "v", "acme", ttl=3600)
         assert loaded == "v"
         entry = parts(cache).node.l1.entries[key_of(cache, "config", "x", "acme").l1]
-        assert entry.expires < parts(cache).node.clock() + 120.0
+        assert entry.expires_s < parts(cache).node.clock() + 120.0
 
 
 async def test_one_that_is_left_is_known_until_a_probe_that_was_sent_behind_its_end_is_answered() -> None:

@@ -17,15 +17,19 @@ from cachebus.core.details import Details
 from cachebus.core.doubts import Doubts
 from cachebus.core.groups import Groups
 from cachebus.core.node import Node
-from cachebus.core.ports import NodeRow
+from cachebus.core.ports import Invalidated, NodeRow
+from cachebus.core.requests import FillRequest
 from cachebus.core.shard import Shard
 from cachebus.keys.key import ALL_TENANTS
 from cachebus.l2.memory import MemoryShard
 from cachebus.l2.memory_invalidated import MemoryInvalidated
 from cachebus.listening.catch_up import CatchUp
-from cachebus.reading.fetch import MISSING, AsOf, Fetcher
+from cachebus.reading import freshness, get_or_load
+from cachebus.reading.fetch import Fetcher
+from cachebus.reading.fill_lease import FillLease
 from cachebus.reading.flight import Flight
-from cachebus.reading.freshness import Freshness
+from cachebus.reading.freshness import Fallback, Freshness
+from cachebus.reading.judge import MISSING, AsOf, Judge
 from cachebus.wire import event as events
 from cachebus.writing.delivery import Delivery
 from tests.model.frozen import BOUND, INF
@@ -79,7 +83,7 @@ def _replay_over_gaps(catch_up: CatchUp, shard: int, entries: list[Any], replay:
     for entry in entries:
         view.applied = max(view.applied, entry.seq - 1)
         replay(catch_up, shard, [entry])
-    view.applied = view.head
+    view.applied = view.highest_seq
     view._ahead.clear()
     view._renew()
     return True
@@ -89,7 +93,7 @@ def _enter_by_event(node: Node, shard: int, event: Any, hear: Crippled = Node.he
     view = node.shards[shard]
     if event.epoch > view.epoch:
         node.void(shard, "epoch")
-        view.begin_epoch(event.epoch, event.seq - 1, {}, {}, NEVER)
+        view.begin_epoch(event.epoch, event.seq - 1, Invalidated({}, {}), NEVER)
     return hear(node, shard, event)
 
 
@@ -97,13 +101,12 @@ def _enter_without_low(
     shard: Shard,
     epoch: bytes,
     seq: int,
-    invalidated: Any,
-    low: Any,
+    told: Invalidated,
     sent_s: float,
     asked: int,
     begin_epoch: Crippled = Shard.begin_epoch,
 ) -> None:
-    begin_epoch(shard, epoch, seq, invalidated, {}, sent_s, asked)
+    begin_epoch(shard, epoch, seq, told._replace(low={}), sent_s, asked)
 
 
 def _drop_what_passes_by(
@@ -118,7 +121,7 @@ def _pass_all_ids_by(groups: Groups, shard: int, scopes: Any) -> Any:
 
 
 def _wrote_anywhere(node: Node, shard: int, change: Any, body: bytes, part: Any) -> None:
-    node.hear(shard, events.with_head(change.head, body, [part]))
+    node.hear(shard, events.with_header(change.event_header, body, [part]))
 
 
 def _decoded_unchecked(data: bytes, decode: Crippled = events.decode) -> Any:
@@ -127,7 +130,7 @@ def _decoded_unchecked(data: bytes, decode: Crippled = events.decode) -> Any:
 
 def _settle_all(shard: Shard) -> None:
     while shard._pending_probes:
-        shard.valid_until = max(shard.valid_until, shard._pending_probes.popleft()[1] + shard.bound_s)
+        shard.valid_until_s = max(shard.valid_until_s, shard._pending_probes.popleft()[1] + shard.bound_s)
 
 
 def _probed_on_reply(
@@ -149,7 +152,7 @@ def _hidden_in_any_epoch(shard: MemoryShard, record: Any, key: Any, hidden: Crip
 
 
 def _end_any_lease(shard: MemoryShard, key: Any) -> None:
-    shard.leases.pop(key.l2, None)
+    shard.fill_leases.pop(key.l2, None)
 
 
 def _forget_only_records(shard: MemoryShard, keys: Any) -> None:
@@ -158,16 +161,16 @@ def _forget_only_records(shard: MemoryShard, keys: Any) -> None:
 
 
 def _fill_as_of_now(
-    shard: MemoryShard, key: Any, caller: Any, token: str, record: Any, *rest: Any, fill: Crippled = MemoryShard.fill
+    shard: MemoryShard, key: Any, caller: Any, request: FillRequest, fill: Crippled = MemoryShard.fill
 ) -> Any:
-    record.seq = shard.seq
-    return fill(shard, key, caller, token, record, *rest)
+    request.record.seq = shard.seq
+    return fill(shard, key, caller, request)
 
 
 def _trim_silently(invalidated: MemoryInvalidated, excess: int, trim: Crippled = MemoryInvalidated._trim) -> Any:
     trim(invalidated, excess)
     invalidated.low.clear()
-    return events.NO_BUCKET, 0
+    return events.NONE_RAISED
 
 
 def _hide_by_own_bucket(
@@ -177,26 +180,24 @@ def _hide_by_own_bucket(
         return hide(invalidated, seq, bucket, scopes)
 
 
-def _judged_in_any_epoch(
-    fetcher: Fetcher, key: Any, data: bytes, *rest: Any, judged: Crippled = Fetcher.judged
-) -> object:
-    return judged(fetcher, key, data[:4] + fetcher.node.shards[0].epoch + data[20:], *rest)
+def _judged_in_any_epoch(judge: Judge, key: Any, data: bytes, *rest: Any, judged: Crippled = Judge.judged) -> object:
+    return judged(judge, key, data[:4] + judge.node.shards[0].epoch + data[20:], *rest)
 
 
 def _judge_anywhere(fetcher: Fetcher, shard: Shard, after: Any) -> bool:
-    return fetcher.clock() < shard.valid_until and (after is None or shard.honours(after.epoch, after.seq))
+    return fetcher.clock() < shard.valid_until_s and (after is None or shard.honours(after.epoch, after.seq))
 
 
 def _judge_without_lease(fetcher: Fetcher, shard: Shard, after: Any) -> bool:
     return fetcher.store.checked[0] and (after is None or shard.honours(after.epoch, after.seq))
 
 
-def _fresh_when_read(fetcher: Fetcher, key: Any, as_of: Crippled = Fetcher.as_of) -> Any:
-    return AsOf(as_of(fetcher, key).reservation, fetcher.clock())
+def _fresh_when_read(judge: Judge, key: Any, as_of: Crippled = Judge.as_of) -> Any:
+    return AsOf(as_of(judge, key).reservation, judge.clock())
 
 
 def _join_at_any_age(flight: Flight, request: Any, joinable: Crippled = Flight.joinable) -> bool:
-    with patch.object(flight.fresh._shard, "valid_until", INF):
+    with patch.object(flight.fresh._shard, "valid_until_s", INF):
         return joinable(flight, request)
 
 
@@ -215,13 +216,13 @@ def _join_with_any_token(flight: Flight, request: Any, joinable: Crippled = Flig
 
 
 def _take_as_answered(
-    fetcher: Fetcher, key: Any, record: Any, enters: Any, data: bytes = b"", *, own: Crippled = Fetcher.decode_and_admit
+    judge: Judge, key: Any, record: Any, enters: Any, data: bytes = b"", *, own: Crippled = Judge.decode_and_admit
 ) -> object:
-    found = own(fetcher, key, record, enters, data)
+    found = own(judge, key, record, enters, data)
     if found is not MISSING:
         return found
     with patch.object(Shard, "hides", _no):
-        return own(fetcher, key, record, None, data)
+        return own(judge, key, record, None, data)
 
 
 def _keep_from_itself(delivery: Delivery, plan: Any, change: Any, body: bytes) -> None:
@@ -232,10 +233,10 @@ def _end_at_once(*arguments: Any, judged: Crippled = membership.judged) -> Any:
     return judged(*arguments)[0], True
 
 
-def _end_with_lines_that_stand_still(
+def _end_with_rows_that_stand_still(
     watch: Any, reply: Any, change: Any, after_s: float, now_s: float, judged: Crippled = membership.judged
 ) -> Any:
-    moving = {node: line for node, line in reply.rows.items() if line.at_us / 1e6 - WALL_S > now_s - BOUND}
+    moving = {node: row for node, row in reply.rows.items() if row.at_us / 1e6 - WALL_S > now_s - BOUND}
     applied = {"nobody": NodeRow(1 << 62, reply.epoch, 0)}
     return judged(watch, reply._replace(rows=moving or applied), change, after_s, now_s)
 
@@ -258,8 +259,22 @@ def _admit_alone_as_any(node: Node, offer: Offer, admit: Crippled = Node.admit) 
     admitted = admit(node, offer)
     if admitted and not offer.fenced:
         entry = node.l1.entries[offer.key.l1]
-        entry.extra = Details(fallback_until=entry.expires + offer.fallback_s)
+        entry.extra = Details(fallback_until_s=entry.expires_s + offer.fallback_s)
     return admitted
+
+
+def _fallback_from_now(node: Node, request: Any) -> Fallback | None:
+    found = freshness.fallback_in_l1(node, request)
+    if found is not None:
+        found.fresh.date_from(node.clock())
+    return found
+
+
+def _fallback_for_ever(lease: FillLease, answer: Any, fallback: Crippled = FillLease.fallback) -> Fallback | None:
+    found: Fallback | None = fallback(lease, answer)
+    if found is not None:
+        found.fresh.date_from(INF)
+    return found
 
 
 def _leased_for_long(operation: str) -> Crippled:
@@ -287,14 +302,14 @@ RULES = {
         "a probe renews the lease only once its seq is applied", "SMALL", "G1", ((Shard, "_renew", _settle_all),)
     ),
     "sent": Rule("the lease runs from when the probe was sent", "LATE", "G1", ((Node, "probed", _probed_on_reply),)),
-    "every line": Rule(
+    "every row": Rule(
         "who waits for the nodes waits for each of them", "STRONG", "G4", ((membership, "judged", _end_at_once),)
     ),
-    "lines that stand still": Rule(
-        "... also for one whose line stands still: it may load for itself",
+    "rows that stand still": Rule(
+        "... also for one whose row stands still: it may load for itself",
         "STRONG-ALONE",
         "G4",
-        ((membership, "judged", _end_with_lines_that_stand_still),),
+        ((membership, "judged", _end_with_rows_that_stand_still),),
     ),
     "who may load alone": Rule(
         "... and longer, where nodes keep what they load alone",
@@ -303,7 +318,7 @@ RULES = {
         ((membership, "complete_after_s", lambda bound_s, **_: bound_s),),
     ),
     "name of the set": Rule(
-        "... and for D, where lines may have been lost", "STRONG-LOST", "G4", ((membership, "judged", _trust_any_set),)
+        "... and for D, where rows may have been lost", "STRONG-LOST", "G4", ((membership, "judged", _trust_any_set),)
     ),
     "largest bound": Rule(
         "D is the largest of the fleet",
@@ -315,7 +330,7 @@ RULES = {
         ),
     ),
     "event's check": Rule(
-        "an event with a changed head is none", "GARBLED", "G1", ((events, "decode", _decoded_unchecked),)
+        "an event with a changed header is none", "GARBLED", "G1", ((events, "decode", _decoded_unchecked),)
     ),
     "own reply of another epoch": Rule(
         "a reply of another epoch to an own write drops all that the node holds",
@@ -382,7 +397,7 @@ RULES = {
         "every script begins a new epoch on another server than meta's",
         "SMALL",
         "I1/G5",
-        _takeover_off("probe", "read", "lease", "fill", "invalidate", "write"),
+        _takeover_off("probe", "read", "fill_lease", "fill", "invalidate", "write"),
     ),
     "takeover by reads": Rule("the reading script does so too", "SMALL", "I1/G5", _takeover_off("read")),
     "takeover by probes": Rule("the probe does so too", "SMALL", "G1", _takeover_off("probe")),
@@ -392,7 +407,7 @@ RULES = {
     "record fence": Rule(
         "L2 believes no record of another epoch", "SMALL", "I1/G5", ((MemoryShard, "hidden", _hidden_in_any_epoch),)
     ),
-    "record fence on plain gets": Rule("nor does a node", "SMALL", "G1", ((Fetcher, "judged", _judged_in_any_epoch),)),
+    "record fence on plain gets": Rule("nor does a node", "SMALL", "G1", ((Judge, "judged", _judged_in_any_epoch),)),
     "lease token": Rule(
         "a fill without its live lease is refused",
         "SMALL",
@@ -403,7 +418,7 @@ RULES = {
         "a fill needs its own lease, not anyone's",
         "SECOND",
         "I1/G5",
-        ((MemoryShard, "holds", lambda shard, key, token: key.l2 in shard.leases),),
+        ((MemoryShard, "holds", lambda shard, key, token: key.l2 in shard.fill_leases),),
     ),
     "the lease goes too": Rule(
         "an invalidation of a key ends its lease",
@@ -462,13 +477,13 @@ RULES = {
         "what a plain get brings is as fresh as the probe behind the lease",
         "SMALL",
         "G1",
-        ((Fetcher, "as_of", _fresh_when_read),),
+        ((Judge, "as_of", _fresh_when_read),),
     ),
     "heard meanwhile": Rule(
         "what L2 found valid is looked at again: the node may have heard more by now",
         "TAG-READ",
         "G3",
-        ((Fetcher, "decode_and_admit", _take_as_answered),),
+        ((Judge, "decode_and_admit", _take_as_answered),),
     ),
     "joining": Rule(
         "a flight is joined only while a value of its age could be served", "SMALL", "G1", ((Flight, "joinable", _yes),)
@@ -491,36 +506,59 @@ RULES = {
     "token": Rule("a node that is behind a session token asks L2 itself", "SMALL", "G3", ((Shard, "honours", _yes),)),
 }
 
-STAND_INS = "STAND-INS"
-"""Not a set-up of the world of states: `tests.model.stand_ins`."""
-RULES_OF_STAND_INS = {
+FALLBACKS = "FALLBACKS"
+"""Not a set-up of the world of states: `tests.model.fallbacks`."""
+RULES_OF_FALLBACKS = {
     "doubt": Rule(
-        "what was loaded when a takeover may have lost a guard stands in for nothing",
-        STAND_INS,
+        "what was loaded when a takeover may have lost a guard is no fallback",
+        FALLBACKS,
         "G6",
         ((Node, "may_predate_lost_guards", _no),),
     ),
-    "doubt in L1": Rule("... not from L1", STAND_INS, "G6", ((Node, "admit", _not_in_doubt(Node.admit)),)),
+    "doubt in L1": Rule("... not from L1", FALLBACKS, "G6", ((Node, "admit", _not_in_doubt(Node.admit)),)),
     "loaded alone": Rule(
-        "what was loaded without L2, which knows of guards, stands in for nothing",
-        STAND_INS,
+        "what was loaded without L2, which knows of guards, is no fallback",
+        FALLBACKS,
         "G6",
         ((Node, "admit", _admit_alone_as_any),),
     ),
     "late fills": Rule(
         "a load that began when a lost guard might have stood, and ends later, is not stored",
-        STAND_INS,
+        FALLBACKS,
         "G6",
-        ((MemoryShard, "lease", _leased_for_long("lease")), (MemoryShard, "hold", _leased_for_long("hold"))),
+        ((MemoryShard, "fill_lease", _leased_for_long("fill_lease")), (MemoryShard, "hold", _leased_for_long("hold"))),
     ),
     "joining in doubt": Rule(
-        "... and is not joined later", STAND_INS, "G6", ((Node, "lost_guards_settled_s", lambda *_: NEVER),)
+        "... and is not joined later", FALLBACKS, "G6", ((Node, "lost_guards_over_s", lambda *_: NEVER),)
     ),
     "joining under guards": Rule(
         "nobody joins a load behind the time in which a guard may have stood",
-        STAND_INS,
+        FALLBACKS,
         "G6",
         ((Freshness, "end_at", _no),),
+    ),
+}
+
+FALLBACK_AGE = "FALLBACK-AGE"
+"""Not a set-up of the world of states either: `tests.model.fallback_age`."""
+RULES_OF_FALLBACK_AGE = {
+    "age of fallbacks": Rule(
+        "a fallback is given for as long as memory could serve it, however long the load goes on",
+        FALLBACK_AGE,
+        "G1",
+        ((Fallback, "usable", _yes),),
+    ),
+    "age in L1": Rule(
+        "... which for one in L1 counts from when it was read, not from when somebody came",
+        FALLBACK_AGE,
+        "G1",
+        ((get_or_load, "fallback_in_l1", _fallback_from_now),),
+    ),
+    "age in L2": Rule(
+        "... and for one in L2 from when L2 was asked",
+        FALLBACK_AGE,
+        "G1",
+        ((FillLease, "fallback", _fallback_for_ever),),
     ),
 }
 
@@ -528,7 +566,7 @@ RULES_OF_STAND_INS = {
 @contextmanager
 def without(name: str) -> Iterator[None]:
     """The library without the rule of this name; "" and "-" take none away."""
-    parts = {**RULES, **RULES_OF_STAND_INS}[name].without if name.strip("-") else ()
+    parts = {**RULES, **RULES_OF_FALLBACKS, **RULES_OF_FALLBACK_AGE}[name].without if name.strip("-") else ()
     with ExitStack() as stack:
         for owner, attribute, crippled in parts:
             stack.enter_context(patch.object(owner, attribute, crippled))

@@ -26,13 +26,13 @@ _SLOTS = {
     "doubts",
     "epoch",
     "foreign",
-    "head",
+    "highest_seq",
     "index",
-    "left",
+    "former_epochs",
     "low",
     "invalidated",
     "max_invalidated_scopes",
-    "valid_until",
+    "valid_until_s",
     "_invalidated_count",
 }
 _NODE = {
@@ -45,7 +45,7 @@ _NODE = {
     "server_clocks",
     "born_us",
     "blocked",
-    "views",
+    "memberships",
     "on_applied",
     "groups",
     "about",
@@ -53,7 +53,7 @@ _NODE = {
     "keep_without_l2",
     "_read_bounds",  # a memo of a pure function: no state
 }
-_GROUPS = {"_shards", "_counters", "live", "lives", "valid_until", "with_contexts", "with_tags", "untidy"}
+_GROUPS = {"_shards", "_counters", "live", "lives", "valid_until_s", "with_contexts", "with_tags", "untidy"}
 LIFE = 1
 """The generation of what L1 holds since the last flush; older ones are 0."""
 
@@ -76,11 +76,11 @@ class Freezer:
         """Make the node be in a state, at the moment NOW."""
         rig, view, shard, node = self._rig, state.view, self._rig.shard, self._rig.node
         rig.now = NOW
-        shard.epoch, shard.applied, shard.head = view.epoch, view.applied, view.head
+        shard.epoch, shard.applied, shard.highest_seq = view.epoch, view.applied, view.highest_seq
         shard.low, shard.invalidated, shard.foreign = dict(view.low), bucket_marks(view.invalidated), dict(view.foreign)
         shard._invalidated_count = sum(map(len, shard.invalidated.values()))
-        shard.left, shard._suspects = {}, ()
-        shard.valid_until = NOW + view.valid
+        shard.former_epochs, shard._suspects = {}, ()
+        shard.valid_until_s = NOW + view.valid
         shard._ahead = set(view.ahead)
         shard._pending_probes.clear()
         shard._pending_probes.extend((seq, NOW + sent) for seq, sent in view.owed)
@@ -94,7 +94,7 @@ class Freezer:
             shard.doubts.note([name], count, NOW + at)
         node.server_clocks = [OtherClock()]
         node.groups.lives[0] = LIFE
-        node.groups.valid_until[0] = NOW + state.spread
+        node.groups.valid_until_s[0] = NOW + state.spread
         node.groups.with_contexts = [set(self.types) if state.with_contexts else set()]
         node.groups.with_tags = [set(self.types) if state.with_tags else set()]
         node.groups.live[0] = {
@@ -109,25 +109,25 @@ class Freezer:
     def _entry(self, name: str, data_type: str, held: Held) -> Entry:
         if held.place:
             born = -1 if held.place == 3 else self._rig.shard.drop_count
-            group = Group(0, data_type, NEVER, LIFE - 1 if held.place == 2 else LIFE, held.leased, born)
+            group = Group(0, data_type, NEVER, LIFE - 1 if held.place == 2 else LIFE, held.fenced, born)
         else:
-            group = self._rig.node.groups.live[0][data_type][not held.leased]
-        extra = None if held.tags is None else Details(fallback_until=INF, tags=held.tags, version=b"\0" * 8)
-        times = (NOW + held.read_until, NOW + held.expires)
-        return Entry(name, held.value, group, NOW + held.fast_until, held.seq, *times, 1, extra)
+            group = self._rig.node.groups.live[0][data_type][not held.fenced]
+        extra = None if held.tags is None else Details(fallback_until_s=INF, tags=held.tags, version=b"\0" * 8)
+        times = (NOW + held.read_until_s, NOW + held.expires_s)
+        return Entry(name, held.value, group, NOW + held.fast_until_s, held.seq, *times, 1, extra)
 
     def freeze(self) -> Core:
         """The state that the node is in."""
         shard, node = self._rig.shard, self._rig.node
-        if not (shard.applied <= shard.head and all(seq > shard.applied + 1 for seq in shard._ahead)):
-            raise AssertionError("applied is beyond head, or an event waits behind no gap")
+        if not (shard.applied <= shard.highest_seq and all(seq > shard.applied + 1 for seq in shard._ahead)):
+            raise AssertionError("applied is beyond the highest seq, or an event waits behind no gap")
         view = View(
             shard.epoch,
             shard.applied,
-            shard.head,
+            shard.highest_seq,
             tuple(sorted(shard.low.items())),
             frozen_marks(shard.invalidated),
-            ahead_of_now(shard.valid_until),
+            ahead_of_now(shard.valid_until_s),
             _may_come(shard),
             tuple(sorted(shard._ahead)),
             tuple((seq, ago(sent)) for seq, sent in shard._pending_probes),
@@ -139,8 +139,8 @@ class Freezer:
         groups = node.groups.live[0]
         return Core(
             view,
-            tuple((t, ahead_of_now(groups[t][0].valid_until)) for t in sorted(groups)),
-            ahead_of_now(node.groups.valid_until[0]),
+            tuple((t, ahead_of_now(groups[t][0].valid_until_s)) for t in sorted(groups)),
+            ahead_of_now(node.groups.valid_until_s[0]),
             any(node.groups.with_contexts),
             any(node.groups.with_tags),
             tuple(self._held(node.l1.entries.get(key.l1)) for key in self._keys),
@@ -151,8 +151,8 @@ class Freezer:
             return None
         group, extra, shard = entry.group, details(entry), self._rig.shard
         live = self._rig.node.groups.live[0].get(group.data_type)
-        place = 0 if live is not None and group is live[not group.leased] else 1
-        if place and group.valid_until != NEVER:
+        place = 0 if live is not None and group is live[not group.fenced] else 1
+        if place and group.valid_until_s != NEVER:
             raise AssertionError("a group has been retired, and its entries are served still")
         scopes = (*scopes_of(entry.key)[1], *(() if extra is None else extra.tags))
         if place and shard.doubts.cover(scopes, group.born_at_drop):
@@ -162,10 +162,10 @@ class Freezer:
         return Held(
             entry.value,
             entry.seq,
-            ahead_of_now(entry.read_until),
-            ahead_of_now(entry.expires),
-            ahead_of_now(entry.fast_until),
+            ahead_of_now(entry.read_until_s),
+            ahead_of_now(entry.expires_s),
+            ahead_of_now(entry.fast_until_s),
             place,
-            group.leased,
+            group.fenced,
             None if extra is None else tuple(extra.tags),
         )  # type: ignore[arg-type]

@@ -54,7 +54,7 @@ class Vault(NamedTuple):
     counted: tuple[tuple[str, int], ...] = ()
     messages: tuple[tuple[int, bytes], ...] = ()
     records: tuple[tuple[str, bytes], ...] = ()
-    leases: tuple[tuple[str, bytes, str], ...] = ()
+    fill_leases: tuple[tuple[str, bytes, str], ...] = ()
     in_contexts: tuple[str, ...] = ()
     rows: tuple[tuple[str, int, bytes, int], ...] = ()
     """Of each node how far it has applied which epoch, and how many ticks ago it has said so."""
@@ -67,7 +67,7 @@ class View(NamedTuple):
 
     epoch: bytes
     applied: int
-    head: int
+    highest_seq: int
     low: tuple[tuple[str, int], ...]
     invalidated: Marked
     valid: float
@@ -88,11 +88,11 @@ class Held(NamedTuple):
 
     value: int
     seq: int
-    read_until: float
-    expires: float
-    fast_until: float
+    read_until_s: float
+    expires_s: float
+    fast_until_s: float
     place: int
-    leased: bool
+    fenced: bool
     tags: tuple[str, ...] | None
 
 
@@ -190,7 +190,9 @@ def older(core: Core) -> Core:
         held=tuple(
             held
             and held._replace(
-                read_until=_sooner(held.read_until), expires=_sooner(held.expires), fast_until=_sooner(held.fast_until)
+                read_until_s=_sooner(held.read_until_s),
+                expires_s=_sooner(held.expires_s),
+                fast_until_s=_sooner(held.fast_until_s),
             )
             for held in core.held
         ),

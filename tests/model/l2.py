@@ -8,10 +8,11 @@ from typing import Generic, TypeVar
 from cachebus import values
 from cachebus.base.clock import WALL_S
 from cachebus.core.ports import About, Caller, Invalidated, LogEntry, NodeRow, ProbeReply
+from cachebus.core.requests import FillRequest, WriteRequest
 from cachebus.keys.key import Key
 from cachebus.l2.memory import MemoryShard
+from cachebus.l2.memory_fill_lease import MemoryFillLease
 from cachebus.l2.memory_invalidated import MemoryInvalidated
-from cachebus.l2.memory_lease import MemoryLease
 from cachebus.wire import record as records
 from cachebus.wire.record import Record
 from tests.model.frozen import BOUND, INF, NOW, Vault, frozen_marks, thawed_marks
@@ -37,16 +38,17 @@ _PARTS = {
     "messages",
     "logged_bytes",
     "rows",
+    "identity",
     "nodes_name",
     "in_contexts",
     "records",
-    "leases",
+    "fill_leases",
     "counters",
     "requests",
     "guards",
     "guarded",
     "guarded_until_s",
-    "born",
+    "born_s",
     "is_new",
     "bound_ms",
     "guard_ms",
@@ -132,8 +134,8 @@ class L2:
     """Plays one request to a frozen L2, and knows its outcome from then on."""
 
     def __init__(self, max_invalidated_scopes: int, *, rows: bool = False) -> None:
-        """`lines`: whether the nodes' rows matter."""
-        self._lines = rows
+        """`rows`: whether the nodes' rows matter."""
+        self._rows = rows
         self.states: Interned[Vault] = Interned()
         self._sent: list[bytes] = []
         self._epochs = 0
@@ -161,8 +163,8 @@ class L2:
 
     @staticmethod
     def _argument(argument: object) -> object:
-        if isinstance(argument, bytes) and argument[:2] == records.MAGIC:
-            return records.parse(argument)
+        if isinstance(argument, FillRequest | WriteRequest):
+            return argument._replace(record=records.parse(argument.record))  # type: ignore[arg-type]  # frozen
         return argument
 
     def believed(self, state: int, keys: tuple[Key, ...]) -> tuple[bytes, int, tuple[int | None, ...]]:
@@ -188,10 +190,10 @@ class L2:
         invalidated.sizes = dict(vault.counted)  # every name is short
         shard.messages, shard.in_contexts = dict(vault.messages), set(vault.in_contexts)
         shard.records = {name: (data, INF) for name, data in vault.records}
-        shard.leases = {name: MemoryLease(epoch, token, now + 10) for name, epoch, token in vault.leases}
-        shard.rows = {node: _line(applied, epoch, age) for node, applied, epoch, age in vault.rows}
-        # Where the lines do not matter their set has a name, so that it never begins anew.
-        shard.nodes_name = vault.nodes_name if self._lines else b"-"
+        shard.fill_leases = {name: MemoryFillLease(epoch, token, now + 10) for name, epoch, token in vault.fill_leases}
+        shard.rows = {node: _row(applied, epoch, age) for node, applied, epoch, age in vault.rows}
+        # Where the rows do not matter their set has a name, so that it never begins anew.
+        shard.nodes_name = vault.nodes_name if self._rows else b"-"
         shard.counters, shard.requests, shard.guards, shard.is_new = {}, {}, {}, False
         shard.guarded, shard.guarded_until_s = 0, 0.0
         self._epochs = vault.epochs
@@ -199,7 +201,7 @@ class L2:
 
     def _freeze(self) -> Vault:
         shard, invalidated = self._shard, self._shard.invalidated
-        rows = sorted(shard.rows.items()) if self._lines else ()
+        rows = sorted(shard.rows.items()) if self._rows else ()
         return Vault(
             shard.server,
             shard.meta_server,
@@ -211,15 +213,15 @@ class L2:
             counted=tuple(sorted((bucket, count) for bucket, count in invalidated.counted.items() if count)),
             messages=tuple(shard.messages.items()),
             records=tuple(sorted((name, data) for name, (data, _) in shard.records.items())),
-            leases=tuple(sorted((name, lease.epoch, lease.token) for name, lease in shard.leases.items())),
+            fill_leases=tuple(sorted((name, lease.epoch, lease.token) for name, lease in shard.fill_leases.items())),
             in_contexts=tuple(sorted(shard.in_contexts)),
             rows=tuple((node, row.applied, row.epoch, _age(row)) for node, row in rows),
-            nodes_name=shard.nodes_name if self._lines else b"",
-            bound_ms=shard.bound_ms if self._lines else 0,
+            nodes_name=shard.nodes_name if self._rows else b"",
+            bound_ms=shard.bound_ms if self._rows else 0,
         )
 
 
-def _line(applied: int, epoch: bytes, age: int) -> NodeRow:
+def _row(applied: int, epoch: bytes, age: int) -> NodeRow:
     return NodeRow(applied, epoch, int(WALL_S + NOW - age) * 1_000_000, About(int(BOUND * 1000)))
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import TypeVar, cast
 
 from cachebus.core.ports import Position
 from cachebus.errors import InvalidationFailed, L2Unavailable
-from cachebus.reading.fetch import MISSING
+from cachebus.reading.fetch import Seen
+from cachebus.reading.judge import MISSING
 from tests.model.freezer import Freezer
 from tests.model.frozen import BOUND, INF, Began, Core, Flight, Held, Tending, View, Write, later, older, renumbered
 from tests.model.l2 import Interned, Request, frozen, record_place, thawed
@@ -114,10 +115,10 @@ class Nodes:
         coro.close()
         self._thaw(core)
         shard, key = self._rig.shard, self._keys[flight.key]
-        shard.valid_until = INF  # in the best case
+        shard.valid_until_s = INF  # in the best case
         scopes = (*key.scopes, *self._rig.setup.tags)
         epoch, seq = _place_of(flight)
-        enters = shard.admits(real.fresh._reservation, key.l1, key.family.bucket, scopes, epoch, seq, key.everywhere)
+        enters = shard.admits(real.fresh._reservation, key, scopes, epoch, seq)
         return not enters and not real.joinable(self._rig.asking(key))
 
     # -- events, reads of L1 ----------------------------------------------------------------------------------------
@@ -160,8 +161,8 @@ class Nodes:
         return self._once("called", step, core, key)
 
     def asks(self, core: int, what: str, *arguments: object, checked: bool = True) -> Request:
-        """The question with which something begins, or goes on: "read" key after, "lease" key, "fill" flight, "write"
-        kind version, or "turn"."""
+        """The question with which something begins, or goes on: "read" key after, "fill_lease" key, "fill" flight,
+        "write" kind version, or "turn"."""
 
         def step() -> Request:
             self._thaw(core)
@@ -172,7 +173,7 @@ class Nodes:
                 coro = rig.again(flight)[1]
                 self._thaw(core)
                 asked = drive(coro, flight.data[2])
-            elif what == "lease":
+            elif what == "fill_lease":
                 coro = rig.flight(*arguments)[1]
                 asked = drive(coro, rig.nothing(drive(coro)))
             else:
@@ -185,7 +186,7 @@ class Nodes:
         return self._once("asks", step, core, what, *arguments, checked)
 
     def _reads(self, key: int, after: Position | None) -> Coro:
-        return self._rig.fetch.one(self._keys[key], after)
+        return self._rig.fetch.read_one(self._keys[key], after)
 
     # -- ends: what becomes of L2's answers ---------------------------------------------------------------------------
 
@@ -307,7 +308,10 @@ class Nodes:
             drive(coro)
             end = drive(coro, thawed(reply))
             coro.close()
-            return None if isinstance(end, Ask) or end.result is MISSING else end.result
+            if isinstance(end, Ask):
+                return None
+            value, _ = cast("Seen", end.result)
+            return None if value is MISSING else value
 
         return self._once("reads", step, core, checked, key, after, reply)
 

@@ -66,8 +66,8 @@ def _in_l1(world: World, state: State) -> Iterator[Broken]:
     for key, held in enumerate(core.held):
         if held is None or (hits[key] is None and served[key] is None):
             continue
-        live = held.leased and core.view.valid > 0
-        if not (held.expires > 0 and (live or held.read_until > 0)):
+        live = held.fenced and core.view.valid > 0
+        if not (held.expires_s > 0 and (live or held.read_until_s > 0)):
             yield "I8", f"key {key} is served past its lease and its bound"
         if held.seq < _mark(world, core, key):
             yield "I9", f"key {key} is served, though the scope's mark is beyond it"
@@ -124,5 +124,5 @@ def _healing(world: World, state: State) -> Iterator[Broken]:
     for _ in range(2):
         bare = world.tend(bare)
     view = world.nodes.cores.things[bare.core].view
-    if view.valid <= 0 or view.head > view.applied:
+    if view.valid <= 0 or view.highest_seq > view.applied:
         yield "heals", "two probes leave the node without a lease, or with a gap"

@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator
 
 from cachebus.cache import Cache
 from cachebus.core.node import Node
-from cachebus.core.ports import LeaseOutcome, LeaseReply, Position, ReadReply, Stale
+from cachebus.core.ports import FillLeaseOutcome, FillLeaseReply, Position, ReadReply
+from cachebus.core.setup import NodeSetup
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.keys.key import Key, Keyspace
 from cachebus.keys.plan import Plan
@@ -22,20 +23,22 @@ from cachebus.l1 import L1
 from cachebus.listening.attention import Attention
 from cachebus.listening.catch_up import CatchUp
 from cachebus.listening.fleet import FleetWatch
+from cachebus.listening.inquiries import Inquiries
 from cachebus.listening.outages import Notices
 from cachebus.listening.probe import Prober
 from cachebus.listening.receive import Receiver
 from cachebus.observe import Counters
 from cachebus.policy import Policy, PolicyTable
-from cachebus.reading.fetch import MISSING, Fetcher
+from cachebus.reading.cooldown import Cooldowns
+from cachebus.reading.fetch import Fetcher
 from cachebus.reading.flight import Departure, Flights, Fly
 from cachebus.reading.flight import Flight as RealFlight
 from cachebus.reading.get_or_load import Loads
+from cachebus.reading.judge import MISSING
 from cachebus.reading.load import begun_without_l2
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.read import Reader
 from cachebus.reading.request import Found, Loaded, Request
-from cachebus.reading.resting import Rests
 from cachebus.reading.waiting import Waiters
 from cachebus.settings import RESEND_MAX_BYTES
 from cachebus.wire import event as events
@@ -43,6 +46,7 @@ from cachebus.writing.confirm import Confirmer
 from cachebus.writing.delivery import Delivery
 from cachebus.writing.pending import Pending
 from cachebus.writing.resend_buffer import ResendBuffer
+from cachebus.writing.tell import Teller
 from cachebus.writing.write import SetRequest, Writer
 from tests.model.frozen import BOUND, NEVER, NOW, Began, Flight, bucket_marks
 from tests.model.l2 import OWN, frozen, thawed
@@ -109,29 +113,20 @@ class HandStore:
     async def read(self, shard, caller, keys):
         return await Ask("read", caller, keys)
 
-    async def lease(self, key, caller, token, px_ms, *, refresh=False, stale=Stale.NONE, tags=()):
-        return await Ask("lease", key, caller, token, px_ms, refresh, stale, tuple(tags))
+    async def fill_lease(self, key, caller, request):
+        return await Ask("fill_lease", key, caller, request._replace(tags=tuple(request.tags)))
 
-    async def fill(self, key, caller, token, record, px_ms, over):
-        return await Ask("fill", key, caller, token, record, px_ms, over)
+    async def fill(self, key, caller, request):
+        return await Ask("fill", key, caller, request)
 
     async def invalidate(self, shard, caller, keys, scopes, body):
         return await Ask("invalidate", caller, keys, scopes, body)
 
-    async def write(self, key, caller, record, px_ms, body, *, others=(), scopes=(), if_absent=False):
-        return await Ask("write", key, caller, record, px_ms, body, others, scopes, if_absent)
+    async def write(self, key, caller, request):
+        return await Ask("write", key, caller, request)
 
     async def log(self, shard, after, count):
         return await Ask("log", after, count)
-
-
-class StoreBus:
-    """A bus that lives in the store: the script has published already."""
-
-    connected = store_publishes = True
-
-    async def publish(self, shard: int, message: bytes) -> None:
-        pass
 
 
 class HandLoop:
@@ -197,17 +192,17 @@ class Rig:
         self.store = HandStore()
         clock: Callable[[], float] = lambda: self.now  # noqa: E731
         l1 = L1(16, 1 << 20)
-        self.node = Node(name=OWN, shards=1, bound_s=BOUND, l1=l1, clock=clock, counters=Counters())
+        self.node = Node(NodeSetup(OWN, 1, BOUND), l1, clock, Counters())
         self.shard = self.node.shards[0]
         policies = PolicyTable({t: Policy(ttl_s=math.inf) for t in "de"})
         self.rules = policies.rules("d")
         waiters = Waiters()
         self.fetch = Fetcher(self.node, self.store, policies, self._nudge)
         self.reader = Reader(self.fetch)
-        self.loads = Loads(LoadParts(self.fetch, self.reader, waiters, NoFlights(clock), Rests(clock), PX_MS))
+        self.loads = Loads(LoadParts(self.fetch, self.reader, waiters, NoFlights(clock), Cooldowns(clock), PX_MS))
         self.writer = self._writer()
         attention = Attention(1)  # which nobody heeds: the model probes whenever it likes
-        self.receiver = Receiver(self.node, waiters, attention)
+        self.receiver = Receiver(self.node, waiters, attention, Inquiries(self.node.clock))
         self.catch_up = CatchUp(self.node, self.store, attention, grace_s=0.0)
         self.prober = Prober(self.node, self.store, self.catch_up, FleetWatch(self.node, Notices()), self._nudge)
         self.cache = Cache("memory://")
@@ -220,9 +215,9 @@ class Rig:
     def _writer(self) -> Writer:
         node, store = self.node, self.store
         resend_buffer = ResendBuffer(node.clock, Keyspace(1), RESEND_MAX_BYTES, node.counters)
-        delivery = Delivery(node, store, StoreBus(), resend_buffer, self._nudge)
+        delivery = Delivery(self.fetch, Teller(resend_buffer, None))
         pending = Pending(node, store, delivery.invalidate, 0, 0.0)
-        confirmer = Confirmer(store, node.clock, node.bound_s, node.views, keep_without_l2=node.keep_without_l2)
+        confirmer = Confirmer(store, node.clock, node.bound_s, node.memberships, keep_without_l2=node.keep_without_l2)
         return Writer(self.fetch, delivery, pending, confirmer, enabled=True)
 
     def asking(self, key: Key, after: Position | None = None) -> Request:
@@ -256,7 +251,7 @@ class Rig:
     def turn(self, what: str) -> Coro:
         """A part of the heartbeat's turn."""
         if what == "begin":
-            return self.catch_up.begin(0, "epoch")
+            return self.catch_up.begin_epoch(0, "epoch")
         return self.catch_up.read_log(0) if what == "log" else self.prober.probe(0)
 
     # -- coroutines that began earlier ----------------------------------------------------------------------------
@@ -265,11 +260,11 @@ class Rig:
         """Make the node look as a coroutine saw it when it began, as far as that matters to it."""
         shard = self.shard
         shard.epoch, shard.drop_count, shard.applied = began.epoch, began.count, began.applied
-        shard.head = began.applied + 1
+        shard.highest_seq = began.applied + 1
         shard.low, shard.invalidated = dict(began.low), bucket_marks(began.invalidated)
         shard.foreign = dict(began.foreign)
         self.now = NOW + began.at
-        shard.valid_until = NEVER if began.vouched is None else NOW + began.vouched + BOUND
+        shard.valid_until_s = NEVER if began.vouched is None else NOW + began.vouched + BOUND
         self.store.checked = [True]
 
     def resumed(self, coro: Coro, back_to_now: Callable[[], None], answer: object) -> Ask | Done:
@@ -291,13 +286,13 @@ class Rig:
         if flight.what == "one":
             return real, coro
         if flight.what == "alone":
-            self.shard.head = flight.data[1]  # type: ignore[index]
+            self.shard.highest_seq = flight.data[1]  # type: ignore[index]
             drive(coro, LOST)
             return real, coro
         drive(coro, self.nothing(asked))
         if flight.what != "hit":
             epoch, seq, value = flight.data[:3]  # type: ignore[index]
-            drive(coro, LeaseReply(epoch, seq, LeaseOutcome.GRANTED, None, 0))
+            drive(coro, FillLeaseReply(epoch, seq, FillLeaseOutcome.GRANTED, None, 0))
             if flight.what == "fill":
                 drive(coro, value)
         return real, coro
@@ -337,7 +332,7 @@ def body_of(setup: Setup, kind: str) -> bytes:
 
 
 def garbled(message: bytes) -> bytes:
-    """The event with another seq in its head: the next one's."""
+    """The event with another seq in its header: the next one's."""
     seq = int.from_bytes(message[20:28], "big") + 1
     return message[:20] + seq.to_bytes(8, "big") + message[28:]
 

@@ -50,7 +50,7 @@ class Setup:
     waiter_bound: float = BOUND
     """Their own staleness bound, in ticks."""
     waiter_is_node: bool = False
-    """Whether they are nodes, whose lines are there."""
+    """Whether they are nodes, whose rows are there."""
     heals: bool = False
     """Whether to check in every state that probes alone bring the node back to a live lease."""
     invs: int = 1

@@ -18,7 +18,7 @@ import pytest
 
 from cachebus import Cache
 from cachebus.l2.memory import MemoryShard
-from cachebus.receipt import NOTHING_DONE
+from cachebus.receipt import Receipt
 from cachebus.testing import FakeClock, Fleet
 from cachebus.writing.guard import WriteGuard
 from cachebus.writing.write import Writer
@@ -190,14 +190,14 @@ async def test_what_was_loaded_before_lost_guards_have_ended_is_gone_then(answer
 
 async def _unguard_silently(writer: Any, plan: Any, token: str, *, wait: bool = False) -> Any:
     writer._store._shards[plan.shard].guards.clear()
-    return NOTHING_DONE
+    return Receipt(plan.shard, "0" * 16, 0, stored=False)
 
 
 _LONG_AGO: Any = property(lambda _: float("-inf"), lambda *_: None)
 RULES: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "taking a guard away invalidates": (Writer, "unguard", _unguard_silently),
     "nothing is stored under a guard": (MemoryShard, "guarded_ms", lambda *_: None),
-    "after a takeover records are short-lived": (MemoryShard, "born", _LONG_AGO),
+    "after a takeover records are short-lived": (MemoryShard, "born_s", _LONG_AGO),
 }
 
 

@@ -5,8 +5,8 @@ node asks of L2 reaches it at once; the answer comes as late as you like, or nev
 any order, late, or never. A load reads the source at the moment its lease is granted, which is the oldest it may give.
 A failover brings L2 back under another id, as it is or as it was just before some invalidation. Time goes in ticks.
 
-Not here: split brain, expiry, refresh, absent markers, waiting for another's lease. Write guards, and stand-ins for a
-source that fails, have worlds of their own: `test_guards.py`, `stand_ins.py`.
+Not here: split brain, expiry, refresh, what a search remembers as absent, waiting for another's lease. Write guards,
+and fallbacks for a source that fails, have worlds of their own: `test_guards.py`, `fallbacks.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from cachebus.core import membership
-from cachebus.core.ports import Caller, LeaseOutcome, Position
+from cachebus.core.ports import Caller, FillLeaseOutcome, Position
+from cachebus.core.requests import FillLeaseRequest, FillRequest, WriteRequest
 from tests.model.frozen import BOUND, NOW, Began, Flight, Tending, Vault, Write
 from tests.model.l2 import ELSEWHERE, L2, OWN, Interned, Request, epoch_name, new_record
 from tests.model.nodes import Nodes, part_of_turn
@@ -76,7 +77,7 @@ class State(NamedTuple):
     waiting: tuple[Token, int, float] | None = None
     """Who waits for the nodes: for which write, since when, and for how long at most, in ticks."""
     watched: tuple[bytes, float] | None = None
-    """What that process knows of the set of lines: its name, and since when."""
+    """What that process knows of the set of rows: its name, and since when."""
 
 
 FOR_EVER = 2 * BOUND
@@ -200,7 +201,7 @@ class World:
         body = body_of(self.setup, kind)
         if kind == "w":
             record = new_record(keys[0].l2, now[0], self.setup.tags)
-            return truth, ("write", keys[0], ELSEWHERE, record, 0, body, (), (), False)
+            return truth, ("write", keys[0], ELSEWHERE, WriteRequest(record, 0, body))
         return truth, ("invalidate", ELSEWHERE, keys, scopes, body)
 
     def _acknowledged(self, truth: Truth, reply: object) -> int:
@@ -247,20 +248,20 @@ class World:
             l2 = self.l2.changed(state.l2, messages=())
             yield ("trim",), state._replace(l2=l2, left=self._spent(state, _TRIMS))
         if state.left[_LAPSES]:
-            for name, _, token in vault.leases:
-                rest = tuple(lease for lease in vault.leases if lease[0] != name)
-                l2 = self.l2.changed(state.l2, leases=rest)
+            for name, _, token in vault.fill_leases:
+                rest = tuple(lease for lease in vault.fill_leases if lease[0] != name)
+                l2 = self.l2.changed(state.l2, fill_leases=rest)
                 yield ("lapse", name, token), state._replace(l2=l2, left=self._spent(state, _LAPSES))
 
     def _waiter(self, state: State) -> Caller:
-        """Who waits: a producer, or a node that has applied everything, as its line says."""
+        """Who waits: a producer, or a node that has applied everything, as its row says."""
         if not self.setup.waiter_is_node:
             return ELSEWHERE
         vault = self.l2.states.things[state.l2]
         return Caller(OTHER, vault.seq, vault.epoch)
 
     def _probed_elsewhere(self, state: State) -> State:
-        """The node that will wait leaves its line, and hears of the set's name."""
+        """The node that will wait leaves its row, and hears of the set's name."""
         after, reply = self._ask(state, ("nodes", self._waiter(state)))
         known = state.watched if state.watched and state.watched[0] == reply.name else (reply.name, 0.0)  # type: ignore[attr-defined]
         return after._replace(watched=known)
@@ -292,15 +293,15 @@ class World:
         if state.elsewhere is None:
             for k in self.setup.loads:
                 key = self.setup.keys[k]
-                after, reply = self._ask(state, ("lease", key, ELSEWHERE, OTHER, 10_000, False))
-                if reply.outcome is LeaseOutcome.GRANTED:  # type: ignore[attr-defined]
+                after, reply = self._ask(state, ("fill_lease", key, ELSEWHERE, FillLeaseRequest(OTHER, 10_000)))
+                if reply.outcome is FillLeaseOutcome.GRANTED:  # type: ignore[attr-defined]
                     source = self.truths.things[state.truth].now[k]
                     load = (k, reply.epoch, reply.seq, source)  # type: ignore[attr-defined]
                     yield ("lease and load elsewhere", k), after._replace(elsewhere=load)
         else:
             k, epoch, seq, value = state.elsewhere
             record = new_record(self.setup.keys[k].l2, value, self.setup.tags, epoch, seq)
-            after, _ = self._ask(state, ("fill", self.setup.keys[k], ELSEWHERE, OTHER, record, 0, b""))
+            after, _ = self._ask(state, ("fill", self.setup.keys[k], ELSEWHERE, FillRequest(OTHER, record, 0)))
             yield ("fill elsewhere", k), self._ended(after._replace(elsewhere=None), OTHER)
 
     def _ended(self, state: State, token: str) -> State:
@@ -309,9 +310,9 @@ class World:
         def without(number: int) -> int:
             if number < 0:
                 return number
-            leases = self.l2.states.things[number].leases
+            leases = self.l2.states.things[number].fill_leases
             rest = tuple(lease for lease in leases if lease[2] != token)
-            return number if rest == leases else self.l2.changed(number, leases=rest)
+            return number if rest == leases else self.l2.changed(number, fill_leases=rest)
 
         return state._replace(l2=without(state.l2), snap=without(state.snap))
 
@@ -430,11 +431,11 @@ class World:
         else:
             yield (str(request[0]), k), self._flies(after, Flight("one", k, began, (request[0], reply)))
         began = began._replace(vouched=None)
-        after, reply = self._ask(state, self.nodes.asks(state.core, "lease", k, checked=state.checked))
-        if reply.outcome is LeaseOutcome.GRANTED and self.setup.fills:  # type: ignore[attr-defined]
+        after, reply = self._ask(state, self.nodes.asks(state.core, "fill_lease", k, checked=state.checked))
+        if reply.outcome is FillLeaseOutcome.GRANTED and self.setup.fills:  # type: ignore[attr-defined]
             load = (reply.epoch, reply.seq, source)  # type: ignore[attr-defined]
             yield ("lease and load", k), self._flies(after, Flight("load", k, began, load))
-        elif reply.outcome is LeaseOutcome.HIT and self.setup.lease_hits:  # type: ignore[attr-defined]
+        elif reply.outcome is FillLeaseOutcome.HIT and self.setup.lease_hits:  # type: ignore[attr-defined]
             yield ("lease hits", k), self._flies(after, Flight("hit", k, began, reply))
         if state.left[_OUTAGES]:
             alone = self._flies(state, Flight("alone", k, began, (source, self.nodes.called(state.core, k))))
@@ -447,7 +448,7 @@ class World:
         flight = self.nodes.flights.things[state.flight]
         if flight.what == "load":
             after, reply = self._ask(state, self.nodes.asks(state.core, "fill", state.flight))
-            accepted = "accepted" if reply.stored else "refused"  # type: ignore[attr-defined]
+            accepted = "accepted" if reply.done else "refused"  # type: ignore[attr-defined]
             filled = flight._replace(what="fill", data=(*flight.data, reply))  # type: ignore[misc]
             yield ("fill", flight.key, accepted), self._flies(after, filled)
         else:

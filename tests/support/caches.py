@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -28,8 +28,8 @@ QUICK: dict[str, Any] = {
     "connect_timeout_s": 5.0,
     "close_timeout_s": 2.0,
 }
-PATIENCE_S = 15.0
-_ASKED = ("probe", "get", "read", "lease", "fill", "invalidate", "write", "counter", "log")
+PATIENCE_S = 30.0
+_ASKED = ("probe", "get", "read", "fill_lease", "fill", "invalidate", "write", "counter", "log")
 
 
 def quick(url: str, **more: Any) -> Settings:
@@ -178,3 +178,24 @@ class Source:
     def release(self) -> None:
         """Let them go on."""
         self.gate.set()
+
+
+async def fill(caches: list[Cache], *ids: str) -> None:
+    """Every node holds these in its memory."""
+    for one in ids:
+        await caches[0].set("config", one, "old", "acme")
+        for cache in caches:
+            assert await cache.get("config", one, "acme") == "old"
+
+
+async def gone(caches: list[Cache], *ids: str) -> None:
+    """Until no node has any of them."""
+    for cache in caches:
+        for one in ids:
+            await until(lambda c=cache, i=one: _absent(c, i))
+
+
+async def _absent(cache: Cache, resource_id: str) -> bool:
+    with suppress(L2Unavailable):
+        return await cache.get("config", resource_id, "acme") is None
+    return False

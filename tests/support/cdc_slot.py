@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
 import asyncpg
 from pydantic import SecretStr
 
-from cachebus.consumers.cdc.rules.rules import Rules
+from cachebus.consumers.cdc.rules.rules import RuleFile
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
 from cachebus.consumers.worker.source import Batch, Session
 from tests.support.caches import quick
-from tests.support.changes import END, rules, tell
+from tests.support.changes import END, rules, running, tell
 
 ORDER = "INSERT INTO shop.orders VALUES ({}, 'acme', 1, '')"
 
@@ -20,7 +22,7 @@ ORDER = "INSERT INTO shop.orders VALUES ({}, 'acme', 1, '')"
 THE_END = ORDER.format(END[1])
 
 
-def worker(database: str, redis_url: str, given: Rules | None = None, **more: Any) -> SlotWorker:
+def worker(database: str, redis_url: str, given: RuleFile | None = None, **more: Any) -> SlotWorker:
     source = replace(SlotSource(SecretStr(database), poll_s=0.005), **more)
     return SlotWorker(quick(redis_url), given or rules(), source)
 
@@ -42,3 +44,14 @@ async def take(session: Session, limit: int = 1000) -> Batch:
     session.look_again = False
     await session.look()
     return await session.take(limit, ())
+
+
+@asynccontextmanager
+async def gone_on(make: Callable[[], SlotWorker]) -> AsyncIterator[Session]:
+    """The session of a second worker, where a first one has begun and ended: it has looked, and leads."""
+    async with running(make()):
+        pass
+    async with make().source.opened() as session:
+        await session.look()
+        await take(session)
+        yield session

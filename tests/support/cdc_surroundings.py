@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from pydantic import SecretStr
 
 from cachebus import Cache, L2Unavailable
-from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.rules.rules import RuleFile, parse_rules
 from cachebus.consumers.cdc.slot.postgres import SlotSource, SlotWorker
+from cachebus.consumers.worker.apply import Carried
+from cachebus.consumers.worker.source_worker import SourceWorker
+from cachebus.keys.plan import Plan
 from tests.support.caches import quick, until
-from tests.support.changes import fetched, running, tell
+from tests.support.changes import Heard, fetched, running, tell
 
 RULE = """
 [[rule]]
@@ -27,20 +30,21 @@ on_truncate = "all"
 
 
 HEAD = 'tenants = ["acme"]\n'
+TABLE = "CREATE TABLE o (id text PRIMARY KEY, tenant_id text)", "ALTER TABLE o REPLICA IDENTITY FULL"
 
 
-def given(*tables: str) -> Rules:
+def given(*tables: str) -> RuleFile:
     return parse_rules(HEAD + "".join(RULE.format(name, name) for name in tables or ("o",)))
 
 
-def worker(database: str, redis_url: str, rules: Rules | None = None, **more: Any) -> SlotWorker:
+def worker(database: str, redis_url: str, rules: RuleFile | None = None, **more: Any) -> SlotWorker:
     namespace = more.pop("namespace", "cachebus")
     source = SlotSource(SecretStr(database), **{"poll_s": 0.005, **more})
     return SlotWorker(quick(redis_url, namespace=namespace), rules or given(), source)
 
 
 @asynccontextmanager
-async def at_work(one: SlotWorker) -> AsyncIterator[SlotWorker]:
+async def at_work(one: SourceWorker) -> AsyncIterator[SourceWorker]:
     """Whether or not it is ready."""
     task = asyncio.create_task(one.run())
     try:
@@ -89,7 +93,33 @@ class Looks:
         return await cache.get("o", 1, tenant_id="acme") == "old"
 
 
-async def lived_through(database: str, redis_url: str, table: str, story: list[str], rules: Rules | None = None) -> int:
+class Away:
+    """A primary of L2 that is away, as its worker sees it."""
+
+    def __init__(self, one: SlotWorker) -> None:
+        self.lasts = True
+        self._carry = one._applier.carry
+        one._applier.carry = self._carried  # type: ignore[method-assign]
+
+    async def _carried(self, plans: Sequence[Plan], within_s: float | None = None) -> Carried:
+        return Carried(away=set(range(len(plans)))) if self.lasts else await self._carry(plans, within_s)
+
+
+@asynccontextmanager
+async def following(database: str, redis_url: str) -> AsyncIterator[tuple[SlotWorker, Heard, Away]]:
+    """A worker of `TABLE` that is ready, and what it asks of an L2 that is not away by now."""
+    await tell(database, TABLE)
+    one = worker(database, redis_url)
+    heard, away = Heard(one), Away(one)
+    async with at_work(one):
+        away.lasts = False
+        await until(lambda: one.follows and one.health.ready)
+        yield one, heard, away
+
+
+async def lived_through(
+    database: str, redis_url: str, table: str, story: list[str], rules: RuleFile | None = None
+) -> int:
     """How many dead letters there are once a worker has come back that was away while this happened, and has let go of
     row 1 of a cache."""
     await tell(database, table.split(";"))

@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 
-from cachebus.consumers.cdc.rules.rules import Rules, parse_rules
+from cachebus.consumers.cdc.rules.rules import RuleFile, parse_rules
 from cachebus.consumers.cdc.slot.postgres import SlotWorker
 from cachebus.consumers.worker.apply import Carried
 from cachebus.consumers.worker.worker import Worker
@@ -100,7 +100,7 @@ STORY: Sequence[str] = (
 END = ("order", "99")
 
 
-def rules() -> Rules:
+def rules() -> RuleFile:
     """Those of the story."""
     return parse_rules(RULES)
 
@@ -171,3 +171,13 @@ async def running(worker: Worker) -> AsyncIterator[asyncio.Task[None]]:
 def _works(worker: Worker) -> bool:
     health = worker.health  # not whether it is live: nobody here keeps it beating
     return all(map(health.is_up, health.parts)) and (not isinstance(worker, SlotWorker) or worker.follows)
+
+
+async def fetched_is(database: str, wanted: Any, sql: str, *arguments: Any) -> bool:
+    """Whether the database answers so."""
+    return bool(await fetched(database, sql, *arguments) == wanted)
+
+
+def keys(heard: Heard) -> dict[str, int]:
+    """How often each key and tag was asked for; of scopes, only which: their number depends on how changes are cut."""
+    return {name: count if name[0] in "KG" else 1 for name, count in heard.asked.items()}

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,11 @@ from pathlib import Path
 from cachebus.base.clock import monotonic
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60.0
+DEADLINE_S = 120.0
 _pause = threading.Event()
+
+Typed = Callable[..., tuple[int, str, str]]
+"""Runs a command in this process: exit status, output, errors."""
 
 
 @dataclass

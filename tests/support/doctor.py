@@ -8,7 +8,7 @@ from typing import Any
 
 from cachebus import Settings
 from cachebus.tools.doctor.examine import examined
-from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.finding import Finding, Severity
 from cachebus.tools.doctor.primaries import deployment_of
 from cachebus.tools.servers.redis import EmbeddedServer
 
@@ -26,16 +26,18 @@ async def findings(
 
 def of(found: list[Finding], check: str) -> Finding | None:
     """The finding of a check that is not ok; at most one."""
-    bad = [finding for finding in found if finding.check == check and finding.level is not Level.OK]
+    bad = [finding for finding in found if finding.check == check and finding.level is not Severity.OK]
     assert len(bad) <= 1
     return bad[0] if bad else None
 
 
-def bad(found: list[Finding]) -> dict[str, Level]:
+def bad(found: list[Finding]) -> dict[str, Severity]:
     """What is neither ok nor told of this machine rather than of the server: how busy it is, and its clock."""
     ours = ("latency", "clock", "suspends", "fork")
     return {
-        finding.check: finding.level for finding in found if finding.level is not Level.OK and finding.check not in ours
+        finding.check: finding.level
+        for finding in found
+        if finding.level is not Severity.OK and finding.check not in ours
     }
 
 
@@ -43,7 +45,7 @@ def type_in(server: EmbeddedServer, commands: tuple[str, ...]) -> None:
     """Type the commands as they stand, as redis-cli would take them."""
     assert commands
     for command in commands:
-        assert server.command(*shlex.split(command)) == "+OK", command
+        assert server.command(*shlex.split(command)) in ("+OK", ":1"), command
 
 
 def type_in_at(servers: Sequence[EmbeddedServer], finding: Finding) -> None:

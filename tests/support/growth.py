@@ -19,9 +19,9 @@ from pydantic import BaseModel
 from cachebus import Cache, Policy, Settings
 from cachebus.base.clock import monotonic
 from cachebus.keys.key import Key, Keyspace
-from cachebus.reading.fetch import AsOf, Fetcher
+from cachebus.reading.judge import AsOf, Judge
 from cachebus.wire import record as records
-from cachebus.wire.packing import pack
+from cachebus.wire.packing import Given, pack
 from tests.support.caches import parts
 
 MIB = 1 << 20
@@ -173,8 +173,8 @@ async def grown_bytes(kind: Kind, bound_bytes: int) -> tuple[int, int, int]:
     """By how much the process grows while its L1 is filled four times over, by values as reads of L2 bring them; L1's
     own figure, and its entries."""
     async with Cache.open(Settings(url="memory://", l1_max_bytes=bound_bytes, policies={"doc": kind.policy})) as cache:
-        node, store, policies = parts(cache).node, parts(cache).store, parts(cache).policies
-        fetcher, keys, view = Fetcher(node, store, policies, lambda _: None), Keyspace(1), node.shards[0]
+        node, policies = parts(cache).node, parts(cache).policies
+        judge, keys, view = Judge(node, policies), Keyspace(1), node.shards[0]
 
         def name(i: int) -> Key:
             return keys.key("doc", f"{i:0{kind.id_length}d}", "acme")
@@ -186,10 +186,10 @@ async def grown_bytes(kind: Kind, bound_bytes: int) -> tuple[int, int, int]:
                 return
             tags = [f"{n} of some length, {i}" for n in range(kind.tags)]
             record, _ = pack(
-                kind.make(i), policies.rules("doc"), node.server_clocks[0].offset_s + monotonic(), tags=tags
+                kind.make(i), policies.rules("doc"), node.server_clocks[0].offset_s + monotonic(), Given(tags=tags)
             )
             record.epoch, record.seq = view.epoch, view.applied
-            fetcher.decode_and_admit(
+            judge.decode_and_admit(
                 name(i), records.decode(record.encode(name(i).l2), name(i).l2), AsOf(view.reserve(), monotonic())
             )
 

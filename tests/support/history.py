@@ -1,4 +1,4 @@
-"""A town of nodes over one source: random writes and reads, all written down, and held against the promises."""
+"""A workload of nodes over one source: random writes and reads, all written down, and held against the promises."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Written(NamedTuple):
     node: Cache
 
 
-class Moods:
+class Mix:
     """Weights drawn once: some lives have hardly any writes, some only tags, some have loaders that take for ever."""
 
     def __init__(self, dice: random.Random) -> None:
@@ -44,15 +44,15 @@ class Moods:
         return self.dice.choices(choices, weights)[0]
 
 
-class Town:
+class JudgedWorkload:
     """Keys with a version each. A write raises the version in the source, then tells the cache; loads read the source.
 
     `bound_s` is D. `broken` collects what should never have been seen, in words.
     """
 
-    def __init__(self, clock: Clock, bound_s: float, moods: Moods) -> None:
-        self.clock, self.bound_s, self.moods, self.dice = clock, bound_s, moods, moods.dice
-        self.keys = [f"k{i}" for i in range(moods.keys)]
+    def __init__(self, clock: Clock, bound_s: float, mix: Mix) -> None:
+        self.clock, self.bound_s, self.mix, self.dice = clock, bound_s, mix, mix.dice
+        self.keys = [f"k{i}" for i in range(mix.keys)]
         self.source = dict.fromkeys(self.keys, 0)
         self.written: dict[str, list[Written]] = {key: [] for key in self.keys}
         self.broken: list[str] = []
@@ -66,7 +66,7 @@ class Town:
         key = self.dice.choice(self.keys)
         async with self._locks[key]:
             version = self.source[key] = self.source[key] + 1
-            verb = self.moods.pick(("set", "invalidate", "scope", "tag", "tenant"))
+            verb = self.mix.pick(("set", "invalidate", "scope", "tag", "tenant"))
             while True:
                 try:
                     receipt = await self._write(cache, verb, key, version)
@@ -91,7 +91,7 @@ class Town:
     async def read(self, cache: Cache, who: str) -> None:
         """One read of a random key by a random verb, now and then with the receipt of its latest write."""
         key, level = self.dice.choice(self.keys), self.dice.choice(LEVELS)
-        verb = "load" if self.dice.random() < 0.4 else self.moods.pick(("get", "l2", "many", "search"))
+        verb = "load" if self.dice.random() < 0.4 else self.mix.pick(("get", "l2", "many", "search"))
         written = self.written[key]
         after = written[-1] if written and self.dice.random() < 0.1 else None
         started_s = self.clock()
@@ -133,9 +133,9 @@ class Town:
 
         async def load() -> int:
             self.loads += 1
-            await asyncio.sleep(self.dice.uniform(0, self.moods.slow_s))
+            await asyncio.sleep(self.dice.uniform(0, self.mix.slow_s))
             version = self.source[key]
-            slowness = 3 * self.bound_s if self.dice.random() < self.moods.very_slow else self.moods.slow_s
+            slowness = 3 * self.bound_s if self.dice.random() < self.mix.very_slow else self.mix.slow_s
             await asyncio.sleep(self.dice.uniform(0, slowness))
             return version
 
@@ -153,7 +153,7 @@ class Town:
         """Write at random, on any node, until the time comes."""
         while self.clock() < until_s:
             await self.write(self.dice.choice(caches))
-            await asyncio.sleep(self.dice.uniform(0, self.moods.write_pause_s))
+            await asyncio.sleep(self.dice.uniform(0, self.mix.write_pause_s))
 
     async def rest(self, caches: list[Cache]) -> None:
         """D after the last write, every node and L2 must agree with the source, or hold nothing."""
@@ -173,7 +173,7 @@ class Town:
 
 
 def seeds(count: int) -> list[int]:
-    """The seeds to run: the first few, or those in CACHEBUS_SEED, as "7" or, to look for new trouble, "1-500"."""
+    """The seeds to run: the first few, or those in CACHEBUS_SEED, as "7" or, to look for new faults, "1-500"."""
     first, _, last = os.environ.get("CACHEBUS_SEED", f"1-{count}").partition("-")
     return list(range(int(first), int(last or first) + 1))
 

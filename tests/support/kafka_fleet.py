@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from secrets import token_hex
 from typing import Any
 
 from aiokafka import AIOKafkaProducer
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.errors import KafkaError
 
 from cachebus import Cache, Settings
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.bus import KafkaBus
-from tests.support.caches import Source, parts, past, until
+from cachebus.bus.kafka.topic import EXISTS
+from cachebus.tools.servers.kafka import KafkaServer
+from tests.support.caches import Source, key_of, parts, past, until
 from tests.support.commands import held
 
 WHERE = {"tenant_id": "acme"}
@@ -77,3 +83,51 @@ async def sent(setup: dict[str, Any], *letters: tuple[bytes, bytes, Iterable[tup
             await producer.send_and_wait(setup["kafka_topic"], value, key, partition=0, headers=list(headers))
     finally:
         await producer.stop()
+
+
+async def spread(brokers: list[KafkaServer], url: str, assigned: Mapping[int, list[int]]) -> dict[str, Any]:
+    """Make a topic whose partitions have these brokers as replicas, by their numbers."""
+    first, second = brokers[:2]
+    name, numbers = f"spread-{token_hex(4)}", {number for replicas in assigned.values() for number in replicas}
+    admin = AIOKafkaAdminClient(bootstrap_servers=first.address, request_timeout_ms=5_000)
+    await admin.start()
+    try:
+
+        async def all_there() -> bool:
+            with suppress(KafkaError):  # by one that has just ended, and is not yet missed
+                named = (await admin.describe_cluster())["brokers"]
+                return {broker["node_id"] for broker in named} == numbers
+            return False
+
+        async def created() -> bool:
+            with suppress(KafkaError, TimeoutError):  # whom it asks may have just come back, and be slow
+                made = await admin.create_topics([NewTopic(name, -1, -1, replica_assignments=dict(assigned))])
+                return made.topic_errors[0][1] in (0, EXISTS)
+            return False
+
+        async def led() -> bool:
+            with suppress(KafkaError):
+                (topic,) = await admin.describe_topics([name])
+                return [part["leader"] for part in topic["partitions"]].count(-1) == 0
+            return False
+
+        await until(all_there, within_s=60.0)
+        await until(created, within_s=60.0)
+        await until(led)
+    finally:
+        await admin.close()
+    return {
+        "url": url,
+        "bus": "kafka",
+        "kafka_bootstrap_servers": f"{second.address},{first.address}",
+        "kafka_topic": name,
+        "namespace": name,
+        "kafka_partitions": len(assigned),
+        "shards": len(assigned),
+    }
+
+
+def tenant_of(cache: Cache, shard: int) -> str:
+    """One whose shard it is."""
+    names = (f"tenant-{number}" for number in range(1000))
+    return next(name for name in names if key_of(cache, "config", "k", name).shard == shard)

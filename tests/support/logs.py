@@ -27,7 +27,7 @@ def told(level: str = "INFO", form: str = "%(message)s", of: str = "") -> Iterat
     listener, log = _Listener(level, form, of), logging.getLogger("cachebus")
     before, where = log.level, (logger._loguru, logger._pinned)  # a command that ran in this process has pinned it
     logger._loguru, logger._pinned = None, False
-    logger._told.clear()
+    logger._counts.clear()
     logger._once.clear()
     log.addHandler(listener)
     log.setLevel(level)

@@ -29,6 +29,7 @@ class MemorySource(Source):
     trouble = (Gone,)
     poison = (Poisoned,)
     assumptions = ("shape", "access")
+    letters_at = "a list"
     set_aside_s = 0.3
     again_s = 0.1
 
@@ -45,6 +46,18 @@ class MemorySource(Source):
         self.mends: Callable[[Sequence[Finding]], bool] = lambda _: False
         self.names: Callable[[Finding], list[Command]] = lambda _: []
         self.made_up: list[Finding] = []
+        self.origins: Callable[[int], str] = lambda _: ""
+        """Which of several places a row came from, by its number."""
+        self.is_seen = False
+        """Whether it is told if letters lie there."""
+        self.is_not_due = False
+        """Whether a take looks for nothing, as before the next poll is due."""
+        self.elsewhere: set[str] = set()
+        """Places that another worker reads."""
+        self.asked_s: list[float] = []
+        """Of how many seconds letters were asked for."""
+        self.sent_s: float | None = None
+        """When all items were sent."""
         self.faults: dict[str, Callable[..., Any]] = {}
         self.taken: list[int] = []
         """How many were taken each time."""
@@ -86,9 +99,14 @@ class MemorySession(Session):
         """See `Session.take`."""
         source = self._source
         await source.fault("take", limit)
+        if source.is_not_due:
+            await asyncio.sleep(0.005)
+            return Batch(looked=False)
         waiting = {number for number, shards in source.held.items() if shards & set(away)}
         waiting |= {number for number, until_s in source.resting.items() if monotonic() < until_s}
-        items = [Item(f"row {number}", number) for number in source.rows if number not in waiting][:limit]
+        items = [Item(f"row {number}", number, source.sent_s) for number in source.rows if number not in waiting][
+            :limit
+        ]
         if items:
             source.taken.append(len(items))
         else:
@@ -101,6 +119,20 @@ class MemorySession(Session):
         if callable(row):
             row = row()
         return row if isinstance(row, Meaning) else Meaning([row])
+
+    def origin(self, item: Item) -> str:
+        """See `Session.origin`."""
+        return self._source.origins(item.raw)
+
+    def reads(self, origin: str) -> bool:
+        """See `Session.reads`."""
+        return origin not in self._source.elsewhere
+
+    async def has_letters(self, within_s: float) -> bool | None:
+        """See `Session.has_letters`."""
+        self._source.asked_s.append(within_s)
+        await self._source.fault("has_letters")
+        return bool(self._source.dead) if self._source.is_seen else None
 
     def letter(self, item: Item, reason: str) -> DeadLetter:
         """See `Session.letter`."""
@@ -135,15 +167,13 @@ class MemorySession(Session):
         """See `Session.mend`."""
         return self._source.mends(findings)
 
-    def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
+    def scopes(self, findings: Sequence[Finding]) -> list[Command] | None:
         """See `Session.scopes`."""
-        named = {finding: self._source.names(finding) for finding in findings}
-        return [one for several in named.values() for one in several], [
-            str(f) for f, found in named.items() if not found
-        ]
+        return [one for finding in findings for one in self._source.names(finding)] or None
 
     async def made_up(self, findings: Sequence[Finding]) -> None:
         """See `Session.made_up`."""
+        await self._source.fault("made_up", findings)
         self._source.made_up += findings
 
 

@@ -17,8 +17,10 @@ from cachebus import Cache
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = sorted(DOCS.rglob("*.md"))
-"""What is written by hand. The reference is made from the code."""
+STAND_INS = sorted((DOCS / "reference").glob("*.md"))
+"""What a checkout has in place of the reference, which is made from the code when the site is built."""
+PAGES = sorted(set(DOCS.rglob("*.md")) - set(STAND_INS))
+"""What is written by hand."""
 EXAMPLE_URL = "redis://localhost:6379/0"
 """What pages say where any server is meant."""
 _FENCE = re.compile(r"^```(\w*)(?: (?:title=\"([^\"]+)\"|[^\n]*))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -33,21 +33,22 @@ def take_away() -> None:
 
 def _without_coherence_lease() -> None:
     """Memory is served whether or not the lease has lapsed."""
-    from cachebus.core.groups import INF, Groups
+    from cachebus.core.answers import INF
+    from cachebus.core.groups import Groups
     from cachebus.core.shard import Shard
 
     spread: Callable[..., None] = Groups.spread
 
-    def spread_for_ever(groups: Groups, shard: int, valid_until: float) -> None:
-        spread(groups, shard, valid_until)
-        for leased, _ in groups.live[shard].values():
-            leased.valid_until = INF
+    def spread_for_ever(groups: Groups, shard: int, valid_until_s: float) -> None:
+        spread(groups, shard, valid_until_s)
+        for fenced, _ in groups.live[shard].values():
+            fenced.valid_until_s = INF
 
     of: Callable[..., Any] = Groups.of
 
-    def group_for_ever(groups: Groups, shard: int, data_type: str, *, leased: bool = True) -> Any:
-        found = of(groups, shard, data_type, leased=leased)
-        found.valid_until = INF
+    def group_for_ever(groups: Groups, shard: int, data_type: str, *, fenced: bool = True) -> Any:
+        found = of(groups, shard, data_type, fenced=fenced)
+        found.valid_until_s = INF
         return found
 
     Groups.spread = spread_for_ever  # type: ignore[method-assign]
@@ -79,21 +80,21 @@ def _without_epoch() -> None:
 
 def _without_record_fence() -> None:
     """Records of another epoch are believed, by L2 and by nodes."""
-    from cachebus.reading.fetch import Fetcher
+    from cachebus.reading.judge import Judge
 
-    judged = Fetcher.judged
+    judged = Judge.judged
 
-    def judged_in_any_epoch(fetcher: Fetcher, key: Any, data: bytes, *rest: Any) -> object:
-        return judged(fetcher, key, data[:4] + fetcher.node.shards[0].epoch + data[20:], *rest)
+    def judged_in_any_epoch(judge: Judge, key: Any, data: bytes, *rest: Any) -> object:
+        return judged(judge, key, data[:4] + judge.node.shards[0].epoch + data[20:], *rest)
 
-    Fetcher.judged = judged_in_any_epoch  # type: ignore[method-assign]
+    Judge.judged = judged_in_any_epoch  # type: ignore[method-assign]
     _rewrite_scripts(" or string.sub(record, 5, 20) ~= epoch", "")
 
 
 def _without_lease_token() -> None:
     """A load is stored in L2 though its lease is gone."""
     _rewrite_scripts(
-        "return is_lease(lease) and not rests(lease) and string.sub(lease, 18) == token",
+        "return is_fill_lease(lease) and not rests(lease) and string.sub(lease, 18) == token",
         "return true",
         "return string.byte(lease) == 119",
         "return lease and string.byte(lease) == 119",
@@ -129,7 +130,7 @@ def _without_age_of_fallbacks() -> None:
     def fallback(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
         extra = None if entry is None else details(entry)
-        return entry if extra is not None and not extra.not_found and now_s < extra.fallback_until else None
+        return entry if extra is not None and not extra.not_found and now_s < extra.fallback_until_s else None
 
     Fallback.usable = lambda *_: True  # type: ignore[method-assign]
     Node.fallback = fallback  # type: ignore[method-assign]
@@ -162,29 +163,29 @@ def _without_a_loaders_own_cancellation() -> None:
 
 def _without_giving_leases_back() -> None:
     """The lease of a load that ends without a fill is held, and extended for ever."""
-    from cachebus.reading import lease
-    from cachebus.reading.lease import Lease
+    from cachebus.reading import fill_lease
+    from cachebus.reading.fill_lease import FillLease
 
-    lease.GIVE_UP_S = float("inf")  # type: ignore[misc]
-    Lease.release = lambda *_: None  # type: ignore[method-assign]
-    Lease.rest = lambda *_: None  # type: ignore[method-assign]
+    fill_lease.GIVE_UP_S = float("inf")  # type: ignore[misc]
+    FillLease.release = lambda *_: None  # type: ignore[method-assign]
+    FillLease.cool_down = lambda *_: None  # type: ignore[method-assign]
 
 
-def _without_rests() -> None:
+def _without_cooldowns() -> None:
     """A source that has failed is asked again by whoever comes."""
-    from cachebus.reading.lease import Lease
-    from cachebus.reading.resting import Rest, Rests
+    from cachebus.reading.cooldown import Cooldown, Cooldowns
+    from cachebus.reading.fill_lease import FillLease
 
-    Rests.of = lambda *_: Rest.NONE  # type: ignore[method-assign]
-    Lease.rest = lambda lease, _: lease.release()  # type: ignore[method-assign]
+    Cooldowns.of = lambda *_: Cooldown.NONE  # type: ignore[method-assign]
+    FillLease.cool_down = lambda lease, _: lease.release()  # type: ignore[method-assign]
 
 
 def _without_storing_what_was_lost() -> None:
     """A refresh replaces the version that it began over, and nothing else."""
     from cachebus.reading.fill import Fill
 
-    under_lease = Fill.under_lease
-    Fill.under_lease = lambda fill, found, answer, over=b"": under_lease(  # type: ignore[method-assign]
+    under_fill_lease = Fill.under_fill_lease
+    Fill.under_fill_lease = lambda fill, found, answer, over=b"": under_fill_lease(  # type: ignore[method-assign]
         fill, found, answer, over or b"\0" * 24
     )
 
@@ -217,9 +218,9 @@ def _without_an_end_of_absence() -> None:
     def fallback(node: Node, key: Any, now_s: float) -> Any:
         entry = node.trusted(key)
         extra = None if entry is None else details(entry)
-        if entry is None or extra is None or now_s >= extra.fallback_until:
+        if entry is None or extra is None or now_s >= extra.fallback_until_s:
             return None
-        return entry if node.shards[key.shard].serves(now_s, float("inf"), entry.read_until) else None
+        return entry if node.shards[key.shard].serves(now_s, float("inf"), entry.read_until_s) else None
 
     def as_value(entry: Any) -> Any:
         extra = details(entry)
@@ -281,17 +282,17 @@ def _without_the_largest_bound() -> None:
 # -- of the second protocol ------------------------------------------------------------------------
 
 
-def _without_the_heads_check() -> None:
-    """An event with a changed head is believed."""
+def _without_the_headers_check() -> None:
+    """An event with a changed header is believed."""
     from cachebus.wire import event
 
     decode = event.decode
 
     def believed(data: bytes) -> Any:
-        if len(data) <= event.HEAD_BYTES + 4:
+        if len(data) <= event.HEADER_BYTES + 4:
             return decode(data)
-        check = event._check(data[: event._CHECK_AT] + data[event.HEAD_BYTES : event._HEAD.size])
-        return decode(data[: event._CHECK_AT] + check + data[event.HEAD_BYTES :])
+        check = event._check(data[: event._CHECK_AT] + data[event.HEADER_BYTES : event._HEADER.size])
+        return decode(data[: event._CHECK_AT] + check + data[event.HEADER_BYTES :])
 
     for module in ("cachebus.wire.event", "cachebus.listening.receive"):
         vars(importlib.import_module(module)).update({"decode": believed})
@@ -374,7 +375,7 @@ RULES: dict[str, Callable[[], None]] = {
     "shield": _without_shield,
     "a loader's own cancellation": _without_a_loaders_own_cancellation,
     "giving leases back": _without_giving_leases_back,
-    "rests": _without_rests,
+    "cooling down": _without_cooldowns,
     "storing what was lost": _without_storing_what_was_lost,
     "copies": _without_copies,
     "decoding": _without_decoding,
@@ -385,7 +386,7 @@ RULES: dict[str, Callable[[], None]] = {
     "guards that were lost": _without_guards_that_were_lost,
     "waiting for every node": _without_waiting_for_every_node,
     "the largest bound": _without_the_largest_bound,
-    "the head's check": _without_the_heads_check,
+    "the header's check": _without_the_headers_check,
     "flags of contexts": _without_flags_of_contexts,
     "low watermarks": _without_low_watermarks,
     "counting marks": _without_counting_marks,

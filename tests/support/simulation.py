@@ -17,7 +17,7 @@ from cachebus.testing import Fleet
 from tests.support.caches import parts
 
 TICK_S = 1e-7
-_WIRED = ("probe", "nodes", "forget", "read", "lease", "fill", "invalidate", "guard", "write", "counter", "log")
+_WIRED = ("probe", "nodes", "forget", "read", "fill_lease", "fill", "invalidate", "guard", "write", "counter", "log")
 
 
 class _Jump(selectors.SelectSelector):
@@ -74,7 +74,7 @@ class Wire:
         for name in _WIRED:
             setattr(self._store, name, self._over(getattr(self._store, name), probe=name == "probe"))
         self._store.get = self._over(self._store.get)
-        for name in ("extend", "release", "rest"):
+        for name in ("extend", "release", "cool_down"):
             setattr(self._store, name, self._posted(getattr(self._store, name)))
         bus: Any = parts(cache).bus
         listener = bus._listener

@@ -22,7 +22,7 @@ _CALLS = (
     "nodes",
     "forget",
     "read",
-    "lease",
+    "fill_lease",
     "fill",
     "invalidate",
     "guard",
@@ -66,7 +66,7 @@ class Steps:
             setattr(store, name, self._stepped(name, getattr(store, name)))
         store.get = self._gathered(store.get)
         bus.listen = self._stepped("listen", bus.listen)
-        for name in ("extend", "release", "rest"):
+        for name in ("extend", "release", "cool_down"):
             setattr(store, name, self._posted(getattr(store, name)))
 
     async def watch(self, operation: Awaitable[T]) -> T:
@@ -166,7 +166,7 @@ class Cancelling:
         return task
 
     async def _driven(self, coro: Coroutine[Any, Any, T]) -> T:
-        return await _Driven(coro, self._came_to)
+        return await Driven(coro, self._came_to)
 
     def _came_to(self, what: Any) -> None:
         number, task = self.awaits, self.tasks[0] if self.how == "caller" else asyncio.current_task()
@@ -192,7 +192,7 @@ def _made(loop: asyncio.AbstractEventLoop, coro: Any, **kwargs: Any) -> asyncio.
     return cancelling.begun(coro, loop=loop, **kwargs)
 
 
-class _Driven:
+class Driven:
     """Passes on what a coroutine waits for, and says so."""
 
     def __init__(self, coro: Coroutine[Any, Any, Any], came_to: Callable[[Any], None]) -> None:

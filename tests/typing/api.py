@@ -181,7 +181,7 @@ async def receipts(receipt: Receipt) -> None:
     assert_type(str(receipt), str)
     assert_type(Receipt.parse("0.0123456789abcdef.1"), Receipt)
     assert_type(receipt.seq, int)
-    assert_type(receipt.status, Literal["applied", "pending"])
+    assert_type(receipt.status, Literal["applied", "pending", "disabled"])
     assert_type(receipt.stored, bool)
     assert_type(receipt.targets, Mapping[str, int])
     assert_type(receipt.confirmed, tuple[str, ...])

@@ -130,7 +130,7 @@ class Shelf:
         """A method."""
         return f"{number} {quick}"
 
-    @cached("shelf", resource_id="{number}", tenant_id="acme")
+    @cached("shelf", resource_id="{number}", tenant_id="acme", ignore=("cls",))
     @classmethod
     async def of(cls, number: int) -> list[int]:
         """A class method."""

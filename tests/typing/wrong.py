@@ -103,7 +103,7 @@ class Shelf:
         """A method."""
         return str(number)
 
-    @cached("shelf", resource_id="{number}", tenant_id="acme")
+    @cached("shelf", resource_id="{number}", tenant_id="acme", ignore=("cls",))
     @classmethod
     async def of(cls, number: int) -> list[int]:
         """A class method."""

@@ -34,13 +34,13 @@ def test_what_is_lost_soon_after_it_was_made_is_waited_for_as_what_could_not_be_
         assert attempts.made
         now_s += RECONNECT_MAX_S * 0.9
         attempts.succeeded()  # still: it grows no younger by that
-        attempts.over()
+        attempts.failed()
         assert not attempts.made
     assert attempts.wait_s >= RECONNECT_MAX_S / 2
     attempts.succeeded()
     now_s += RECONNECT_MAX_S
-    attempts.over()
+    attempts.failed()
     assert attempts.wait_s <= RECONNECT_FIRST_S
-    attempts.over()
-    attempts.over()
+    attempts.failed()
+    attempts.failed()
     assert attempts.wait_s > RECONNECT_FIRST_S

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from cachebus.consumers.cdc.slot.catalogue import Table
-from cachebus.consumers.cdc.slot.lineage import Lineage
+from cachebus.consumers.cdc.slot.identity import known_as
+from cachebus.consumers.cdc.slot.lineage import Lineage, places_of
 from cachebus.consumers.cdc.slot.slot import Slot
 
 
@@ -49,3 +50,10 @@ def test_a_renamed_table_is_known_by_its_present_name_first() -> None:
     lineage = Lineage()
     lineage.seen([table(1, "z")], {}, None)
     assert lineage.seen([PARENT], {}, None).names == {1: [("shop", "o"), ("shop", "z")]}
+
+
+def test_what_one_table_is_known_by_is_no_other_ones() -> None:
+    """A schema "x.y" with "z" shared it with a schema "x" with "y.z"."""
+    for place in [("public", "o"), ("x.y", "z"), ("x", "y.z"), ("x.y", "z.a"), ('a"b', '"'), ("a b", "Z")]:
+        assert places_of(known_as(*place)) == [place]
+    assert places_of("x.y.z") == [("x", "y.z"), ("x.y", "z")], "a rule's"

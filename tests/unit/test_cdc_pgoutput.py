@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.consumers.cdc.rules.change import OtherText, Row, RowChange
+from cachebus.consumers.cdc.rules.change import OddText, OtherText, Row, RowChange
 from cachebus.consumers.cdc.slot.pgoutput import Begin, Commit, Decoder, PgOutputError, Told
 
 # Said by PostgreSQL 18.
@@ -93,8 +93,11 @@ def test_several_tables_truncated_at_once(decoder: Decoder) -> None:
     assert [(one.schema, one.table) for one in found] == [("public", "t2"), ("shop", "orders")]
 
 
-def of_type(oid: int, text: bytes) -> object:
-    decoder = Decoder()
+def of_type(oid: int, text: bytes, *said: bytes, encoding: str = "") -> object:
+    """A value of this type, after these messages."""
+    decoder = Decoder(encoding)
+    for message in said:
+        decoder.decode(message)
     decoder.decode(b"R\0\0\0\1s\0t\0d\0\1\1c\0" + struct.pack(">Ii", oid, -1))
     found = decoder.decode(b"I\0\0\0\1N\0\1t" + struct.pack(">i", len(text)) + text)
     assert isinstance(found, list)
@@ -108,12 +111,29 @@ def test_values_by_their_types() -> None:
     assert of_type(16, b"t") is True
     assert of_type(16, b"f") is False
     assert of_type(99_999, b"sad") == "sad", "an enum"
+    assert of_type(1042, b" a b  ") == " a b", "filled up by PostgreSQL"
+    assert of_type(1043, b" a b  ") == " a b  "
     other = of_type(1114, b"2026-01-01 00:00:00")
     assert other == "2026-01-01 00:00:00"
     assert type(other) is OtherText
     for oid, text in ((23, b"x"), (25, b"\xff")):
         with pytest.raises(PgOutputError):
             of_type(oid, text)
+
+
+@pytest.mark.parametrize("schema", [b"", b"pg_catalog"])
+def test_domains_over_a_text_of_a_fixed_width_are_read_as_that(schema: bytes) -> None:
+    domain, other = b"Y\0\1\x86\x9f" + schema + b"\0bpchar\0", b"Y\0\1\x86\x9f" + schema + b"\0varchar\0"
+    assert of_type(99_999, b"a  ", domain) == "a"
+    assert of_type(99_999, b"a  ", other) == "a  "
+    assert of_type(99_999, b"a  ", domain.replace(b"\x9f", b"\x9e")) == "a  "
+    assert of_type(99_999, b"a  ", b"Y\0\1\x86\x9fpublic\0bpchar\0") == "a  "
+
+
+def test_a_text_of_a_fixed_width_that_is_none_in_its_encoding() -> None:
+    odd = of_type(1042, b"\x81  ", encoding="cp1252")
+    assert odd == "\\x81"
+    assert type(odd) is OddText
 
 
 @pytest.mark.parametrize(

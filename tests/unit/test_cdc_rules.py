@@ -7,11 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from cachebus import ConfigError
+from cachebus import ConfigError, InvalidKey
+from cachebus.cascade import CascadeTable
+from cachebus.consumers.cdc.rules import router
 from cachebus.consumers.cdc.rules.change import OtherText, RowChange, UnusableChange, parse_change
 from cachebus.consumers.cdc.rules.check import checked, describe
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.rules.rules import load_rules, parse_rules
+from cachebus.keys.key import Keyspace
+from cachebus.keys.plan import Planner
+from cachebus.producers.command import InvalidateAllTenants, encode, parse
 from tests.support.changes import RULES
 
 RULE = """
@@ -59,10 +64,9 @@ def orders(op: str, new: dict[str, object] | None = None, old: dict[str, object]
         (RULE.replace('"{id}"', "7"), "5: rule 1: resource_id: Input should be a valid string"),
         (RULE.replace("{id}", "*"), r'5: rule 1: resource_id: is "\*": write a whole scope as scopes'),
         (RULE.replace('tenant_id = "{tenant_id}"', ""), "2: rule 1: tenant_id: is missing: only the data type"),
-        (RULE.replace('on_truncate = "ignore"', ""), "2: rule 1: on_truncate: is missing: a truncate names no rows"),
         (RULE.replace('"ignore"', "3"), '7: rule 1: on_truncate: takes "all", "ignore", or a list of tenants'),
-        (RULE.replace('"ignore"', '"all"'), '7: rule 1: on_truncate: is "all", but the file has no tenants'),
         (RULE.replace('"ignore"', '["a"]\noperations = ["insert"]'), "7: rule 1: on_truncate: is given, but"),
+        (f"tenants = {[str(n) for n in range(1001)]}\n" + RULE, "1: tenants: are more than 1000: leave them out"),
         (RULE + 'operations = ["insert", "upsert"]', "8: rule 1: operations 2: Input should be 'insert', 'update'"),
         (
             'tenants = ["acme", "' + 600 * "x" + '"]\n' + RULE,
@@ -170,20 +174,37 @@ def test_a_truncate_is_the_scopes_of_all_types_that_its_rule_and_cascades_name()
 
 def test_everything_that_rules_may_name() -> None:
     rules = parse_rules(RULES.replace('tenants = ["acme", "globex"]', 'tenants = ["acme"]'))
-    commands, unnamed = Router(rules).missed(rules.rule)
-    assert [describe(one) for one in commands] == [
+    assert [describe(one) for one in Router(rules).missed(rules.rule)] == [
         *(f"all of {one!r} of tenant 'acme'" for one in ("order", "embedding", "order_list", "customer")),
         "everything of tenant 'acme'",
         "all of 'system'",
     ]
-    assert unnamed == []
-    some = Router(rules).missed([rules.rule[-1]])
-    assert [describe(one) for one in some[0]] == ["all of 'system'"]
+    assert [describe(one) for one in Router(rules).missed([rules.rule[-1]])] == ["all of 'system'"]
 
 
-def test_whose_tenants_nobody_names_can_not_be_made_up_for() -> None:
-    rules = parse_rules(RULE)
-    assert Router(rules).missed(rules.rule) == ([], ["shop.orders"])
+def test_where_rules_name_no_tenants_they_may_name_anything_of_all_of_them() -> None:
+    rules = parse_rules(RULES.replace('tenants = ["acme", "globex"]', ""))
+    made = Router(rules, shards=3).missed(rules.rule)
+    assert [describe(one) for one in made if not isinstance(one, InvalidateAllTenants) or one.shard == 2] == [
+        *(f"all of {one!r} of all tenants" for one in ("order", "embedding", "order_list", "customer")),
+        "everything of all tenants",
+        "all of 'system'",
+    ]
+    assert sorted(one.shard for one in made if isinstance(one, InvalidateAllTenants)) == sorted(5 * [0, 1, 2])
+    planner = Planner(Keyspace(3), CascadeTable())
+    for one in made:
+        plan = parse(encode(one)).plan(planner)
+        assert plan.scopes and (not isinstance(one, InvalidateAllTenants) or plan.shard == one.shard)
+    with pytest.raises(InvalidKey, match="none is 3"):
+        InvalidateAllTenants(shard=3).plan(planner)
+
+
+def test_a_truncate_touches_all_tenants_unless_the_rule_says_whose() -> None:
+    truncate = RowChange("truncate", "shop", "orders")
+    assert asked(truncate, RULE.replace('on_truncate = "ignore"', "")) == ["all of 'order' of all tenants"]
+    assert asked(truncate, RULE.replace('"ignore"', '["a"]')) == ["all of 'order' of tenant 'a'"]
+    tagged = RULE.replace('on_truncate = "ignore"', 'tags = ["orders"]')
+    assert asked(truncate, tagged) == ["everything of all tenants"], "of any type and tenant may be tagged"
 
 
 @pytest.mark.parametrize(
@@ -272,6 +293,13 @@ def test_what_is_null_names_nothing_and_takes_nothing_from_the_rest(
     assert not problems
 
 
+@pytest.mark.parametrize("op", ["insert", "delete"])
+def test_a_row_of_no_tenant_is_nobodys_and_no_mistake(op: str) -> None:
+    row = user(tenant_id=None)
+    change = RowChange(op, "shop", "users", None if op == "delete" else row, row if op == "delete" else None)
+    assert meant(change, USERS) == ([], [])
+
+
 def test_every_half_and_every_rule_that_can_be_named_is_and_one_letter_says_what_can_not() -> None:
     commands, problems = meant(RowChange("update", "shop", "users", user(email=1.5, id=2), user()), USERS)
     assert "'2' of 'user' of tenant 'acme', and '3' of 'team'" in commands
@@ -288,6 +316,23 @@ def test_what_a_source_may_have_made_up_counts_only_where_a_rule_says_that_it_ha
     old = RowChange("delete", "shop", "orders", None, ROW, sure=frozenset({"id"}))
     assert asked(old)[0] == "'1' of 'order' of tenant 'acme', and '5' of 'customer'"
     assert "'tenant_id' is not known" in meant(old, RULE)[1][0]
+
+
+def test_a_letter_tells_of_a_value_that_is_too_long_for_any_name_its_length_alone() -> None:
+    long, longer = "\x01" * 30_000_000, "a" * 10_000
+    change = RowChange(
+        "update", "public", "orders", {"id": 1, "body": long, "other": longer}, {"id": 1, "body": longer}
+    )
+    payload = change.payload()
+    assert len(payload) < 1000
+    back = parse_change(payload)
+    assert back.new == {
+        "id": 1,
+        "body": {"text": "(30000000 characters are left out)"},
+        "other": {"text": "(10000 characters are left out)"},
+    }
+    assert back.old == {"id": 1}
+    assert back.touched(frozenset({"body"}))
 
 
 def test_a_change_is_read_as_it_was_written() -> None:
@@ -325,3 +370,46 @@ def test_check_shows_what_a_sample_invalidates(tmp_path: Path) -> None:
     sample.write_text("?")
     with pytest.raises(ConfigError, match=r"sample\.json: no row change: Invalid JSON"):
         checked(rules, sample)
+
+
+CASCADES = """
+[[rule]]
+table = "shop.orders"
+data_type = "order"
+resource_id = "{{id}}"
+tenant_id = "{{tenant_id}}"
+
+[[cascade]]
+data_type = "order"
+to = [["line", "{}"]]
+
+[[cascade]]
+data_type = "line"
+to = [["embedding", "{}"]]
+
+[[cascade]]
+data_type = "unnamed"
+to = [["embedding", "{}"]]
+"""
+
+
+@pytest.mark.parametrize(("changed", "is_another"), [(0, True), (1, True), (2, False)])
+def test_with_other_cascades_a_rule_says_another_thing(changed: int, is_another: bool) -> None:
+    """At any distance; those of what it does not reach are not its own."""
+    texts = ["order:{resource_id}"] * 3
+    first = Router(parse_rules(CASCADES.format(*texts)))
+    texts[changed] = "ord:{resource_id}"
+    second = Router(parse_rules(CASCADES.format(*texts)))
+    assert (first.said_of("shop", "orders") != second.said_of("shop", "orders")) is is_another
+    assert (first.said != second.said) is is_another
+
+
+def test_of_more_tables_than_it_remembers_the_oldest_are_forgotten_and_no_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(router, "TABLES_REMEMBERED", 2)
+    asked = Router(parse_rules(CASCADES.format("a", "b", "c")))
+    first, second, third = (asked.table("shop", name) for name in ("orders", "lines", "others"))
+    assert asked.table("shop", "others") is third
+    assert asked.table("shop", "lines") is second
+    assert asked.table("shop", "orders") is not first

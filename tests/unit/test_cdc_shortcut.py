@@ -14,7 +14,7 @@ from cachebus.consumers.cdc.rules.rules import parse_rules
 from cachebus.consumers.cdc.slot.pgoutput import Column, PgOutputError, Relation, Told
 from cachebus.consumers.cdc.slot.shortcut import shortcut
 
-NUMBER, UUID, TEXT, TIME = 20, 2950, 25, 1114
+NUMBER, UUID, TEXT, TIME, PADDED = 20, 2950, 25, 1114, 1042
 RULE = """
 [[rule]]
 table = "public.orders"
@@ -28,6 +28,7 @@ COLUMNS = (
     Column("id", NUMBER, True),
     Column("tenant", TEXT, False),
     Column("u", UUID, True),
+    Column("c", PADDED, False),
 )
 RELATION = Relation("public", "orders", "d", COLUMNS)
 
@@ -55,8 +56,15 @@ def meant(router: Router, message: Told) -> Any:
     return list(meaning.commands), list(meaning.problems)
 
 
-ROW = row(b"2026-01-01", b"7", "größe".encode(), b"00000000-0000-0000-0000-000000000001")
-NAMES = [("{id}", "acme"), ("{id}", "{tenant}"), ("{u}", "{tenant}"), ("all", "{tenant}"), ("{tenant}", "{tenant}")]
+ROW = row(b"2026-01-01", b"7", "größe".encode(), b"00000000-0000-0000-0000-000000000001", b" a b  ")
+NAMES = [
+    ("{id}", "acme"),
+    ("{id}", "{tenant}"),
+    ("{u}", "{tenant}"),
+    ("all", "{tenant}"),
+    ("{tenant}", "{tenant}"),
+    ("{c}", "{u}"),
+]
 
 
 @pytest.mark.parametrize(("resource", "tenant"), NAMES)
@@ -76,10 +84,10 @@ def test_a_row_that_is_written_takes_it(resource: str, tenant: str, kind: bytes)
         told(b"U", b"K", ROW, b"N", ROW),
         told(b"D", b"K", ROW),
         told(b"D", b"N", ROW),
-        told(b"I", b"N", row(None, None, b"acme", None)),
-        told(b"I", b"N", row(b"x", b"7", b"\xff", None)),
+        told(b"I", b"N", row(None, None, b"acme", None, None)),
+        told(b"I", b"N", row(b"x", b"7", b"\xff", None, None)),
         told(b"I", b"N", row(b"x", b"7", width=3)),
-        told(b"I", b"N", ROW[:-45]),
+        told(b"I", b"N", ROW[:-56]),
         told(b"I", b"N", ROW[:3]),
     ],
 )
@@ -117,8 +125,8 @@ def test_rows_in_an_odd_encoding_have_none() -> None:
 @given(
     st.sampled_from(NAMES),
     st.sampled_from([b"I", b"U", b"D"]),
-    st.lists(st.none() | st.integers().map(lambda n: str(n).encode()) | st.binary(max_size=9), min_size=4, max_size=4),
-    st.integers(0, 80),
+    st.lists(st.none() | st.integers().map(lambda n: str(n).encode()) | st.binary(max_size=9), min_size=5, max_size=5),
+    st.integers(0, 90),
     st.binary(max_size=2),
 )
 def test_it_never_tells_anything_else(

@@ -96,7 +96,9 @@ NO_COMMANDS = {
     b"\xff": "Invalid JSON",
     b"[]": "should be an object",
     b"{}": "Unable to extract tag using discriminator 'op'",
-    b'{"op": "drop"}': "op: must be one of 'invalidate', 'scope', 'tags', 'coordinated'",
+    b'{"op": "drop"}': "op: must be one of 'invalidate', 'scope', 'all_tenants', 'tags', 'coordinated'",
+    b'{"op": "invalidat"}': "op: must be one of 'invalidate', 'scope', 'all_tenants', 'tags', 'coordinated', "
+    "did you mean 'invalidate'?",
     b'{"op": "invalidate", "data_type": "t"}': "resource_id: Field required",
     b'{"op": "invalidate", "data_type": "t", "resource_id": true}': "resource_id",
     b'{"op": "invalidate", "data_type": "t", "resource_id": 1.5}': "resource_id",

@@ -16,9 +16,9 @@ from cachebus.core.membership import (
     keeps_without_l2,
     largest_bound_s,
 )
-from cachebus.core.ports import SILENT_S, About, Caller, Change, NodeRow, NodesReply
+from cachebus.core.ports import SILENT_S, About, Caller, Change, Largest, NodeRow, NodesReply
 from cachebus.testing import FakeClock, Fleet
-from cachebus.writing.confirm import CROWD_MIN, Confirmer, _SharedLooks, check_wait
+from cachebus.writing.confirm import CROWD_MIN, Confirmer, _SharedQuestions, check_wait
 from tests.support.logs import told as lines_told
 
 D_S = 2.0
@@ -31,17 +31,17 @@ def reply(name: bytes = b"first", epoch: bytes = b"e", **applied: int | NodeRow)
 
 
 def known(name: bytes = b"first", since_s: float = 0.0) -> MembershipView:
-    """A view that has known this set of lines since then."""
+    """A view that has known this set of rows since then."""
     view = MembershipView()
     view.saw(name, since_s)
     return view
 
 
-def test_it_ends_when_every_line_has_reached_the_change() -> None:
+def test_it_ends_when_every_row_has_reached_the_change() -> None:
     assert judged(known(), reply(a=5, b=7), CHANGE, D_S, 10.0) == (Confirmed(("a", "b"), ()), True)
 
 
-def test_it_goes_on_while_one_has_not_however_long_its_line_stands_still() -> None:
+def test_it_goes_on_while_one_has_not_however_long_its_row_stands_still() -> None:
     """It may be cut off from L2, and load for itself what the change has replaced."""
     view = known()
     for now_s in (10.0, 12.0, 60.0):
@@ -49,13 +49,13 @@ def test_it_goes_on_while_one_has_not_however_long_its_line_stands_still() -> No
 
 
 @pytest.mark.parametrize("view", [MembershipView(), known(since_s=8.01), known(b"another")])
-def test_a_set_of_lines_must_have_been_known_for_d(view: MembershipView) -> None:
+def test_a_set_of_rows_must_have_been_known_for_d(view: MembershipView) -> None:
     """Else a node that lives may be missing from it."""
     assert not judged(view, reply(a=5), CHANGE, D_S, 10.0)[1]
 
 
 def test_where_nodes_keep_what_they_load_alone_it_must_have_been_known_for_a_minute_more() -> None:
-    """One whose line was lost may be cut off, and load for itself as long as it counts."""
+    """One whose row was lost may be cut off, and load for itself as long as it counts."""
     assert complete_after_s(D_S, keep_without_l2=True) == D_S + SILENT_S
     assert complete_after_s(D_S, keep_without_l2=False) == D_S
 
@@ -85,7 +85,7 @@ def test_who_stands_in_another_epoch_than_the_present_one_has_applied_nothing() 
 def test_the_bound_is_the_largest_that_anybody_has_heard_of() -> None:
     assert first_bound_s(D_S, CHANGE, Caller("", 0, b"")) == D_S
     assert first_bound_s(D_S, CHANGE._replace(bound_ms=7000), Caller("", 0, b"")) == 7.0
-    assert first_bound_s(D_S, CHANGE, Caller("n", 0, b"", About(2000), 9000)) == 9.0
+    assert first_bound_s(D_S, CHANGE, Caller("n", 0, b"", About(2000), Largest(9000))) == 9.0
     row = NodeRow(5, b"e", 1, About(8000))
     assert largest_bound_s(reply(a=5), D_S) == D_S
     assert largest_bound_s(reply(a=5, b=row), D_S) == 8.0
@@ -223,7 +223,7 @@ async def test_a_node_that_alone_keeps_nothing_is_told_of_one_that_does() -> Non
         await waiting
 
 
-async def test_however_many_wait_they_look_together() -> None:
+async def test_however_many_wait_they_ask_together() -> None:
     clock = FakeClock()
     async with Fleet(2, clock=clock, probe_interval_s=0.02, staleness_bound_s=D_S, keep_without_l2=False) as fleet:
         a = fleet.caches[0]
@@ -282,12 +282,12 @@ async def test_the_largest_bound_heard_of_is_not_forgotten_by_a_wait_that_began_
     assert clock() - began_s >= larger_s
 
 
-async def test_only_those_who_wait_now_slow_the_looks() -> None:
-    looks = _SharedLooks()
+async def test_only_those_who_wait_now_slow_the_questions() -> None:
+    questions = _SharedQuestions()
 
     async def ask() -> NodesReply:
         return reply(a=5)
 
     for _ in range(CROWD_MIN + 2):
-        await looks.look(ask)
-    assert looks._waiting == 0
+        await questions.ask(ask)
+    assert questions._waiting == 0

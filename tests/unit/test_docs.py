@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
+from codeop import CommandCompiler
+from collections import Counter
 from functools import cache
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from cachebus import errors
 from cachebus.tools.verify.checker.promises import PROMISES
 from docs.reference.generate import PAGES as GENERATED
 from tests.support.documents import AT_THE_TOP, DOCUMENTS, TESTS, made, name_of
-from tests.support.pages import DOCS, PAGES, ROOT
+from tests.support.pages import DOCS, PAGES, ROOT, STAND_INS, blocks
 
 README_BYTES_MAX = 8_000
 NOT_YET = "not yet attacked"
@@ -25,7 +27,7 @@ DEBTS_MAX = 0
 FAULTS = """
 drop a message; delay a message; double a message; reorder messages; cut connection; half-open socket;
 deaf subscriber whose commands work; output-buffer kill; reconnect in the middle of a fill; log trimmed past a node;
-FLUSHALL; eviction of meta; eviction of marks; eviction of leases; eviction of records; eviction of nodes;
+FLUSHALL; eviction of meta; eviction of marks; eviction of fill leases; eviction of records; eviction of nodes;
 restart without persistence; restart with persistence; restart with an older RDB; DEBUG RELOAD;
 Sentinel failover that loses a suffix; fail-back;
 handover to a replica that dies at once, and back to the deposed primary;
@@ -35,23 +37,38 @@ nodes that hear nothing of a failover, from some Sentinels or all; a new replica
 a name or virtual IP that is moved, while old connections stay;
 promotion of a replica; slot migration; SCRIPT FLUSH; -BUSY;
 READONLY; NOREPLICAS; OOM; a command that times out after it ran; SIGSTOP of a node; SIGSTOP of Redis;
-SIGKILL at every step; loader slower than its lease; cancellation at every await; event-loop stall; wall-clock step;
-corrupted records; corrupted replies to commands; corrupted events;
+SIGKILL at every step; loader slower than its fill lease; cancellation at every await; event-loop stall; wall-clock
+step; corrupted records; corrupted replies to commands; corrupted events;
 SIGKILL of an outbox relay; SIGSTOP of an outbox relay; outbox rows that commit out of order;
 SIGKILL of a worker of commands on Kafka; partitions of commands that move while workers are busy;
 messages on Kafka that are no commands, or wrongly signed; the broker of commands away, or hanging;
 outbox rows that are no commands; the outbox's database killed, or hanging;
 many outbox rows for a primary that is away; an outbox's table dropped, swapped or changed under its relay;
-L2 away while rows are in hand; SIGKILL of a worker of change data capture;
-a commit that the log tells of before others see it; a slot that is lost; rows and envelopes that no rule can use;
+an outbox's table made anew while its rows are in hand; L2 away while rows are in hand;
+SIGKILL of a worker of change data capture;
+a commit that the log tells of before others see it;
+a transaction that is open while its table comes into the publication, or back;
+a slot that others have made, and one that is removed beneath its worker;
+rules of change data capture rolled back in the middle;
+a slot that is lost; rows and envelopes that no rule can use;
 a captured database killed, or L2 away; Kafka broker restart; Kafka broker that hangs;
 Kafka broker that refuses messages; one of several Kafka brokers lost, or hanging; Kafka retention loss;
 Kafka messages doubled and swapped; a publisher killed between L2 and Kafka; garbage on the Kafka topic;
-a slow link to a Kafka broker; a quota of a Kafka broker that is used up;
+a slow link to a Kafka broker; a slow uplink to Kafka, of one node or of all; a quota of a Kafka broker that is used up;
 compressed messages on Kafka that inflate to gigabytes;
 Kafka partitions added; events on Kafka that are unsigned, forged, or sent again elsewhere;
 two stores on one Kafka topic
 """
+ROOMS_WITH_AN_ORDER = (
+    "cachebus/core",
+    "cachebus/l2",
+    "cachebus/reading",
+    "cachebus/resp",
+    "cachebus/bus/kafka",
+    "consumers/cdc/slot",
+    "consumers/outbox",
+)
+"""Of many files each: a reader is told where to begin."""
 named = re.compile(r"`(?:tests/)?((?:\w+/)+test_\w+\.py)(?:::(\w+))?`").findall
 
 
@@ -105,17 +122,36 @@ def test_every_test_that_is_named_exists(path: Path) -> None:
     assert "`::" not in text, "a test is named without its file, which is not looked up"
 
 
-@pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
+def test_each_page_that_is_made_from_the_code_has_a_stand_in_in_a_checkout() -> None:
+    assert {path.relative_to(DOCS).as_posix() for path in STAND_INS} == set(GENERATED)
+
+
+@pytest.mark.parametrize("path", [*DOCUMENTS, ROOT / "tests/README.md", *STAND_INS], ids=name_of)
 def test_every_link_leads_somewhere(path: Path) -> None:
     for target in re.findall(r"\[[^\]]+\]\(([^)\s]+)\)", path.read_text()):
         if re.match(r"https?://", target):
             continue
         file, _, anchor = target.partition("#")
         there = (path.parent / file).resolve() if file else path
-        made = there.is_relative_to(DOCS) and there.relative_to(DOCS).as_posix() in GENERATED
-        assert there.exists() or made, target
+        assert there.exists(), f"{target} leads nowhere in a checkout"
         assert there.is_relative_to(DOCS) or path not in PAGES, f"{target} is no part of the site"
         assert not anchor or anchor in anchors(there), target
+
+
+@pytest.mark.parametrize("path", [path for path in PAGES if "python -m asyncio" in path.read_text()], ids=name_of)
+def test_what_is_typed_at_the_prompt_can_be_pasted_there(path: Path) -> None:
+    """Before Python 3.13 a prompt takes what follows a block for a part of it, unless an empty line ends that."""
+    for block in blocks(path, "python"):
+        compiler, lines = CommandCompiler(), list[str]()
+        compiler.compiler.flags |= ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+        for line in [*block.code.splitlines(), ""]:
+            lines.append(line)
+            try:
+                if compiler("\n".join(lines), symbol="single") is not None:
+                    lines.clear()
+            except SyntaxError as error:
+                raise AssertionError(f"line {block.line} and below, at {line!r}: {error}") from None
+        assert not lines
 
 
 def test_the_readme_is_short() -> None:
@@ -186,6 +222,13 @@ def test_every_page_is_linked_from_the_readme_but_for_the_sites_first() -> None:
             assert re.search(rf"\]\({re.escape(name_of(path))}[#)]", readme), name_of(path)
 
 
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_a_table_tells_of_each_thing_in_one_place(path: Path) -> None:
+    for is_table, lines in groupby(path.read_text().splitlines(), key=lambda line: line.startswith("|")):
+        names = [line.split("|")[1].strip() for line in lines] if is_table else []
+        assert not [name for name, count in Counter(names).items() if count > 1 and name not in ("", "…")]
+
+
 def test_every_figure_is_explained() -> None:
     tree = ast.parse((ROOT / "cachebus" / "observe" / "stats.py").read_text())
     for part in (node for node in tree.body if isinstance(node, ast.ClassDef)):
@@ -219,3 +262,29 @@ def test_the_hooks_run_what_make_check_runs() -> None:
         r"^\t\$\(BIN\)/(\S+)", (ROOT / "Makefile").read_text().split("\ncheck:")[1].split("\n\n")[0], re.MULTILINE
     )
     assert {hook["entry"].split()[0].removeprefix(".venv/bin/") for hook in repo["hooks"]} == set(recipe)
+
+
+def rooms_of_tests() -> dict[str, list[str]]:
+    """By row of the table in tests/README.md: the files that it names, a pattern for each it matches."""
+    rows = re.findall(r"^\| (.+) \| (`\w+/test_.+) \|$", (ROOT / "tests/README.md").read_text(), re.MULTILINE)
+    found: dict[str, list[str]] = {}
+    for room, patterns in rows:
+        folder = ""
+        for pattern in re.findall(r"`([^`]+)`", patterns):
+            folder, name = pattern.split("/") if "/" in pattern else (folder, pattern)
+            paths = sorted((ROOT / "tests" / folder).glob(name))
+            assert paths, f"{folder}/{name}: there is no such test"
+            found.setdefault(room, []).extend(path.relative_to(ROOT / "tests").as_posix() for path in paths)
+    return found
+
+
+def test_each_file_of_tests_is_in_one_row_of_their_page() -> None:
+    there = sorted(path.relative_to(ROOT / "tests").as_posix() for path in (ROOT / "tests").rglob("test_*.py"))
+    assert sorted(path for paths in rooms_of_tests().values() for path in paths) == there
+
+
+@pytest.mark.parametrize("room", ROOMS_WITH_AN_ORDER)
+def test_a_room_says_in_which_order_to_read_each_of_its_files(room: str) -> None:
+    named = re.findall(r"`(\w+)", (ROOT / room / "__init__.py").read_text().split('"""')[1])
+    files = {path.stem for path in (ROOT / room).glob("*.py")} - {"__init__"}
+    assert files <= set(named), f"not said when to read: {sorted(files - set(named))}"

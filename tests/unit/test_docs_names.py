@@ -13,7 +13,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
@@ -24,9 +23,9 @@ from cachebus import Cache, Policy, Settings, producers
 from cachebus.cli.main import app
 from cachebus.observe import stats
 from cachebus.observe.prometheus import CacheCollector
-from docs.reference.generate import PAGES as GENERATED
+from docs.reference.generate import GENERATED, IN_A_CHECKOUT
 from tests.support.documents import DOCUMENTS, TESTS, made, name_of
-from tests.support.pages import DOCS, PAGES, ROOT, blocks
+from tests.support.pages import DOCS, PAGES, ROOT, STAND_INS, blocks
 
 CODE = [
     path
@@ -37,7 +36,16 @@ CODE = [
 OTHERS = {
     *("binlog_row_image", "sql_log_bin", "pg_logical_emit_message", "pool_mode", "rds_replication", "temp_file_limit"),
     *("max_slot_wal_keep_size", "pg_replication_slots", "transaction_timeout", "post_fork", "bind_arguments"),
-    *("ExtractNewRecordState", "model_fields_set", "pg_dump", "pg_read_all_stats"),
+    *(
+        "ExtractNewRecordState",
+        "model_fields_set",
+        "pg_dump",
+        "pg_read_all_stats",
+        "TimeZone",
+        "close_old_connections",
+        "ini_options",
+        "disable_existing_loggers",
+    ),
 }
 """Names of other programs, that pages tell to set, to call or to look at."""
 COMMAND = re.compile(r"^(?:\.venv/bin/)?cachebus (.*?)(?:\s+#.*)?$")
@@ -103,24 +111,72 @@ def command_lines(path: Path) -> Iterator[str]:
     yield from inline(path)
 
 
+@cache
+def commands() -> Any:
+    """The command line as it is."""
+    return typer.main.get_command(app)
+
+
 def wrong_with(line: str) -> str:
     """What in a command line does not exist; "" for a right one."""
-    command: Any = typer.main.get_command(app)
-    options: set[str] = set()
-    for word in shlex.split(line):
-        options |= {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
-        options |= {"--help", "-h"}
-        if word.startswith("--"):
-            if word.partition("=")[0] not in options:
+    command = commands()
+    known: dict[str, Any] = {}
+    words = iter(shlex.split(line))
+    given = 0
+    for word in words:
+        known |= {name: option for option in command.params for name in (*option.opts, *option.secondary_opts)}
+        if word.startswith("-"):
+            name, has_value, _ = word.partition("=")
+            if name not in known and name not in ("--help", "-h"):
                 return word
-        elif isinstance(command, click.Group) or hasattr(command, "commands"):
+            if not has_value and name in known and not known[name].is_flag:
+                next(words, None)
+        elif hasattr(command, "commands"):
             if word.isupper():  # stands for one of several
                 return ""
-            if word in command.commands:
-                command = command.commands[word]
-            elif not word.startswith("-"):
+            if word not in command.commands:
+                return word
+            command = command.commands[word]
+        else:
+            given += 1
+            places = [param.nargs for param in command.params if param.param_type_name == "argument"]
+            if given > sum(places) and -1 not in places:
                 return word
     return ""
+
+
+def texts(path: Path) -> Iterator[str]:
+    """The texts of a module, with X for what is put into them."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    joined = [node for node in nodes if isinstance(node, ast.JoinedStr)]
+    parts = {id(part) for node in joined for part in node.values}
+    for node in joined:
+        yield "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values)
+    for node in nodes:
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in parts:
+            yield node.value
+
+
+def told_by(text: str) -> Iterator[str]:
+    """The commands in a text of the code: in backticks, in brackets, or all of it."""
+    for quoted, bracketed in re.findall(r"`cachebus ([a-z][^`]*)`|\(cachebus ([a-z][^()]*)\)", text):
+        yield quoted or bracketed
+    if text.startswith("cachebus ") and text.split()[1] in commands().commands:
+        yield text.removeprefix("cachebus ")
+
+
+def test_every_command_that_the_code_tells_exists() -> None:
+    wrong = {
+        f"{path.name}: `cachebus {line}`: there is no {wrong_with(line)}"
+        for path in CODE
+        if path.suffix == ".py"
+        for text in texts(path)
+        for line in told_by(text)
+        if wrong_with(line)
+    }
+    assert not wrong
+    assert wrong_with("worker cdc kafka") == "kafka"
+    assert not wrong_with("worker cdc --source kafka")
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name_of)
@@ -199,7 +255,7 @@ def test_every_command_is_told() -> None:
             yield from names(sub, f"{prefix} {name}")
 
     told = re.findall(r"^## (.*)$", made("reference/commands.md"), re.MULTILINE)
-    assert told == list(names(typer.main.get_command(app), "cachebus"))
+    assert told == list(names(commands(), "cachebus"))
 
 
 def test_every_public_name_is_told() -> None:
@@ -208,5 +264,11 @@ def test_every_public_name_is_told() -> None:
     assert told == [f"{module.__name__}.{name}" for module in modules for name in sorted(module.__all__)]
 
 
-def test_no_generated_page_lies_in_the_tree() -> None:
-    assert not [path for path in PAGES if path.relative_to(DOCS).as_posix() in GENERATED]
+def test_a_generated_page_lies_in_the_tree_as_the_code_makes_it_or_not_at_all() -> None:
+    """What stands in for the others says where to look, and repeats nothing."""
+    for path in STAND_INS:
+        page, text = path.relative_to(DOCS).as_posix(), path.read_text()
+        if page in IN_A_CHECKOUT:
+            assert text == GENERATED + made(page), f"{page}: write it anew by python -m docs.reference.generate"
+        else:
+            assert text.count("\n") < 8 and "make docs" in text, page

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from cachebus.keys.key import Keyspace
 from cachebus.wire import event as events
-from cachebus.wire.event import CorruptEvent, Event, WritePart
+from cachebus.wire.event import CorruptEvent, Event, EventHeader, LowWatermark, WritePart
 
 u64 = st.integers(0, 2**64 - 1)
 names = st.lists(st.text(max_size=30), max_size=20)
@@ -27,7 +27,6 @@ def fields(event: Event) -> tuple[object, ...]:
         event.published_us,
         made,
         event.left_out,
-        event.bucket,
         event.low,
         event.asks_for_probe,
         list(event.keys),
@@ -41,14 +40,14 @@ def test_it_comes_back_as_it_went(
     epoch: bytes, seq: int, us: int, made: list[WritePart], probe: bool, left_out: bool, bucket: str, low: int
 ) -> None:
     body = events.encode_body(made, probe=probe)
-    head = events.encode_head(epoch, seq, us, body, left_out=left_out, bucket=bucket, low=low)
-    assert len(head) == events.HEAD_BYTES
-    event = events.decode(head + body)
+    stands = EventHeader(epoch, seq, us, left_out, LowWatermark(bucket, low))
+    header = stands.encode(body)
+    assert len(header) == events.HEADER_BYTES
+    event = events.decode(header + body)
     assert fields(event)[:3] == (epoch, seq, us)
-    more = {"probe": True} if probe else None
-    want = Event(epoch, seq, us, made, more=more, left_out=left_out, bucket=bucket, low=low)
+    want = Event(stands, made, {"probe": True} if probe else None)
     assert fields(event) == fields(want)
-    assert events.position_of(head + body) == (epoch, seq)
+    assert events.position_of(header + body) == (epoch, seq)
 
 
 @given(epochs, u64, u64, parts, st.booleans(), buckets, u64)
@@ -57,16 +56,16 @@ def test_a_head_with_its_parts_is_what_others_read(
 ) -> None:
     """The node that has written builds the event of the script's reply, and nobody has to decode the body."""
     body = events.encode_body(made)
-    head = events.encode_head(epoch, seq, us, body, left_out=left_out, bucket=bucket, low=low)
-    assert fields(events.with_head(head, body, made)) == fields(events.decode(head + body))
+    header = EventHeader(epoch, seq, us, left_out, LowWatermark(bucket, low)).encode(body)
+    assert fields(events.with_header(header, body, made)) == fields(events.decode(header + body))
 
 
 @given(epochs, u64, u64, parts)
 def test_a_plain_one_raises_no_watermark(epoch: bytes, seq: int, us: int, made: list[WritePart]) -> None:
     body = events.encode_body(made)
-    assert events.encode(epoch, seq, us, body) == events.encode_head(epoch, seq, us, body) + body
+    assert events.encode(epoch, seq, us, body) == EventHeader(epoch, seq, us).encode(body) + body
     event = events.decode(events.encode(epoch, seq, us, body))
-    assert (event.bucket, event.low, event.left_out) == (events.NO_BUCKET, 0, False)
+    assert (event.low, event.left_out) == (events.NONE_RAISED, False)
 
 
 def test_any_sequence_of_names_will_do() -> None:
@@ -83,15 +82,15 @@ def test_keys_and_scopes_of_a_real_invalidation() -> None:
 
 def test_of_several_parts_nobody_alone_is_the_origin() -> None:
     one, other = WritePart(["a"], ["b"], "n"), WritePart(["c"], [], "n")
-    event = Event(b"f" * 16, 2, 0, [one, other])
+    event = Event(EventHeader(b"f" * 16, 2, 0), [one, other])
     assert (event.keys, event.scopes, event.origin) == (["a", "c"], ["b"], "")
 
 
 GOOD = events.encode(b"f" * 16, 2, 0, events.encode_body([WritePart(["a"], [])]))
-HEAD_SIZE = events.HEAD_BYTES + 4
+HEADER_SIZE = events.HEADER_BYTES + 4
 
 
-@pytest.mark.parametrize("size", [0, 2, 3, events.HEAD_BYTES, HEAD_SIZE - 1, HEAD_SIZE, len(GOOD) - 1])
+@pytest.mark.parametrize("size", [0, 2, 3, events.HEADER_BYTES, HEADER_SIZE - 1, HEADER_SIZE, len(GOOD) - 1])
 def test_one_cut_off_is_corrupt(size: int) -> None:
     with pytest.raises(CorruptEvent):
         events.decode(GOOD[:size])
@@ -109,7 +108,7 @@ def test_these_are_none(data: bytes) -> None:
 def test_a_head_whose_check_is_anothers_is_damaged() -> None:
     """The seq alone is another: whoever believed it would take the next event for known."""
     other = events.encode(b"f" * 16, 3, 0, events.encode_body([WritePart(["a"], [])]))
-    with pytest.raises(CorruptEvent, match="head"):
+    with pytest.raises(CorruptEvent, match="header"):
         events.decode(GOOD[:20] + other[20:28] + GOOD[28:])
 
 

@@ -1,4 +1,5 @@
-"""What reading L2 must not stumble over, and what a write of unknown outcome must not spoil for good."""
+"""What reading L2 must not stumble over, what an invalidation leaves to look at, and what a write of unknown outcome
+must not spoil for good."""
 
 from __future__ import annotations
 
@@ -43,4 +44,34 @@ async def test_a_renewed_lease_reaches_what_is_held_already() -> None:
         group = parts(cache).node.l1.entries[key_of(cache, "config", "x", "acme").l1].group
         clock.advance(1.5)
         await fleet.probe()
-        assert group.valid_until == clock() + 2.0
+        assert group.valid_until_s == clock() + 2.0
+
+
+async def test_a_value_that_a_tags_invalidation_spares_is_looked_at_once() -> None:
+    """Else each hit takes the slow path until the value expires: as right, and many times as slow."""
+    async with Fleet(1) as fleet:
+        (cache,) = fleet.caches
+        for number in ("1", "2"):
+            await cache.set("config", number, number, "acme", tags=[number])
+        await cache.invalidate_tags(["1"], "acme")
+        node, name = parts(cache).node, key_of(cache, "config", "2", "acme").l1
+        assert not node.groups.holds(node.l1.entries[name])
+        assert await cache.get("config", "2", "acme") == "2"
+        assert node.groups.holds(node.l1.entries[name])
+
+
+async def test_nothing_is_said_to_be_absent_while_it_is_blocked() -> None:
+    """A search that leaves a level out, as L2 is not to be believed of it, has not seen that L2 has nothing there."""
+    async with Fleet(1) as fleet:
+        (cache,) = fleet.caches
+        await cache.set("config", "x", 1, "acme")
+        blocked = 0, [key_of(cache, "config", "x", "acme")], ()
+        parts(cache).node.block(*blocked)
+        parts(cache).node.forget(0, blocked[1])
+
+        async def searched() -> object:
+            return await cache.get("config", "x", "acme", agent_id="a7", search_hierarchy=True)
+
+        assert await searched() is None
+        parts(cache).node.unblock(*blocked)
+        assert await searched() == 1

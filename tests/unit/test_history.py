@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, HistoryLog, ReadCheck, Write, records
+from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, DemoCheck, DemoLog, DemoWrite, records
 from cachebus.tools.demo.lag import Outage, lags, quantile
 
 
-def write(word: int, version: int, returned_s: float, *, called_s: float = 0.0, epoch: int = 1, seq: int = 1) -> Write:
-    return Write(word, version, called_s, returned_s, epoch, seq)
+def write(
+    word: int, version: int, returned_s: float, *, called_s: float = 0.0, epoch: int = 1, seq: int = 1
+) -> DemoWrite:
+    return DemoWrite(word, version, called_s, returned_s, epoch, seq)
 
 
-def checked(writes: list[Write], *reads: tuple[int, int, float], bound_s: float = 2.0) -> ReadCheck:
-    check = ReadCheck(writes, bound_s)
+def checked(writes: list[DemoWrite], *reads: tuple[int, int, float], bound_s: float = 2.0) -> DemoCheck:
+    check = DemoCheck(writes, bound_s)
     check.add(reads)
     return check
 
@@ -68,7 +70,7 @@ def test_it_agrees_with_a_check_written_from_the_promise(seed: int) -> None:
 
 def test_a_spool_gives_back_what_it_was_given(tmp_path: Path) -> None:
     reads = [(0xFFFFFFFF, number, number / 8) for number in range(10_000)]
-    with HistoryLog(tmp_path / "reads", READ) as log:
+    with DemoLog(tmp_path / "reads", READ) as log:
         for read in reads:
             log.add(*read)
     assert [record for batch in records(tmp_path / "reads", READ) for record in batch] == reads
@@ -76,12 +78,12 @@ def test_a_spool_gives_back_what_it_was_given(tmp_path: Path) -> None:
 
 def test_a_record_that_a_kill_cut_off_is_left_out(tmp_path: Path) -> None:
     made = write(1, 2, 3.0, epoch=2**64 - 1)
-    with HistoryLog(tmp_path / "writes", WRITE) as log:
+    with DemoLog(tmp_path / "writes", WRITE) as log:
         log.add(*made)
         log.add(*made)
     whole = (tmp_path / "writes").read_bytes()
     (tmp_path / "writes").write_bytes(whole[:-1])
-    assert [Write(*record) for batch in records(tmp_path / "writes", WRITE) for record in batch] == [made]
+    assert [DemoWrite(*record) for batch in records(tmp_path / "writes", WRITE) for record in batch] == [made]
     assert list(records(tmp_path / "writes", APPLIED)) != []  # of any kind, never an error
 
 

@@ -20,7 +20,7 @@ from cachebus.bus.kafka.inflating import (
     LZ4,
     SNAPPY,
     ZSTD,
-    Unreadable,
+    UnreadableBatch,
     batches_in,
     codec_of,
     inflated,
@@ -58,22 +58,22 @@ def test_what_would_be_more_is_never_made(codec: int) -> None:
     bomb = with_body(codec, COMPRESS[codec](bytes(64 * MOST_BYTES)))
     tracemalloc.start()
     try:
-        with pytest.raises(Unreadable, match=f"more than {MOST_BYTES} bytes"):
+        with pytest.raises(UnreadableBatch, match=f"more than {MOST_BYTES} bytes"):
             inflated(bomb, MOST_BYTES)
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert peak_bytes < 4 * MOST_BYTES
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableBatch):
         inflated(with_body(codec, COMPRESS[codec](b"a" * (MOST_BYTES + 1))), MOST_BYTES)
 
 
 def test_a_snappy_batch_without_blocks_says_its_size_and_is_believed_no_further() -> None:
     whole = cramjam.snappy.compress_raw(b"a" * 1000)
     assert inflated(with_body(SNAPPY, bytes(whole)), MOST_BYTES) == b"a" * 1000
-    with pytest.raises(Unreadable, match="more than"):
+    with pytest.raises(UnreadableBatch, match="more than"):
         inflated(with_body(SNAPPY, bytes(cramjam.snappy.compress_raw(bytes(MOST_BYTES + 1)))), MOST_BYTES)
-    with pytest.raises(Unreadable, match="damaged"):
+    with pytest.raises(UnreadableBatch, match="damaged"):
         inflated(with_body(SNAPPY, b"\xff\xff\x03"), MOST_BYTES)
 
 
@@ -86,36 +86,36 @@ def test_the_smallest_blocks_of_snappy_have_a_bound_in_number() -> None:
 
     most = MOST_BYTES // LEAST_BLOCK_BYTES
     assert inflated(blocks(most), MOST_BYTES) == b"a" * most
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableBatch):
         inflated(blocks(2 * most), MOST_BYTES)
 
 
 @pytest.mark.parametrize("length", [0, -1, -4, 2**31 - 1])
 def test_a_block_of_snappy_that_is_cut(length: int) -> None:
     head = codecs.snappy_encode(b"")[:16]
-    with pytest.raises(Unreadable, match="cut"):
+    with pytest.raises(UnreadableBatch, match="cut"):
         inflated(with_body(SNAPPY, head + struct.pack(">i", length) + b"abcd"), MOST_BYTES)
 
 
 def test_several_files_of_gzip_in_one_batch() -> None:
-    with pytest.raises(Unreadable, match="not one file"):
+    with pytest.raises(UnreadableBatch, match="not one file"):
         inflated(with_body(GZIP, codecs.gzip_encode(b"a") * 2), MOST_BYTES)
 
 
 @CODECS
 def test_a_batch_that_is_cut(codec: int) -> None:
     body = COMPRESS[codec](b"abc" * 100)
-    with pytest.raises(Unreadable):
+    with pytest.raises(UnreadableBatch):
         inflated(with_body(codec, body[:-9]), MOST_BYTES)
 
 
 def test_what_is_compressed_otherwise() -> None:
-    with pytest.raises(Unreadable, match="codec 7"):
+    with pytest.raises(UnreadableBatch, match="codec 7"):
         inflated(with_body(7, b"x"), MOST_BYTES)
     old = bytearray(with_body(0, b"x"))
     old[16:18] = bytes([1, GZIP])
     assert codec_of(memoryview(old)) == GZIP
-    with pytest.raises(Unreadable, match="old format"):
+    with pytest.raises(UnreadableBatch, match="old format"):
         inflated(memoryview(old), MOST_BYTES)
 
 
@@ -132,14 +132,14 @@ def test_lengths_that_lie_end_it(length: int, behind: bytes) -> None:
     data = struct.pack(">qi", 0, length) + behind
     try:
         assert len(list(batches_in(data))) <= 2
-    except Unreadable as error:
+    except UnreadableBatch as error:
         assert "damaged" in str(error)
 
 
 @CODECS
 @given(body=st.binary(max_size=200))
 def test_whatever_is_said_to_be_compressed_is_read_or_refused(codec: int, body: bytes) -> None:
-    with suppress(Unreadable):
+    with suppress(UnreadableBatch):
         assert len(inflated(with_body(codec, body), 10_000)) <= 10_000
 
 

@@ -10,7 +10,8 @@ from aiokafka.record.memory_records import MemoryRecords
 from cachebus.base.backoff import Attempts
 from cachebus.base.clock import monotonic
 from cachebus.bus.kafka.client import kafka_access
-from cachebus.bus.kafka.connection import Address, addresses_of
+from cachebus.bus.kafka.connection import BrokerAddress, addresses_of
+from cachebus.bus.kafka.lane import Lane
 from cachebus.bus.kafka.queue import BATCH_BYTES, Posted, Queue
 from cachebus.bus.kafka.reach import Reach
 from cachebus.bus.kafka.sender import _portion
@@ -27,6 +28,10 @@ def queue_of(*messages: bytes) -> Queue:
     for due_s, message in enumerate(messages):
         queue.add(Posted(b"key", message, [("name", b"value")], float(due_s)))
     return queue
+
+
+def test_addresses_are_read_as_the_driver_reads_them() -> None:
+    assert addresses_of("a:1, b ,[::1]:2,[::1]") == [("a", 1), ("b", 9092), ("::1", 2), ("::1", 9092)]
 
 
 def values(data: bytes) -> list[bytes]:
@@ -114,7 +119,7 @@ async def test_whoever_waits_is_told_of_what_is_gained_and_of_what_is_lost_for_a
 
 
 def test_addresses_are_those_of_the_settings() -> None:
-    assert addresses_of("kafka-1:9092,[::1]:9093") == [Address("kafka-1", 9092), Address("::1", 9093)]
+    assert addresses_of("kafka-1:9092,[::1]:9093") == [BrokerAddress("kafka-1", 9092), BrokerAddress("::1", 9093)]
 
 
 def test_a_request_takes_no_more_than_its_portion_and_one_message_at_least() -> None:
@@ -132,7 +137,43 @@ async def test_what_nobody_waits_for_any_more_makes_room() -> None:
         queue.add(Posted(b"key", b"message", [], 9.0, answer))
     answers[1].cancel()
     size_bytes = queue.size_bytes
-    (gone,) = queue.left()
+    (gone,) = queue.take_abandoned()
     assert gone.answer is answers[1]
     assert queue.size_bytes == size_bytes - gone.size_bytes
     assert [post.answer for post in queue.waiting] == [None, None, answers[0], answers[2]]
+
+
+def test_of_a_lane_only_those_are_looked_at_that_were_stirred_and_no_refused_ones_before_they_are_due() -> None:
+    now_s = 100.0
+
+    def clock() -> float:
+        return now_s
+
+    def queue(number: int, *messages: bytes) -> Queue:
+        made = Queue(number, Reach(ACCESS, clock), Attempts(clock))
+        for message in messages:
+            made.add(Posted(b"key", message, [], 200.0))
+        return made
+
+    lane, idle, full, refused = Lane((BrokerAddress("a", 1), None)), queue(0), queue(1, b"1"), queue(2, b"2")
+    refused.attempts.failed()
+    for one in (idle, full, refused):
+        lane.queues[one.number] = one
+        lane.stir(one)
+    assert (lane.take_ready(now_s), lane.pause_s(now_s)) == ([full], refused.attempts.wait_s)
+    lane.stirred.clear()
+    lane.stir(refused)
+    assert not lane.stirred.is_set()
+    full.busy = True
+    assert lane.take_ready(now_s) == []
+    now_s += refused.attempts.wait_s
+    assert lane.pause_s(now_s) == 0.0
+    assert lane.take_ready(now_s) == [refused]
+    assert lane.pause_s(now_s) is None
+    full.busy = False
+    assert lane.take_ready(now_s) == [refused]
+    lane.stir(full)
+    assert lane.take_ready(now_s) == [refused, full]
+    lane.leave(refused)
+    assert lane.take_ready(now_s) == [full]
+    assert [*lane.queues] == [0, 1]

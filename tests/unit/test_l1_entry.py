@@ -59,10 +59,12 @@ def test_an_entry_costs_no_more_than_the_overhead_that_is_told() -> None:
         l1 = L1(count, 1 << 40)
         for number, key in enumerate(keys):
             now_s = 1000 + number / 2000
-            expires = grid(now_s + 3600 * rng.uniform(0.9, 1.1), 3600.0)
+            expires_s = grid(now_s + 3600 * rng.uniform(0.9, 1.1), 3600.0)
             seq = shared_int(10**6 + number // 20)
             l1.put(
-                Entry(key, None, group, expires, seq, grid(now_s + 2, 2.0), expires, size_class(rng.randrange(5000)))
+                Entry(
+                    key, None, group, expires_s, seq, grid(now_s + 2, 2.0), expires_s, size_class(rng.randrange(5000))
+                )
             )
         taken_bytes = tracemalloc.get_traced_memory()[0]
     finally:
@@ -71,7 +73,7 @@ def test_an_entry_costs_no_more_than_the_overhead_that_is_told() -> None:
     assert taken_bytes / count <= ENTRY_OVERHEAD_BYTES
 
 
-@pytest.mark.parametrize("name", ["key", "value", "group", "fast_until", "seq", "read_until", "expires", "size"])
+@pytest.mark.parametrize("name", ["key", "value", "group", "fast_until_s", "seq", "read_until_s", "expires_s", "size"])
 def test_an_entry_has_the_fields_that_the_hit_path_reads(name: str) -> None:
     group = Group(1, "doc", 10.0, 2, False)
     entry = Entry("k", "v", group, 1.0, 3, 2.0, 4.0, 5)
@@ -79,10 +81,10 @@ def test_an_entry_has_the_fields_that_the_hit_path_reads(name: str) -> None:
         "key": "k",
         "value": "v",
         "group": group,
-        "fast_until": 1.0,
+        "fast_until_s": 1.0,
         "seq": 3,
-        "read_until": 2.0,
-        "expires": 4.0,
+        "read_until_s": 2.0,
+        "expires_s": 4.0,
     }
     assert getattr(entry, name) == (expected | {"size": 5})[name]
     assert (entry.extra, entry.freq) == (None, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from itertools import count
 from typing import Any
 
 import pytest
@@ -347,11 +348,12 @@ def invalidate(l1: L1, key: str, value: object) -> None:
 
 
 def remember(l1: L1, key: str, value: object) -> None:
-    """It has to leave unread, and comes back soon."""
+    """It has to leave unread, the only one so far, lest hashes decide what is remembered; and comes back soon."""
     l1.put(entry(key, 1, 300))
-    for number in range(40):
-        l1.put(entry(f"other {number}", number, 4_000))
-    assert key not in l1.entries
+    others = count()
+    while key in l1.entries:
+        l1.put(entry(f"other {next(others)}", 1, 300))
+    assert l1.evictions == 1
     l1.put(heavy(key, value))
 
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from cachebus.tools.demo.figures import Figures
 from cachebus.tools.demo.incident import Action, Incident, too_short
 from cachebus.tools.demo.lag import Lags
-from cachebus.tools.demo.plan import Plan
+from cachebus.tools.demo.plan import DemoPlan
 from cachebus.tools.demo.report import as_json, printed
 from cachebus.tools.demo.run import Outcome
 from cachebus.tools.harness.messages import Tick
@@ -81,8 +81,8 @@ def test_an_incident_needs_room() -> None:
 
 
 def test_why_there_was_no_incident_is_told() -> None:
-    assert "the run was too short for one" in report(Outcome(Plan(), FIGURES, None, OFF))
-    assert "none was asked for" in report(Outcome(Plan(cut=False), FIGURES, None, OFF))
+    assert "the run was too short for one" in report(Outcome(DemoPlan(), FIGURES, None, OFF))
+    assert "none was asked for" in report(Outcome(DemoPlan(cut=False), FIGURES, None, OFF))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_why_there_was_no_incident_is_told() -> None:
     ],
 )
 def test_a_broken_promise_is_told(figures: Figures, incident: Incident | None, line: str) -> None:
-    outcome = Outcome(Plan(), figures, incident, OFF)
+    outcome = Outcome(DemoPlan(), figures, incident, OFF)
     (broken,) = outcome.broken()
     assert broken.startswith(line)
     assert f"BROKEN: {line}" in report(outcome)
@@ -110,14 +110,14 @@ UNFINISHED = replace(OVERCOME, recovered_s=None, ended_s=17.9)
 @pytest.mark.parametrize("incident", [OVERCOME, None, Incident(3, 2.0), Incident(3, 2.0, began_s=10.0), UNFINISHED])
 @pytest.mark.parametrize("off", [OFF, None])
 def test_promises_that_were_kept_are_told(incident: Incident | None, off: Figures | None) -> None:
-    outcome = Outcome(Plan(), FIGURES, incident, off)
+    outcome = Outcome(DemoPlan(), FIGURES, incident, off)
     assert outcome.broken() == []
     assert "KEPT: of 1,000 reads" in report(outcome)
     assert "BROKEN" not in report(outcome)
 
 
 def test_the_report_sets_both_side_by_side() -> None:
-    lines = report(Outcome(Plan(), FIGURES, OVERCOME, OFF)).splitlines()
+    lines = report(Outcome(DemoPlan(), FIGURES, OVERCOME, OFF)).splitlines()
     cells = {line[:38].strip(): line[38:].split() for line in lines if line[:38].strip()}
     assert cells["stale reads, of any age"] == ["3", "500"]
     assert cells["older than the bound of 2 s"] == ["0", "99"]
@@ -128,7 +128,7 @@ def test_the_report_sets_both_side_by_side() -> None:
 
 
 def test_json_has_what_the_table_has() -> None:
-    told = json.loads(as_json(Outcome(Plan(), FIGURES, OVERCOME, OFF)))
+    told = json.loads(as_json(Outcome(DemoPlan(), FIGURES, OVERCOME, OFF)))
     assert told["cachebus"]["lags"]["p99_s"] == 0.002
     assert told["coherence_off"]["stale_beyond"] == 99
     assert told["incident"] == {"node": 3, "lasted_s": 4.0, "lease_lapsed_after_s": 1.5, "recovered_after_s": 0.25}
@@ -136,6 +136,6 @@ def test_json_has_what_the_table_has() -> None:
 
 
 def test_json_of_a_run_that_ended_in_the_incident_is_json() -> None:
-    told = json.loads(as_json(Outcome(Plan(), FIGURES, Incident(3, 2.0, began_s=10.0), None)))
+    told = json.loads(as_json(Outcome(DemoPlan(), FIGURES, Incident(3, 2.0, began_s=10.0), None)))
     assert told["incident"]["recovered_after_s"] is None
     assert told["coherence_off"] is None

@@ -11,9 +11,9 @@ from cachebus.base.clock import monotonic
 from cachebus.resp import parse_address
 from cachebus.tools.demo import catalogue
 from cachebus.tools.demo.board import Board
-from cachebus.tools.demo.catalogue import FILE, Catalogue, Source, SqliteShop
-from cachebus.tools.demo.plan import Plan, load_of
-from cachebus.tools.demo.server import Server
+from cachebus.tools.demo.catalogue import FILE, Catalogue, SlowSource, SqliteShop
+from cachebus.tools.demo.plan import DemoPlan, load_of
+from cachebus.tools.demo.server import DemoServer
 from cachebus.tools.demo.subjects import DictWithTtl
 from cachebus.tools.demo.trace import Survey
 from cachebus.tools.demo.traffic import BACKLOG_S, Pace
@@ -151,7 +151,7 @@ def test_a_row_that_is_not_there(tmp_path: Path) -> None:
 async def test_the_source_counts_its_loads(tmp_path: Path) -> None:
     catalogue.create(tmp_path / FILE, [7])
     with SqliteShop(tmp_path / FILE, monotonic) as opened:
-        source = Source(opened, latency_s=0.0)
+        source = SlowSource(opened, latency_s=0.0)
         assert (await source.load(7))["word"] == 7
         assert source.loads == 1
 
@@ -163,7 +163,7 @@ async def test_the_dict_forgets_by_time_by_number_and_by_its_own_writes(tmp_path
     catalogue.create(tmp_path / FILE, range(5))
     hands = Hands()
     with SqliteShop(tmp_path / FILE, monotonic) as opened:
-        source = Source(opened, latency_s=0.0)
+        source = SlowSource(opened, latency_s=0.0)
         subject = DictWithTtl(source, ttl_s=5.0, entries_max=2, clock=hands)
         for word in (0, 0, 1, 1):
             await subject.read(word)
@@ -184,21 +184,21 @@ async def test_the_dict_forgets_by_time_by_number_and_by_its_own_writes(tmp_path
 
 
 def test_a_trace_that_would_end_early_is_played_more_slowly() -> None:
-    plan = Plan(nodes=4, duration_s=10.0, rate=2_000.0)
+    plan = DemoPlan(nodes=4, duration_s=10.0, rate=2_000.0)
     assert load_of(plan, Survey(8_000, frozenset({1}))).rate == 200.0
     assert load_of(plan, Survey(8_000_000, frozenset({1}))).rate == 2_000.0
-    assert load_of(Plan(rate=0.0), Survey(8_000, frozenset({1}))).rate == 0.0
+    assert load_of(DemoPlan(rate=0.0), Survey(8_000, frozenset({1}))).rate == 0.0
     assert load_of(plan, None).accesses is None
 
 
 def test_the_way_by_a_proxy_keeps_login_and_database() -> None:
     url = "rediss://us%40er:p%2Fw@example.org:6380/3?ssl_cert_reqs=none"
-    server = Server(url, parse_address(url), "n", "")
+    server = DemoServer(url, parse_address(url), "n", "")
     there = parse_address(server.url_by("127.0.0.1", 7777))
     assert (there.host, there.port, there.db) == ("127.0.0.1", 7777, 3)
     assert (there.username, there.password, there.ssl) == ("us@er", "p/w", None)
     assert "p%2Fw" not in repr(server)
-    bare = Server("", parse_address("redis://h:1"), "n", "")
+    bare = DemoServer("", parse_address("redis://h:1"), "n", "")
     assert bare.url_by("127.0.0.1", 7777) == "redis://127.0.0.1:7777/0"
 
 

@@ -132,3 +132,21 @@ async def test_closing_it_leaves_nothing(proxy: Proxy) -> None:
     await proxy.__aexit__()
     assert await ended((reader, writer))
     writer.close()
+
+
+async def test_a_slow_way_carries_so_many_bytes_a_second_and_holds_the_sender_up(proxy: Proxy) -> None:
+    loop, words = asyncio.get_running_loop(), b"x" * 20_000
+    async with connected(proxy) as first, connected(proxy) as second:
+        assert await said_back(first, b"x") == await said_back(second, b"x") == b"x"
+        proxy.slow(100_000, directions=("up",))
+        began_s = loop.time()
+        assert await asyncio.gather(said_back(first, words), said_back(second, words)) == [words, words]
+        assert loop.time() - began_s >= 0.4  # both share it
+        proxy.slow(1.0, directions=("up",))
+        for _ in range(50):
+            first[1].write(b"x" * 100_000)
+        assert await silent(first)
+        assert first[1].transport.get_write_buffer_size() > 0
+        proxy.restore()
+        assert await said_back(second, b"x") == b"x"
+        assert len(await asyncio.wait_for(first[0].readexactly(5_000_000), SOON_S)) == 5_000_000

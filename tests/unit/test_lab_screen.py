@@ -7,11 +7,11 @@ from io import StringIO
 
 from rich.console import Console
 
-from cachebus.tools.demo.board import Row, View
+from cachebus.tools.demo.board import BoardRow, View
 from cachebus.tools.demo.screen import LiveScreen, PlainScreen, screen_on
 
-WELL = Row(1, 1_999.6, 0.853, 0.05, 98.0, 1_234, 0, 1.75, "")
-CUT = Row(3, 640.0, 0.51, 0.0, 300.0, 1_034, 200, 0.0, "cut off, from source")
+WELL = BoardRow(1, 1_999.6, 0.853, 0.05, 98.0, 1_234, 0, 1.75, "")
+CUT = BoardRow(3, 640.0, 0.51, 0.0, 300.0, 1_034, 200, 0.0, "cut off, from source")
 
 
 def view(elapsed_s: float, *, coherent: bool = True) -> View:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from cachebus import Policy
 from cachebus.policy import Rules
-from cachebus.wire.packing import keep_ms, pack
+from cachebus.wire.packing import Given, keep_ms, pack
+from cachebus.wire.record import FLAG_NOT_FOUND
 
 
 def test_jitter_shortens_the_soft_expiry_alike() -> None:
@@ -18,5 +19,5 @@ def test_jitter_shortens_the_soft_expiry_alike() -> None:
 def test_not_found_lives_no_longer_than_the_caller_says_and_is_kept_for_no_failure() -> None:
     rules = Rules("doc", Policy(negative_ttl_s=60, fail_safe_s=1000))
     for ttl_s, lives_ms in ((None, 60_000), (0.2, 200), (100.0, 60_000)):
-        record, _ = pack(None, rules, 1.0, ttl_s=ttl_s, not_found=True)
+        record, _ = pack(None, rules, 1.0, Given(ttl_s, flags=FLAG_NOT_FOUND))
         assert record.expires_ms - record.created_ms == lives_ms == keep_ms(record, rules)

@@ -136,8 +136,9 @@ def test_what_is_accepted() -> None:
         tags=("all", "doc:{resource_id}:{tenant_id}"),
     )
     rules = Rules("thing", full)
+    form = (full.codec, full.compress_over_bytes, full.max_value_bytes, full.model, full.lossy)
     for name in Rules.__slots__:
-        expected = {"data_type": "thing", "copy": True}.get(name, getattr(full, name, None))
+        expected = {"data_type": "thing", "copy": True, "form": form}.get(name, getattr(full, name, None))
         is_ = getattr(rules, name)
         assert (tuple(tag.text for tag in is_) if name == "tags" else is_) == expected, name
     assert not hasattr(rules, "__dict__")

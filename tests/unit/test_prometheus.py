@@ -9,6 +9,7 @@ import sys
 import prometheus_client
 import pytest
 
+from cachebus.errors import ConfigError
 from cachebus.observe.prometheus import CacheCollector
 from cachebus.testing import Fleet
 
@@ -27,7 +28,8 @@ cachebus_invalidations_total cachebus_l1_bytes cachebus_l1_entries cachebus_l1_e
 cachebus_l2_errors_total cachebus_l2_seconds cachebus_lease_lapses_total cachebus_lease_left_seconds
 cachebus_load_errors_total cachebus_load_seconds cachebus_loads_total cachebus_not_found_total cachebus_pending
 cachebus_pending_delivered_total cachebus_pending_lost_total cachebus_records_corrupt_total cachebus_refreshes_total
-cachebus_requests_total cachebus_resend_dropped_total cachebus_serialization_errors_total cachebus_stale_served_total
+cachebus_requests_total cachebus_resend_dropped_total cachebus_serialization_errors_total cachebus_fallbacks_total
+cachebus_shards_refused
 """
 
 
@@ -136,3 +138,11 @@ async def test_two_of_the_same_name_are_refused() -> None:
             registry.register(CacheCollector(fleet.caches[0].stats, name=name))
             with pytest.raises(ValueError, match=f"a CacheCollector named '{name}'; give each its own"):
                 registry.register(CacheCollector(fleet.caches[1].stats, name=name))
+
+
+@pytest.mark.parametrize(
+    "label", ["shard", "le", "cache", "data_type", "outcome", "cause", "a-b", "__name__", "", "1a"]
+)
+def test_a_label_that_would_hide_another_or_is_none_is_refused(label: str) -> None:
+    with pytest.raises(ConfigError, match="labels"):
+        CacheCollector(lambda: None, labels={label: "eu-1"})  # type: ignore[arg-type, return-value]

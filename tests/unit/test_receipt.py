@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cachebus.core.ports import Position
 from cachebus.errors import InvalidationFailed, L2Unavailable, ProtocolMismatch
 from cachebus.keys.plan import Plan
-from cachebus.receipt import NOTHING_DONE, Receipt, joined, position_of
+from cachebus.receipt import Receipt, disabled_receipt, joined, pending_receipt, position_of
 from cachebus.writing.every_shard import invalidate_in_every_shard
 
 receipts = st.builds(
@@ -108,9 +108,20 @@ def test_it_can_not_be_changed() -> None:
         Receipt(1, "f" * 16, 9).seq = 10  # type: ignore[misc]
 
 
-def test_nothing_done_stored_nothing() -> None:
-    assert not NOTHING_DONE.stored
-    assert Receipt.parse(str(NOTHING_DONE)).seq == 0
+def test_one_of_a_disabled_cache_stands_for_nothing_but_where_each_read_asks_the_source() -> None:
+    receipt = disabled_receipt(3)
+    several = joined([disabled_receipt(2), receipt])
+    assert (receipt.status, receipt.stored, str(receipt)) == ("disabled", False, "3.disabled")
+    assert (several.status, several.stored, str(several)) == ("disabled", False, "2.disabled,3.disabled")
+    assert joined([receipt, pending_receipt(4)]).status == "pending"
+    assert joined([receipt, Receipt(4, "a" * 16, 3)]).status == "disabled"
+    for one in (receipt, str(receipt), several, str(several)):
+        assert Receipt.parse(str(one)).status == "disabled"
+        with pytest.raises(ValueError, match="a cache that was off told nobody of its write"):
+            position_of(one, 3)
+        assert position_of(one, 3, enabled=False) is None
+    with pytest.raises(ValueError, match="a pending receipt stands for nothing"):
+        position_of(pending_receipt(3), 3, enabled=False)
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from cachebus.errors import NotSerializable
 from cachebus.policy import Policy, Rules
 from cachebus.wire import record as records
-from cachebus.wire.packing import pack
-from cachebus.wire.record import FLAG_NOT_FOUND, HEAD, MAGIC, VERSION_BYTES, CorruptRecord, Record
+from cachebus.wire.packing import Given, pack
+from cachebus.wire.record import FLAG_NOT_FOUND, HEADER, MAGIC, VERSION_BYTES, CorruptRecord, Record
 from tests.support.flips import flipped
 
 NAME = "acme:doc:7"
@@ -51,7 +51,7 @@ def test_a_record_without_tags_makes_no_list() -> None:
     assert records.decode(Record(0, 0, b"x", created_ms=0).encode(NAME), NAME).tags == ()
 
 
-@pytest.mark.parametrize("data", [b"", MAGIC, MAGIC + bytes(HEAD.size - 3), b"\xcb\x01" + bytes(HEAD.size)])
+@pytest.mark.parametrize("data", [b"", MAGIC, MAGIC + bytes(HEADER.size - 3), b"\xcb\x01" + bytes(HEADER.size)])
 def test_these_are_none(data: bytes) -> None:
     with pytest.raises(CorruptRecord):
         records.decode(data, NAME)
@@ -59,9 +59,9 @@ def test_these_are_none(data: bytes) -> None:
 
 @pytest.mark.parametrize("tail", [b"", b"\x00", b"\x00\x02a", b"\x00\x01\xff", b"\xff\xff" + b"a" * 65534])
 def test_tags_that_are_none_are_corrupt(tail: bytes) -> None:
-    head = Record(0, 0, b"", created_ms=0).encode(NAME)[:-3] + b"\x01\x00\x00"
+    header = Record(0, 0, b"", created_ms=0).encode(NAME)[:-3] + b"\x01\x00\x00"
     with pytest.raises(CorruptRecord, match="tag"):
-        records.parse(head + tail)
+        records.parse(header + tail)
 
 
 @pytest.mark.parametrize("tags", [(), ("t",)])
@@ -93,7 +93,7 @@ def test_with_any_bit_flipped_it_is_none(tags: tuple[str, ...], size: int) -> No
 def test_under_another_key_it_is_none(other: str) -> None:
     """What answers another question: the key is no part of the bytes, but of the check."""
     data = Record(0, 1, b"p", created_ms=1).encode(NAME)
-    assert len(data) == len(Record(0, 1, b"p", created_ms=1).encode(other)) == HEAD.size + 1
+    assert len(data) == len(Record(0, 1, b"p", created_ms=1).encode(other)) == HEADER.size + 1
     with pytest.raises(CorruptRecord, match="of another key"):
         records.decode(data, other)
 
@@ -105,7 +105,7 @@ def test_corrupt_is_a_value_error() -> None:
 @pytest.mark.parametrize("tags", [[str(number) for number in range(256)], ["t" * 65_536], ["\ud800"]])
 def test_what_fits_in_no_record_is_refused_before_l2_is_asked(tags: list[str]) -> None:
     with pytest.raises(NotSerializable, match="fit in no record"):
-        pack("value", Rules("doc", Policy()), 1.0, tags=tags)
+        pack("value", Rules("doc", Policy()), 1.0, Given(tags=tags))
 
 
 def test_no_two_bits_of_what_the_scripts_set_cancel() -> None:

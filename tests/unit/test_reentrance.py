@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextvars import copy_context
 from typing import Any
 
 import pytest
@@ -298,3 +299,11 @@ async def test_nothing_is_left_behind(desk: Desk) -> None:
     assert await within(desk.load("a", a)) == [1, 1, 1]
     assert all(loading.over and not loading.waiters for loading in seen)
     assert reentrance._innermost.get() is None
+
+
+def test_a_load_that_is_closed_in_anothers_context_leaves_that_one_alone() -> None:
+    elsewhere, here = Loading(1, SPACE.key("doc", "a", "acme")), Loading(1, SPACE.key("doc", "b", "acme"))
+    copy_context().run(elsewhere.__enter__)
+    with here:
+        elsewhere.__exit__(None, None, None)
+        assert reentrance._innermost.get() is here

@@ -17,10 +17,10 @@ from cachebus.core.ports import About, LogEntry, NodeRow
 from cachebus.l2.replies import (
     BOUND_MAX_MS,
     counted,
+    fill_lease_of,
     filled,
     invalidated_of,
     invalidation_of,
-    lease_of,
     log_seq,
     logged,
     message_of,
@@ -34,7 +34,7 @@ from cachebus.l2.replies import (
     row_rest,
     written,
 )
-from cachebus.resp import Misshapen, place_in
+from cachebus.resp import Misshapen, host_port_in
 from cachebus.resp.cluster_map import _map
 from cachebus.resp.replies import mapped, read_by
 
@@ -51,7 +51,7 @@ def whole_row(applied: int, epoch: bytes, at_us: int, rest: bytes) -> bytes:
 
 
 @given(u63, st.sampled_from([b"", EPOCH]), u63, abouts)
-def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, about: About) -> None:
+def test_a_row_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, about: About) -> None:
     row = whole_row(applied, epoch, at_us, row_rest(about))
     assert node_row(row) == NodeRow(applied, epoch, at_us, about)
     assert set(msgspec.msgpack.decode(row)) == {"applied", "epoch", "at_us", "bound_ms", "guard_ms", "more"}
@@ -69,7 +69,7 @@ def test_a_line_comes_back_as_it_went(applied: int, epoch: bytes, at_us: int, ab
 )
 def test_a_host_that_is_not_told_is_the_servers_own(told: str, place: tuple[str, int]) -> None:
     """Redis says "?" where names are preferred and none is announced."""
-    assert place_in(L2Unavailable(told)) == place
+    assert host_port_in(L2Unavailable(told)) == place
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_host_that_is_not_told_is_the_servers_own(told: str, place: tuple[str,
 def test_where_a_node_of_a_cluster_is_and_who(node: list[Any], place: tuple[str, int], ids: set[str]) -> None:
     ranges, found = _map([[0, 16383, node]])
     assert ranges == [(0, 16383, *place)]
-    assert found == ids
+    assert found == (ids, ids)
 
 
 def test_a_bound_that_no_node_may_have_makes_nobody_wait_longer_than_the_largest_allowed() -> None:
@@ -128,7 +128,7 @@ def test_what_a_later_version_says_in_a_line_is_passed_over() -> None:
         b"\x91" * 100_000,
     ],
 )
-def test_a_line_that_cant_be_read_has_applied_nothing(data: bytes) -> None:
+def test_a_row_that_cant_be_read_has_applied_nothing(data: bytes) -> None:
     """So it is waited for: whoever it is may live."""
     assert node_row(data) == NodeRow(0, b"", 0)
 
@@ -166,7 +166,7 @@ SCRIPTS: dict[Callable[[Any], Any], list[Any]] = {
     probe_of: [*POSITION, b"1700000000000000", b"set", 2000, 60_000, b"1600000000000000", 0, 0],
     probe_with_invalidated: [*POSITION, b"17", b"", 2000, 0, None, [b"29", [b"T\x1facme", b"7"]], [b"29", b"5"], 1],
     partial(records_of, 2): [*POSITION, b"record", None],
-    lease_of: [*POSITION, b"hit", b"record", 0],
+    fill_lease_of: [*POSITION, b"hit", b"record", 0],
     filled: [*POSITION, 1, 0],
     invalidation_of: [*POSITION, 2000, b"head"],
     written: [*POSITION, 2000, b"head", 1, 0],
@@ -194,9 +194,9 @@ def test_a_reply_of_another_shape_is_none(reads: Callable[[Any], Any], reply: li
 @pytest.mark.parametrize(
     ("reads", "reply"),
     [
-        (lease_of, [*POSITION, b"hit", None, 0]),
-        (lease_of, [*POSITION, b"waid", None, 0]),
-        (lease_of, [*POSITION, b"\xff", None, 0]),
+        (fill_lease_of, [*POSITION, b"hit", None, 0]),
+        (fill_lease_of, [*POSITION, b"waid", None, 0]),
+        (fill_lease_of, [*POSITION, b"\xff", None, 0]),
         (probe_of, [*POSITION, b"17e", b"", 1, 1, None, 0, 0]),
         (counted, [*POSITION, b"1x"]),
         (nodes_of, [*POSITION, 2000, [b"#"], 0]),
@@ -211,7 +211,7 @@ def test_a_reply_of_another_shape_is_none(reads: Callable[[Any], Any], reply: li
         (logged, None),
     ],
 )
-def test_nor_is_one_that_says_what_no_script_says(reads: Callable[[Any], Any], reply: Any) -> None:
+def test_a_reply_that_says_what_no_script_says_is_none(reads: Callable[[Any], Any], reply: Any) -> None:
     with pytest.raises(Misshapen):
         read_by(reads, reply)
 

@@ -159,7 +159,7 @@ def test_a_birth_that_lies_ahead_says_nothing() -> None:
 def test_a_birth_on_the_servers_clock_is_told_on_ours() -> None:
     clock = OtherClock()
     assert born_s(5_000_000, clock) == EVER, "nothing is known of that clock"
-    clock.heard(1_000.0, 10.0, 10.2)
+    clock.learn(1_000.0, 10.0, 10.2)
     assert born_s(0, clock) == EVER, "nothing is known of the birth"
     assert born_s(1_000_000_000, clock) == pytest.approx(10.1 - 0.1, abs=0.001)
 

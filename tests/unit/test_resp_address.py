@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus.errors import ConfigError
-from cachebus.resp import Address, parse_address, parse_places
+from cachebus.resp import Address, Login, parse_address, parse_endpoints
 from cachebus.settings import Settings
 
 
@@ -43,7 +43,7 @@ def test_urls_are_read(url: str, expected: Address) -> None:
 @pytest.mark.parametrize(("valkey", "redis"), [("valkey", "redis"), ("valkeys", "rediss")])
 def test_valkey_is_another_word_for_redis(valkey: str, redis: str, kind: str) -> None:
     rest = f"{kind}://u:p@h:7000" + ("/mymaster/2" if kind == "+sentinel" else "")
-    said, meant = parse_places(valkey + rest), parse_places(redis + rest)
+    said, meant = parse_endpoints(valkey + rest), parse_endpoints(redis + rest)
     assert (said.template.ssl is not None) == (meant.template.ssl is not None) == (redis == "rediss")
     plain = [replace(each, ssl=None) for each in (said.template, *said.addresses)]
     assert plain == [replace(each, ssl=None) for each in (meant.template, *meant.addresses)]
@@ -56,7 +56,7 @@ def test_what_valkey_is_no_word_for(url: str) -> None:
     with pytest.raises(ConfigError, match=r"must begin with|is not a URL"):
         Settings(url=url)
     with pytest.raises(ConfigError, match="must begin with"):
-        parse_places(url)
+        parse_endpoints(url)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_an_address_is_shown_as_its_place(url: str, shown: str) -> None:
 
 
 def test_arguments_win_over_the_url() -> None:
-    address = parse_address("redis://a:b@h?client_name=c", username="d", password="e", client_name="f")
+    address = parse_address("redis://a:b@h?client_name=c", Login(username="d", password="e", client_name="f"))
     assert (address.username, address.password, address.client_name) == ("d", "e", "f")
 
 
@@ -84,9 +84,14 @@ def test_arguments_win_over_the_url() -> None:
         ("redis://h/1/2", "h:6379: the database"),
         ("redis://h?db=-1", "h:6379: the database"),
         ("redis://h?socket_timeout=1", "h:6379: unknown option 'socket_timeout'"),
+        ("redis://h?socket_timeout=1&a=1", "h:6379: unknown option 'socket_timeout'"),
+        ("redis://h?password=abc&hunter2", "h:6379: unknown option (percent-encode"),
         ("redis://h?ssl_cert_reqs=none", "h:6379: ssl_cert_reqs needs rediss://"),
         ("rediss://h?ssl_cert_reqs=optional", "h:6379: ssl_cert_reqs is"),
-        ("rediss://h?ssl_ca_certs=/nowhere.pem", "h:6379: cannot load the TLS certificates: No such file"),
+        (
+            "rediss://h?ssl_ca_certs=/nowhere.pem",
+            "h:6379: cannot load the TLS certificates: /nowhere.pem: No such file",
+        ),
         ("redis://[::1", "malformed"),
         ("unix://run/redis.sock", "absolute path"),
         ("unix://", "absolute path"),
@@ -97,6 +102,13 @@ def test_a_bad_url_is_told_in_one_line(url: str, told: str) -> None:
         parse_address(url)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["redis://h:1", "redis+cluster://h:1,h:2", "redis+sentinel://h:1/mymaster"])
+@pytest.mark.parametrize("option", ["nonsense=1", "nonsense=", "nonsense"])
+def test_an_unknown_option_is_told_with_or_without_a_value(url: str, option: str) -> None:
+    with pytest.raises(ConfigError, match="unknown option"):
+        parse_endpoints(f"{url}?{option}")
 
 
 @given(st.text(min_size=1), st.text(min_size=1))
@@ -128,7 +140,7 @@ def test_repr_hides_the_password() -> None:
 def test_tls_verifies_unless_told_otherwise() -> None:
     strict = parse_address("rediss://h").ssl
     lenient = parse_address("rediss://h?ssl_check_hostname=false").ssl
-    argued = parse_address("rediss://h", check_hostname=False).ssl
+    argued = parse_address("rediss://h", Login(check_hostname=False)).ssl
     blind = parse_address("rediss://h?ssl_cert_reqs=none").ssl
     assert strict and lenient and argued and blind
     assert [context.check_hostname for context in (strict, lenient, argued, blind)] == [True, False, False, False]
@@ -141,4 +153,4 @@ def test_tls_verifies_unless_told_otherwise() -> None:
 
 def test_authorities_for_a_plain_url_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="ca_certs needs rediss://"):
-        parse_address("redis://h", ca_certs=str(tmp_path / "ca.pem"))
+        parse_address("redis://h", Login(ca_certs=str(tmp_path / "ca.pem")))

@@ -209,6 +209,7 @@ async def test_what_a_reply_is_read_as_is_given_and_what_cant_be_read_is_nonsens
     connection, wire = connected()
     asked = [connection.call("A", reads=reads) for reads in (int, int, int)]
     asked[0].cancel()
+    await tick()
     wire.feed(b"$1\r\n1\r\n$1\r\n7\r\n$1\r\nx\r\n")
     assert asked[1].result() == 7
     with pytest.raises(L2Unavailable, match="does not answer"):
@@ -220,6 +221,38 @@ async def test_a_reply_that_nobody_asked_for_loses_the_connection() -> None:
     connection, wire = connected()
     wire.feed(b"+OK\r\n")
     assert connection.closed
+
+
+async def test_an_answer_to_what_was_not_sent_yet_loses_the_connection() -> None:
+    """It is the second one to what was sent before: taken for an answer, it would be another key's value."""
+    connection, wire = connected()
+    sent = connection.get("a")
+    await tick()
+    waits = [connection.get("b"), connection.call("GET", "c")]
+    wire.feed(b"$1\r\na\r\n" * 2)
+    assert sent.result() == b"a"
+    assert all("does not answer" in str(future.exception()) for future in waits)
+    assert connection.closed
+
+
+async def test_an_answer_to_what_the_socket_has_not_taken_yet_loses_the_connection() -> None:
+    connection, wire = connected()
+    connection.pause_writing()
+    asked = connection.call("A")
+    await tick()
+    wire.feed(b"+OK\r\n")
+    assert isinstance(asked.exception(), L2Unavailable)
+    assert connection.closed
+    connection.resume_writing()  # and nothing is told to the loop
+
+
+async def test_a_confirmation_of_what_was_not_sent_yet_loses_the_connection() -> None:
+    ears = Subscriber(Address(), timeout_s=5.0, clock=lambda: 0.0, on_push=lambda *_: None)
+    wire = Wire(ears)
+    subscribed = ears.subscribe("a")
+    wire.feed(resp([b"subscribe", b"a", 1]))
+    assert isinstance(subscribed.exception(), L2Unavailable)
+    assert ears.closed
 
 
 async def test_after_the_end_every_call_fails_at_once_and_the_end_is_told_once() -> None:

@@ -8,7 +8,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cachebus.resp.watchdog import Progress, Watchdog
+from cachebus.resp.watchdog import ConnectionProgress, Watchdog
 
 TIMEOUT_S = 1.0
 
@@ -25,7 +25,7 @@ class Hands:
         self.left = 0
         self.expired_at: float | None = None
         self._timers: list[tuple[float, Callable[[], None]]] = []
-        self.dog = Watchdog(cast("Any", self), TIMEOUT_S, self._look, self._expire)
+        self.dog = Watchdog(cast("Any", self), TIMEOUT_S, self._progress, self._expire)
 
     def call_later(self, delay_s: float, callback: Callable[[], None]) -> Any:
         timer = (self.now + delay_s, callback)
@@ -63,8 +63,8 @@ class Hands:
     def timers(self) -> int:
         return len(self._timers)
 
-    def _look(self) -> Progress:
-        return Progress(self.asked, self.answered, self.heard, self.written, self.left)
+    def _progress(self) -> ConnectionProgress:
+        return ConnectionProgress(self.asked, self.answered, self.heard, self.written, self.left)
 
     def _expire(self) -> None:
         self.expired_at = self.now

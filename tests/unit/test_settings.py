@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import sys
 import traceback
 import warnings
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,7 +16,7 @@ from pydantic import ValidationError
 
 from cachebus.errors import ConfigError
 from cachebus.policy import Policy
-from cachebus.settings import Settings
+from cachebus.settings import CLUSTER_SHARDS, Settings
 
 SECRET = "hunter2"
 
@@ -169,3 +172,73 @@ def test_a_misspelt_variable_is_warned_of_and_a_strangers_is_not(monkeypatch: py
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert Settings().url.get_secret_value() == "memory://"
+
+
+class Login:
+    """A provider of credentials and of tokens."""
+
+    def get_credentials(self) -> tuple[str, str]:
+        """What to log in with."""
+        return "svc", SECRET
+
+    async def token(self) -> str:
+        """Likewise."""
+        return SECRET
+
+    @classmethod
+    def make(cls) -> Login:
+        """What makes one."""
+        return cls()
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module with a provider, and with all that makes one."""
+    module = ModuleType("service_login")
+    vars(module).update(made=Login(), Login=Login, make=functools.partial(Login))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+@pytest.mark.parametrize("name", ["made", "Login", "make", "Login.make"])
+@pytest.mark.parametrize(
+    "field", ["credential_provider", "sentinel_credential_provider", "kafka_sasl_oauth_token_provider"]
+)
+def test_a_provider_of_that_name_is_one_in_a_process(
+    service: ModuleType, monkeypatch: pytest.MonkeyPatch, field: str, name: str
+) -> None:
+    monkeypatch.setenv("CACHEBUS_URL", "redis+sentinel://one:26379/primary")
+    monkeypatch.setenv("CACHEBUS_KAFKA_SASL_MECHANISM", "OAUTHBEARER")
+    monkeypatch.setenv("CACHEBUS_KAFKA_SASL_OAUTH_TOKEN_PROVIDER", "service_login:made")
+    monkeypatch.setenv(f"CACHEBUS_{field.upper()}", f"service_login:{name}")
+    one = Settings()
+    assert one == Settings()
+    assert getattr(one, field) is getattr(Settings(), field)
+
+
+def test_what_makes_a_provider_is_asked_anew_until_it_does_and_when_it_is_another(service: ModuleType) -> None:
+    vars(service).update(make_later=lambda: None)
+    with pytest.raises(ConfigError, match="module:name"):
+        Settings(credential_provider="service_login:make_later")
+    answers = [None, Login()]
+    vars(service).update(make_later=lambda: answers.pop(0))
+    with pytest.raises(ConfigError, match="module:name"):
+        Settings(credential_provider="service_login:make_later")
+    first = Settings(credential_provider="service_login:make_later")
+    assert isinstance(first.credential_provider, Login)
+    vars(service).update(make_later=Login)
+    assert Settings(credential_provider="service_login:make_later") != first
+
+
+def test_a_copy_with_other_fields_is_looked_at_as_settings_are() -> None:
+    settings = Settings(url="redis://one:6379/0", namespace="shop", policies={"price": Policy(ttl_s=5)})
+    other = settings.model_copy(update={"url": "redis://two:6379/0", "password": SECRET})
+    assert other == Settings(
+        url="redis://two:6379/0", namespace="shop", password=SECRET, policies={"price": Policy(ttl_s=5)}
+    )
+    assert other.safe_url == "redis://two:6379/0"
+    assert settings.model_copy(update={"url": "redis+cluster://one:6379"}).shards == CLUSTER_SHARDS
+    assert settings.model_copy() == settings
+    for update in ({"url": "nowhere"}, {"staleness_bound_s": 0.5, "probe_interval_s": 0.4}, {"urls": "redis://x"}):
+        with pytest.raises(ConfigError, match=rf"settings: .*{next(iter(update))}"):
+            settings.model_copy(update=update)

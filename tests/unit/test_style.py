@@ -7,6 +7,7 @@ import io
 import re
 import tokenize
 import tomllib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -35,6 +36,41 @@ FUNCTIONS = Limits(p50=7, p90=25, most=60)
 SCRIPT_LINE = 128
 COMMENT_SHARE = (0.04, 0.15)
 """Lines that explain over lines of code, of all modules together."""
+PARAMETERS_MAX = 5
+"""What is handed to a function; more of it belongs together, and has a name."""
+OF_THE_USER = (
+    r"cachebus/(cache|writes|helpers|manager|decorator)\.py:",
+    r"cachebus/testing/",
+    r"cachebus/keys/(key|naming)\.py:(Keyspace|Naming)\.key$",
+    r"producers/base\.py:(Producer|Orders)\.",
+    r"producers/outbox/sync\.py:SyncProducer\.",
+    r"cachebus/cli/",
+)
+"""Calls whose shape is the user's: the ids of a key, each by its own name; and the options of commands."""
+STILL_MORE = {
+    "cachebus/tools/demo/figures.py:figures_of": 6,
+    "cachebus/tools/demo/traffic.py:Traffic.__init__": 7,
+    "cachebus/tools/servers/debezium.py:DebeziumServer.__init__": 8,
+    "cachebus/tools/servers/kafka.py:KafkaServer.__init__": 6,
+    "cachebus/tools/servers/redis.py:EmbeddedServer.__init__": 7,
+    "cachebus/tools/verify/checker/histogram.py:_text": 6,
+    "cachebus/tools/verify/checker/loads.py:reloaded_without_l2": 8,
+    "cachebus/tools/verify/fleet/answers.py:Answers.__init__": 8,
+    "cachebus/tools/verify/fleet/answers.py:Answers.note": 6,
+    "cachebus/tools/verify/fleet/guarded_writes.py:GuardedWriter.__init__": 6,
+    "cachebus/tools/verify/fleet/loaders.py:Loaders.__init__": 7,
+    "cachebus/tools/verify/fleet/reading.py:Readers.__init__": 10,
+    "cachebus/tools/verify/fleet/reading.py:Readers._ask": 7,
+    "cachebus/tools/verify/fleet/writing.py:Writers.__init__": 14,
+    "cachebus/tools/verify/nemesis/faults.py:_row": 6,
+    "cachebus/tools/verify/plan.py:make_plan": 10,
+    "cachebus/tools/verify/target/group.py:GroupUnderTest.__init__": 6,
+}
+"""Functions that have more all the same, and how many. None may be added; what is mended is taken off."""
+STILL_ONE_NAME = {"Finding"}
+"""Class names that stand for several things all the same. None may be added; what is mended is taken off."""
+NAMES_OPTIONS = "cachebus/cli/"
+"""Types in here that are no classes are the options of one command, named as the user sees them."""
 MAY_READ_THE_CLOCK = {"cachebus/base/clock.py"}
 FORBIDDEN = ("issue #", "DESIGN.md", "STYLE.md", "SPEC.md", "/work/", "/tmp/s/", "the brief says", "previous session")
 """How a thing came about belongs in no file: a reader has only what is here."""
@@ -157,6 +193,56 @@ def test_functions_are_short() -> None:
     assert not over(
         FUNCTIONS, {f"{name}:{function.lineno} {function.name}": length(function) for name, function in found}
     )
+
+
+def with_names(body: Iterable[ast.AST], prefix: str) -> Iterator[tuple[str, FunctionNode]]:
+    """Every function and method, by its dotted name."""
+    for node in body:
+        inner = f"{prefix}{node.name}" if isinstance(node, Named) else prefix.removesuffix(".")
+        if isinstance(node, FunctionNode):
+            yield inner, node
+        yield from with_names(ast.iter_child_nodes(node), f"{inner}." if inner else "")
+
+
+def parameters(function: FunctionNode) -> int:
+    """How many it has, itself and its class not counted."""
+    its = function.args
+    named = [one.arg for one in (*its.posonlyargs, *its.args, *its.kwonlyargs)]
+    return len(named) - (named[:1] in (["self"], ["cls"])) + (its.vararg is not None) + (its.kwarg is not None)
+
+
+def test_functions_take_few_parameters() -> None:
+    found = {
+        f"{module.name}:{name}": parameters(function)
+        for module in modules()
+        for name, function in with_names(module.tree.body, "")
+        if parameters(function) > PARAMETERS_MAX
+    }
+    assert {name: count for name, count in found.items() if not any(re.match(one, name) for one in OF_THE_USER)} == (
+        STILL_MORE
+    )
+
+
+def types(module: Module) -> Iterator[str]:
+    """The names of its public classes, nested ones too, and of its own types that are no classes."""
+    for node in ast.walk(module.tree):
+        if isinstance(node, ast.ClassDef):
+            yield node.name
+    for statement in module.tree.body:
+        if isinstance(statement, ast.Assign) and not module.name.startswith(NAMES_OPTIONS):
+            yield from (one.id for one in statement.targets if isinstance(one, ast.Name) and is_camel_case(one.id))
+
+
+def is_camel_case(name: str) -> bool:
+    """Whether it looks like a type's."""
+    return re.fullmatch(r"[A-Z][a-z]\w*", name) is not None
+
+
+def test_the_name_of_a_class_is_one_things() -> None:
+    classes = {node.name for module in modules() for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef)}
+    counts = Counter(name for module in modules() for name in types(module))
+    found = {name for name in classes if counts[name] > 1 and not name.startswith("_")}
+    assert found == STILL_ONE_NAME
 
 
 def test_comments_are_neither_missing_nor_many() -> None:

@@ -13,7 +13,7 @@ from cachebus import Cascade, ConfigError, InvalidKey, Policy
 from cachebus.base.templates import Template
 from cachebus.cascade import CascadeTable, Target
 from cachebus.consumers.cdc.rules.change import OtherText, UnusableChange
-from cachebus.consumers.cdc.rules.template import Template as Columns
+from cachebus.consumers.cdc.rules.template import RowTemplate
 from cachebus.keys.key import Keyspace
 from cachebus.keys.naming import ArgumentTemplate, tag_scopes
 from cachebus.policy import Rules
@@ -118,7 +118,7 @@ def test_what_is_no_template_is_refused_where_it_is_declared(text: str) -> None:
     with pytest.raises(ConfigError, match=r"^policy tags: .*" + BAD[text]):
         Policy(tags=(text,))
     with pytest.raises(ValueError, match=BAD[text]):
-        Columns(text)
+        RowTemplate(text)
 
 
 @pytest.mark.parametrize("text", [None, 7, b"{a}"])
@@ -164,10 +164,10 @@ def test_a_policys_tags() -> None:
 
 
 def test_a_rows_columns() -> None:
-    assert [Columns("{a}:{b}").fill({"a": a, "b": b}) for a, b in (ONE, OTHER)] == WRITTEN
-    assert Columns("{a}:{b}").fill({"a": None, "b": 1}) is None
-    assert Columns("order:{a}").fill({"a": "1:2"}) == "order:1:2"
-    assert Columns("{a}").fill({"a": 7}) == "7"
+    assert [RowTemplate("{a}:{b}").fill({"a": a, "b": b}) for a, b in (ONE, OTHER)] == WRITTEN
+    assert RowTemplate("{a}:{b}").fill({"a": None, "b": 1}) is None
+    assert RowTemplate("order:{a}").fill({"a": "1:2"}) == "order:1:2"
+    assert RowTemplate("{a}").fill({"a": 7}) == "7"
     for wrong in (1.5, True, OtherText("2026"), b"x"):
         with pytest.raises(UnusableChange, match="neither text nor a whole number"):
-            Columns("{a}:{b}").fill({"a": wrong, "b": 1})
+            RowTemplate("{a}:{b}").fill({"a": wrong, "b": 1})

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cachebus import CacheManager, Cascade, ConfigError, Policy, Settings, cached, configure, declare, lifespan
+from cachebus.base.definition import Definition
 from cachebus.testing import FakeClock, override_settings
 
 SERVICE = Settings(
@@ -52,7 +53,7 @@ async def test_policies_are_overridden_by_their_types() -> None:
 
 
 async def test_what_is_said_in_the_block_is_forgotten_behind_it() -> None:
-    CacheManager.decode_into("price", Policy, "the service")
+    CacheManager.decode_into("price", Policy, Definition.of(configure))
     known = dict(CacheManager._models)
     with override_settings(url="memory://"):
         assert configure("redis://elsewhere").safe_url == "memory://"

@@ -9,8 +9,8 @@ from aiokafka import TopicPartition
 
 from cachebus.consumers.topics.brokers import Committed
 from cachebus.consumers.topics.held import FIRST_S, LONGEST_S, Held, HeldMessage
-from cachebus.consumers.topics.note import ANEW, CUT, EXPIRED, OTHERS, RULES, Begin, Note, begin_at, note_of
-from cachebus.consumers.topics.progress import Progress
+from cachebus.consumers.topics.note import ANEW, CUT, EXPIRED, L2, OTHERS, RULES, Note, StartOffset, begin_at, note_of
+from cachebus.consumers.topics.progress import AssignmentProgress
 
 ONE, TWO = frozenset({1}), frozenset({2})
 PART, OTHER = TopicPartition("t", 0), TopicPartition("t", 1)
@@ -134,20 +134,20 @@ OURS = Note("ours", "id", said="rules").text()
 @pytest.mark.parametrize(
     ("committed", "first", "known", "more", "begins"),
     [
-        (None, 0, None, {}, Begin(0)),
-        (None, 6, None, {}, Begin(6, EXPIRED)),
-        (Committed(7, OURS), 0, None, {}, Begin(7)),
-        (Committed(7, ""), 0, "id", {}, Begin(7, OTHERS)),
-        (Committed(7, OURS), 9, None, {}, Begin(9, CUT)),
-        (Committed(7, OURS), 0, "id", {"cut": True}, Begin(0, CUT)),
-        (Committed(7, Note("ours", "old").text()), 0, None, {}, Begin(0, ANEW)),
-        (Committed(7, OURS), 0, "old", {}, Begin(7)),
-        (None, 0, "old", {}, Begin(0, ANEW)),
-        (Committed(7, Note("ours", "id", CUT, "rules").text()), 0, "id", {}, Begin(7, CUT)),
-        (Committed(7, Note("ours", "id", said="older").text()), 0, "id", {}, Begin(7, RULES)),
-        (Committed(0, Note("ours", "id", said="older").text()), 0, "id", {}, Begin(0)),
-        (Committed(7, Note("others", "id").text()), 3, None, {}, Begin(3, EXPIRED)),
-        (Committed(7, Note("others", "id").text()), 0, None, {}, Begin(0)),
+        (None, 0, None, {}, StartOffset(0)),
+        (None, 6, None, {}, StartOffset(6, EXPIRED)),
+        (Committed(7, OURS), 0, None, {}, StartOffset(7)),
+        (Committed(7, ""), 0, "id", {}, StartOffset(7, OTHERS)),
+        (Committed(7, OURS), 9, None, {}, StartOffset(9, CUT)),
+        (Committed(7, OURS), 0, "id", {"cut": True}, StartOffset(0, CUT)),
+        (Committed(7, Note("ours", "old").text()), 0, None, {}, StartOffset(0, ANEW)),
+        (Committed(7, OURS), 0, "old", {}, StartOffset(7)),
+        (None, 0, "old", {}, StartOffset(0, ANEW)),
+        (Committed(7, Note("ours", "id", CUT, "rules").text()), 0, "id", {}, StartOffset(7, CUT)),
+        (Committed(7, Note("ours", "id", said="older").text()), 0, "id", {}, StartOffset(7, RULES)),
+        (Committed(0, Note("ours", "id", said="older").text()), 0, "id", {}, StartOffset(0)),
+        (Committed(7, Note("others", "id").text()), 3, None, {}, StartOffset(3, EXPIRED)),
+        (Committed(7, Note("others", "id").text()), 0, None, {}, StartOffset(0)),
     ],
     ids=[
         "new",
@@ -167,9 +167,18 @@ OURS = Note("ours", "id", said="rules").text()
     ],
 )
 def test_where_a_partition_is_begun(
-    committed: Committed | None, first: int, known: str | None, more: dict[str, Any], begins: Begin
+    committed: Committed | None, first: int, known: str | None, more: dict[str, Any], begins: StartOffset
 ) -> None:
     assert begin_at(committed, first, Note("ours", "id", said="rules"), known, **more) == begins
+
+
+@pytest.mark.parametrize(("noted", "here", "missed"), [("a", "a", ""), ("a", "b", L2), ("", "b", L2), ("a", "", "")])
+def test_what_was_applied_at_another_l2_is_missed_once_it_is_known_which_one_is_here(
+    noted: str, here: str, missed: str
+) -> None:
+    ours = Note("ours", "id", l2=here)
+    assert begin_at(Committed(7, Note("ours", "id", l2=noted).text()), 0, ours, None) == StartOffset(7, missed)
+    assert begin_at(Committed(0, Note("ours", "id", l2=noted).text()), 0, ours, None) == StartOffset(0)
 
 
 @pytest.mark.parametrize("text", ["", "?", "[]", "7", '{"cachebus": 1}', "[" * 5000])
@@ -183,13 +192,15 @@ def test_what_is_missed_again_is_told_apart_from_what_was_missed_before() -> Non
     assignment: Any = None
 
     def losses(*begins: tuple[TopicPartition, int], identity: str = "one") -> str:
-        at = {part: Begin(offset, CUT) for part, offset in begins}
-        return Progress(assignment, at, {"t": Note("n", identity)}).losses()
+        at = {part: StartOffset(offset, CUT) for part, offset in begins}
+        return AssignmentProgress(assignment, at, {"t": Note("n", identity)}).losses()
 
     assert losses((PART, 7), (OTHER, 9)) == losses((OTHER, 9), (PART, 7))
     assert losses((PART, 7)) != losses((PART, 8))
     assert losses((PART, 0)) != losses((PART, 0), identity="made anew")
-    progress = Progress(assignment, {PART: Begin(7, CUT), OTHER: Begin(1, "")}, {"t": Note("n", "one")})
+    progress = AssignmentProgress(
+        assignment, {PART: StartOffset(7, CUT), OTHER: StartOffset(1, "")}, {"t": Note("n", "one")}
+    )
     assert progress.losses() == losses((PART, 7))
     progress.made_up([PART])
     assert not progress.losses()

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, RootModel, SecretStr
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from cachebus.errors import ConfigError, NotSerializable
-from cachebus.values import CorruptValue, carry, check_model, decode, encode, models
+from cachebus.values import CorruptValue, Form, carry, check_model, decode, encode, models
 from tests.support.roundtrip import back, same
 
 
@@ -218,7 +218,7 @@ class Open(BaseModel):
 def test_what_was_set_is_restored_wherever_the_model_lies_or_the_value_is_refused(value: BaseModel) -> None:
     """By a key that no int of the wire holds; as an extra field with the name of a method, or of a property."""
     try:
-        byte, payload, seen = carry(value, "msgpack", None, 1 << 20, type(value))
+        byte, payload, seen = carry(value, Form("msgpack", None, 1 << 20, type(value)))
     except NotSerializable:
         return
     for found in (seen, decode(byte, payload, type(value))):

@@ -17,7 +17,7 @@ from cachebus.tools.harness.proxy import HOST, Proxy, dialer
 from cachebus.tools.verify.nemesis.faults import FAULTS, chosen, possible, schedule
 from cachebus.tools.verify.nemesis.network_faults import reordering
 from cachebus.tools.verify.target.group_watch import BY_ITSELF, GroupWatch
-from cachebus.tools.verify.target.testbed import Done
+from cachebus.tools.verify.target.testbed import InjectedFault
 
 SOON_S = 5.0
 SILENCE_S = 0.1
@@ -99,17 +99,18 @@ def test_the_same_seed_makes_the_same_schedule() -> None:
 @pytest.mark.parametrize(
     ("fault", "explains"),
     [
-        (Done("failover", 0, 1.0, 3.0), True),
-        (Done("failover", 0, 1.0, 3.0, frozenset({1, 2})), True),
-        (Done("failover", 0, 1.0, 3.0, frozenset({2})), False),  # of another primary
-        (Done("failover", 0, 1.0, 1.5), False),  # it goes on for long
-        (Done("failover", 0, 2.1, 3.0), False),  # it was there before
-        (Done("kill", 1, 1.0, 3.0), False),  # of a node
+        (InjectedFault("failover", 0, 1.0, 3.0), True),
+        (InjectedFault("failover", 0, 1.0, 3.0, frozenset({1, 2})), True),
+        (InjectedFault("failover", 0, 1.0, 3.0, frozenset({2})), False),  # of another primary
+        (InjectedFault("failover", 0, 1.0, 1.5), False),  # it goes on for long
+        (InjectedFault("failover", 0, 2.1, 3.0), True),  # it was in order at the last look before
+        (InjectedFault("failover", 0, 2.6, 3.0), False),  # it was there before
+        (InjectedFault("kill", 1, 1.0, 3.0), False),  # of a node
     ],
 )
-def test_what_servers_do_by_themselves_is_what_no_fault_explains(fault: Done, explains: bool) -> None:
+def test_what_servers_do_by_themselves_is_what_no_fault_explains(fault: InjectedFault, explains: bool) -> None:
     nothing: Any = None
-    seen = Done(BY_ITSELF, 0, 2.0, 2.9, frozenset({1}))
+    seen = InjectedFault(BY_ITSELF, 0, 2.0, 2.9, frozenset({1}))
     assert GroupWatch(nothing, [seen]).unprovoked([fault]) == ([] if explains else [seen])
 
 

@@ -22,7 +22,7 @@ from cachebus.tools.verify.fleet.items import make_items
 from cachebus.tools.verify.fleet.reading import ANY_TOKEN, GET, L2, LOAD, SESSION_TOKEN, TOKEN
 from cachebus.tools.verify.fleet.setup import bound_of
 from cachebus.tools.verify.fleet.writing import ADD, BY_WORKER, DELETE, EVERYTHING, KEY, SET, TAG, TENANT, TYPE
-from cachebus.tools.verify.target.testbed import Done
+from cachebus.tools.verify.target.testbed import InjectedFault
 
 D_S = 1.0
 NEVER = 0.0
@@ -36,7 +36,7 @@ class Past:
         self._directory = directory
         self._logs: dict[tuple[str, str], HistoryLog] = {}
         self.versions = [1] * len(self.items)
-        self.faults: list[Done] = []
+        self.faults: list[InjectedFault] = []
         self.away: list[tuple[float, float]] = []
         self.not_ready: tuple[int, ...] = ()
         self.held = 0
@@ -91,7 +91,7 @@ class Past:
 
     def fault(self, name: str, node: int, from_s: float, until_s: float, shards: frozenset[int] | None = None) -> None:
         """A fault that was made."""
-        self.faults.append(Done(name, node, 100 + from_s, 100 + until_s, shards))
+        self.faults.append(InjectedFault(name, node, 100 + from_s, 100 + until_s, shards))
 
     def refused(self, node: str, at_s: float) -> None:
         """A read of the item that L2 was away for."""

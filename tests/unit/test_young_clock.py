@@ -108,7 +108,7 @@ async def test_what_is_over_leaves_memory_with_a_sweep(start_s: float) -> None:
 
 
 @pytest.mark.parametrize("start_s", STARTS_S)
-async def test_a_value_stands_in_for_as_long_as_it_may(start_s: float) -> None:
+async def test_a_value_is_a_fallback_for_as_long_as_it_may(start_s: float) -> None:
     def fails() -> None:
         raise OSError("the source is down")
 

@@ -182,6 +182,17 @@ def read_event(data: bytes) -> dict[str, Any]:
     }
 
 
+def read_inquiry(data: bytes) -> dict[str, Any]:
+    """What a question, or an answer, says."""
+    flags, asked, crc = struct.unpack(">B16sI", data[3:24])
+    assert crc32(data[3:20] + data[24:]) == crc
+    body = unpack(data[24:])
+    if data[:3] == b"CBA":
+        return {"id": asked.decode(), "answer": body}
+    assert data[:3] == b"CBQ"
+    return {"id": asked.decode(), "sharded": bool(flags & 1), "l1": body[0], "more": body[1]}
+
+
 def rest_of_line(bound_ms: int, guard_ms: int) -> bytes:
     """The part of a node's row that the node itself packs."""
     pairs = {"bound_ms": bound_ms, "guard_ms": guard_ms, "more": {}}
@@ -308,7 +319,7 @@ class Foreign:
         return name, {node: unpack(line) for node, line in lines.items()}
 
     def waited(self, receipt: str) -> bool:
-        """Whether every line has applied what a receipt stands for; how old the set of lines is, is not asked."""
+        """Whether every row has applied what a receipt stands for; how old the set of rows is, is not asked."""
         _, epoch, seq = receipt.split(".")
         return all(line["epoch"] == epoch and line["applied"] >= int(seq) for line in self.nodes()[1].values())
 
@@ -349,12 +360,12 @@ class Foreign:
         found = self.run("read", keys, *self.line, len(key.scopes), *key.scopes, bucket=key.bucket)[2]
         return None if found is None else read_record(key.key, found)
 
-    def lease(self, key: Key, token: str, ms: int = 10_000, *, stale: int = 0) -> tuple[str, bytes, int, Any]:
+    def fill_lease(self, key: Key, token: str, ms: int = 10_000, *, fallback: int = 0) -> tuple[str, bytes, int, Any]:
         """What it came to, epoch and seq of a grant, and the record or the wait."""
-        args = (token, ms, "0", stale, key.l1, len(key.scopes), *key.scopes)
-        epoch, seq, outcome, record, wait_ms = self.run("lease", self.lies(key), *self.line, *args, bucket=key.bucket)[
-            :5
-        ]
+        args = (token, ms, "0", fallback, key.l1, len(key.scopes), *key.scopes)
+        epoch, seq, outcome, record, wait_ms = self.run(
+            "fill_lease", self.lies(key), *self.line, *args, bucket=key.bucket
+        )[:5]
         return outcome.decode(), epoch, seq, record if outcome in (b"hit", b"granted") else wait_ms
 
     def fill(self, key: Key, token: str, value: Any, epoch: bytes, seq: int, tags: tuple[str, ...] = ()) -> bool:

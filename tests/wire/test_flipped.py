@@ -14,10 +14,8 @@ KEY = "acme\x1fdoc\x1f7\x1e\x1e\x1e"
 
 def event_of(parts: list[WritePart], *, probe: bool = False, left_out: bool = False, bucket: str = "--") -> bytes:
     body = events.encode_body(parts, probe=probe)
-    head = events.encode_head(
-        EPOCH, 258, 1_700_000_000_123_456, body, left_out=left_out, bucket=bucket, low=0 if bucket == "--" else 7
-    )
-    return head + body
+    low = events.LowWatermark(bucket, 0 if bucket == "--" else 7)
+    return events.EventHeader(EPOCH, 258, 1_700_000_000_123_456, left_out, low).encode(body) + body
 
 
 EVENTS = {

@@ -147,7 +147,7 @@ async def test_its_fill_is_read_by_a_cache(cache: Cache, foreign: Foreign, key: 
     tenant, data_type, resource_id = key.l1.split("\x1e")[0].split("\x1f")[:3]
     ids = {"agent_id": "a7", "collection_id": "c:1"} if key is DEEP else {}
     foreign.attach()
-    outcome, epoch, seq, _ = foreign.lease(key, "foreign-1-0")
+    outcome, epoch, seq, _ = foreign.fill_lease(key, "foreign-1-0")
     assert outcome == "granted"
     assert foreign.fill(key, "foreign-1-0", {"limit": 100}, epoch, seq)
     source = Source()
@@ -158,7 +158,7 @@ async def test_its_fill_is_read_by_a_cache(cache: Cache, foreign: Foreign, key: 
 
 async def test_its_fill_after_an_invalidation_is_refused(cache: Cache, foreign: Foreign) -> None:
     foreign.attach()
-    _, epoch, seq, _ = foreign.lease(DOC, "foreign-1-0")
+    _, epoch, seq, _ = foreign.fill_lease(DOC, "foreign-1-0")
     await cache.invalidate_scope(tenant_id="acme", data_type="doc")
     assert not foreign.fill(DOC, "foreign-1-0", 1, epoch, seq)
     assert await cache.get("doc", "7", tenant_id="acme") is None
@@ -203,14 +203,14 @@ async def test_it_waits_for_a_caches_load_and_is_woken(cache: Cache, foreign: Fo
     source.hold()
     load = asyncio.create_task(cache.get_or_load("doc", "7", source.load, tenant_id="acme"))
     await source.asked.wait()
-    outcome, _, _, wait_ms = foreign.lease(DOC, "foreign-1-0")
+    outcome, _, _, wait_ms = foreign.fill_lease(DOC, "foreign-1-0")
     assert outcome == "wait"
     assert 0 < wait_ms <= 10_000
     source.release()
     assert await load == "loaded"
     message = (await asyncio.to_thread(listener.read))[2]
     assert message == b"CBW" + DOC.l1.encode()
-    outcome, _, _, record = foreign.lease(DOC, "foreign-1-0")
+    outcome, _, _, record = foreign.fill_lease(DOC, "foreign-1-0")
     assert outcome == "hit"
     assert read_record(DOC.key, record)["value"] == "loaded"
 
@@ -220,7 +220,7 @@ async def test_a_cache_waits_for_its_load_and_is_woken(
 ) -> None:
     never_poll(monkeypatch)
     foreign.attach()
-    _, epoch, seq, _ = foreign.lease(DOC, "foreign-1-0", 60_000)
+    _, epoch, seq, _ = foreign.fill_lease(DOC, "foreign-1-0", 60_000)
     assert foreign.hold(DOC, "foreign-1-0", 60_000)
     assert not foreign.hold(DOC, "somebody-else", 60_000)
     source = Source(**{"7": "the cache's own"})
@@ -234,7 +234,7 @@ async def test_a_cache_waits_for_its_load_and_is_woken(
 
 async def test_a_takeover_voids_its_lease_and_its_place(cache: Cache, foreign: Foreign) -> None:
     foreign.attach()
-    _, epoch, seq, _ = foreign.lease(DOC, "foreign-1-0")
+    _, epoch, seq, _ = foreign.fill_lease(DOC, "foreign-1-0")
     foreign.wire.call("DEL", "{cachebus:0}:meta")
     assert not foreign.fill(DOC, "foreign-1-0", 1, epoch, seq)
     now, _ = foreign.probe()
@@ -284,7 +284,7 @@ async def test_a_guard_of_its_own_keeps_a_cache_from_storing(cache: Cache, forei
     token = b"0123456789abcdef"
     receipt = foreign.guard(DOC, token, 60_000)
     assert not (await cache.set("doc", "7", "old", tenant_id="acme")).stored
-    assert foreign.lease(DOC, "foreign-1-0")[0] == "guarded"
+    assert foreign.fill_lease(DOC, "foreign-1-0")[0] == "guarded"
     assert await cache.get("doc", "7", tenant_id="acme", after=receipt) is None
     foreign.guard(DOC, token, 0)
     assert (await cache.set("doc", "7", "new", tenant_id="acme")).stored
@@ -292,9 +292,9 @@ async def test_a_guard_of_its_own_keeps_a_cache_from_storing(cache: Cache, forei
 
 async def test_a_lease_of_its_own_that_rests(cache: Cache, foreign: Foreign) -> None:
     foreign.attach()
-    assert foreign.lease(DOC, "foreign-1-0")[0] == "granted"
+    assert foreign.fill_lease(DOC, "foreign-1-0")[0] == "granted"
     assert foreign.hold(DOC, "foreign-1-0", 60_000, rests=True)
-    outcome, _, _, left_ms = foreign.lease(DOC, "foreign-1-1", stale=2)
+    outcome, _, _, left_ms = foreign.fill_lease(DOC, "foreign-1-1", fallback=2)
     assert outcome == "resting"
     assert 0 < left_ms <= 60_000
     assert not foreign.hold(DOC, "foreign-1-0", 60_000), "who lets it rest holds it no more"

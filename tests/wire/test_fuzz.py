@@ -43,7 +43,7 @@ def event_of(
     epoch: bytes, seq: int, us: int, made: list[WritePart], probe: bool, left_out: bool, bucket: str, low: int
 ) -> bytes:
     body = events.encode_body(made, probe=probe)
-    return events.encode_head(epoch, seq, us, body, left_out=left_out, bucket=bucket, low=low) + body
+    return events.EventHeader(epoch, seq, us, left_out, events.LowWatermark(bucket, low)).encode(body) + body
 
 
 event_bytes = st.builds(event_of, epochs, u64, u64, parts, st.booleans(), st.booleans(), buckets, u64)
@@ -118,7 +118,7 @@ def test_a_record_is_its_keys_own(data: bytes, name: str) -> None:
 
 def said(event: events.Event) -> list[str]:
     """All text in it, which must be text."""
-    found = [event.bucket, *event.keys, *event.scopes, event.origin]
+    found = [event.low.bucket, *event.keys, *event.scopes, event.origin]
     for part in event.parts:
         found += [*part.keys, *part.scopes, part.origin, part.reason, part.trace]
     return found
@@ -133,7 +133,7 @@ def test_an_event_or_corrupt(data: bytes) -> None:
 
 
 def with_crc(body: bytes) -> bytes:
-    """An event whose head's check and CRC are right, whatever its body is."""
+    """An event whose header's check and CRC are right, whatever its body is."""
     return events.encode(b"0" * 16, 1, 0, struct.pack(">I", crc32(body)) + body)
 
 
@@ -156,13 +156,13 @@ def test_a_body_nested_deeply_is_corrupt() -> None:
 def test_an_event_comes_back_whole(data: bytes) -> None:
     event = events.decode(data)
     made, probe = list(event.parts), event.asks_for_probe
-    again = event_of(event.epoch, event.seq, event.published_us, made, probe, event.left_out, event.bucket, event.low)
+    again = event_of(event.epoch, event.seq, event.published_us, made, probe, event.left_out, *event.low)
     assert again == data
 
 
 @given(event_bytes, st.integers(0, 10**6), st.integers(1, 255))
 def test_a_changed_byte_is_corrupt(data: bytes, where: int, by: int) -> None:
-    """CRC-32 finds any change of up to 32 bits in a row; what is before it lies under the head's check."""
+    """CRC-32 finds any change of up to 32 bits in a row; what is before it lies under the header's check."""
     at = where % len(data)
     changed = data[:at] + bytes([data[at] ^ by]) + data[at + 1 :]
     try:
@@ -193,7 +193,7 @@ line_bytes = st.builds(
 
 
 @given(st.binary() | packed.map(msgspec.msgpack.encode) | damaged(line_bytes))
-def test_a_line_or_one_that_has_applied_nothing(data: bytes) -> None:
+def test_a_row_or_one_that_has_applied_nothing(data: bytes) -> None:
     row = node_row(data)
     assert isinstance(row.applied, int)
     assert isinstance(row.epoch, bytes)
@@ -201,7 +201,7 @@ def test_a_line_or_one_that_has_applied_nothing(data: bytes) -> None:
 
 
 @given(u64, u64, abouts)
-def test_a_line_comes_back_whole(applied: int, at_us: int, about: About) -> None:
+def test_a_row_comes_back_whole(applied: int, at_us: int, about: About) -> None:
     data = b"\x86\xa7applied\xcf" + struct.pack(">Q", applied) + b"\xa5epoch\xb00123456789abcdef\xa5at_us\xcf"
     row = node_row(data + struct.pack(">Q", at_us) + row_rest(about))
     assert row == NodeRow(applied, b"0123456789abcdef", at_us, about)

@@ -77,10 +77,10 @@ BODY = (
     "95 90 91aa441f61636d651f646f63 a66e6f64652d31 ae6e696768746c7920696d706f7274 a434626639"
     "81 a570726f6265 c3"
 )
-HEAD = (
+HEADER = (
     "434232 00 30313233343536373839616263646566 0000000000000102 00060a24182022402a2a 0000000000000007 3836636537323837"
 )
-EVENT = HEAD + BODY
+EVENT = HEADER + BODY
 PLAIN = (
     "434232 01 30313233343536373839616263646566 0000000000000103 00060a2418202241"
     "2d2d 0000000000000000 6232636630326133"
@@ -109,14 +109,14 @@ def parts_of(event: events.Event) -> list[tuple[list[str], list[str], str, str, 
 def test_an_event_of_two_parts() -> None:
     body = events.encode_body([ONE, OTHER], probe=True)
     assert body == bytes.fromhex(BODY)
-    head = events.encode_head(EPOCH, 258, 1_700_000_000_123_456, body, bucket="**", low=7)
-    assert head == bytes.fromhex(HEAD)
-    assert len(head) == events.HEAD_BYTES == 54
+    header = events.EventHeader(EPOCH, 258, 1_700_000_000_123_456, low=events.LowWatermark("**", 7)).encode(body)
+    assert header == bytes.fromhex(HEADER)
+    assert len(header) == events.HEADER_BYTES == 54
     event = events.decode(bytes.fromhex(EVENT))
     assert (event.epoch, event.seq, event.published_us) == (EPOCH, 258, 1_700_000_000_123_456)
-    assert (event.bucket, event.low, event.left_out) == ("**", 7, False)
+    assert (event.low, event.left_out) == (("**", 7), False)
     assert event.asks_for_probe
-    assert parts_of(event) == parts_of(events.with_head(head, body, [ONE, OTHER]))
+    assert parts_of(event) == parts_of(events.with_header(header, body, [ONE, OTHER]))
     assert (event.keys, event.scopes) == (ONE.keys, [*ONE.scopes, *OTHER.scopes])
     assert (event.origin, OTHER.reason, OTHER.trace) == ("", "nightly import", "4bf9")
     assert events.position_of(bytes.fromhex(EVENT)) == (EPOCH, 258)
@@ -124,10 +124,10 @@ def test_an_event_of_two_parts() -> None:
 
 def test_an_event_of_one_part_that_leaves_ids_out() -> None:
     body = events.encode_body([WritePart(["k"], [])])
-    data = events.encode_head(EPOCH, 259, 1_700_000_000_123_457, body, left_out=True) + body
+    data = events.EventHeader(EPOCH, 259, 1_700_000_000_123_457, left_out=True).encode(body) + body
     assert data == bytes.fromhex(PLAIN)
     event = events.decode(data)
-    assert (event.bucket, event.low, event.left_out, event.asks_for_probe) == ("--", 0, True, False)
+    assert (event.low, event.left_out, event.asks_for_probe) == (events.NONE_RAISED, True, False)
     assert parts_of(event) == [(["k"], [], "", "", "")]
 
 
@@ -203,21 +203,22 @@ def test_buckets() -> None:
 
 def test_names_in_redis() -> None:
     names = ShardNames("prod", 3)
-    assert names.own[:6] == [
+    assert names.own[:7] == [
         "{prod:3}:meta",
         "{prod:3}:log",
         "{prod:3}:nodes",
         "{prod:3}:guards",
         "{prod:3}:buckets",
+        "{prod:3}:identity",
         "{prod:3}:marks:**",
     ]
-    assert names.own[6:] == [f"{{prod:3}}:marks:{bucket:02x}" for bucket in range(256)]
+    assert names.own[7:] == [f"{{prod:3}}:marks:{bucket:02x}" for bucket in range(256)]
     assert names.marks(bucket_of("acme")) == "{prod:3}:marks:29"
     assert (names.log, names.channel) == ("{prod:3}:log", "{prod:3}:events:0")
     assert ShardNames("prod", 3, 15).channel == "{prod:3}:events:15"
     assert ShardNames("prod", 3, 15).own == names.own
     assert names.record(KEYS[0][0]) == "{prod:3}:r:acme:doc:7"
-    assert names.lease(KEYS[0][0]) == "{prod:3}:l:acme:doc:7"
+    assert names.fill_lease(KEYS[0][0]) == "{prod:3}:l:acme:doc:7"
     assert names.counter_prefix == "{prod:3}:c:"
 
 

@@ -10,8 +10,11 @@ import msgspec
 import pytest
 
 from cachebus.base.clock import monotonic
-from cachebus.core.ports import About, Caller, LeaseOutcome, Stale
+from cachebus.base.patience import Patience
+from cachebus.core.ports import About, Caller, FillLeaseOutcome, Largest
+from cachebus.core.requests import FallbackKind, FillLeaseRequest, FillRequest, GuardRequest
 from cachebus.keys.key import Keyspace, bucket_of
+from cachebus.l2.layout import Layout
 from cachebus.l2.redis import RedisStore
 from cachebus.resp import Connection, Fixed, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer
@@ -31,14 +34,8 @@ DAY_US = 86_400_000_000
 async def store(server_kinds: EmbeddedServer) -> AsyncIterator[RedisStore]:
     store = RedisStore(
         Fixed(parse_address(server_kinds.url), 1),
-        namespace="prod",
-        shards=1,
-        bus="redis",
-        timeout_s=10.0,
-        connect_timeout_s=10.0,
-        clock=monotonic,
-        max_invalidated_scopes=16,
-        log_max=10,
+        Layout("prod", 1, "redis", max_invalidated_scopes=16, log_max=10),
+        Patience(10.0, 10.0, monotonic),
     )
     await store.connect()
     yield store
@@ -47,9 +44,7 @@ async def store(server_kinds: EmbeddedServer) -> AsyncIterator[RedisStore]:
 
 @pytest.fixture
 async def redis(server_kinds: EmbeddedServer) -> AsyncIterator[Connection]:
-    connection = await Connection.open(
-        parse_address(server_kinds.url), timeout_s=10.0, connect_timeout_s=10.0, clock=monotonic
-    )
+    connection = await Connection.open(parse_address(server_kinds.url), Patience(10.0, 10.0, monotonic))
     yield connection
     connection.close()
 
@@ -65,7 +60,7 @@ def body_of(*scopes: str) -> bytes:
 async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
     about = About(2000, 60_000)
     probe = await store.probe(
-        0, Caller("node-1", 0, b"", about, 2000, 60_000, keeps_without_l2=True), with_invalidated=False
+        0, Caller("node-1", 0, b"", about, Largest(2000, 60_000, keeps_without_l2=True)), with_invalidated=False
     )
     body = body_of("T\x1facme")
     change = await store.invalidate(0, Caller("node-1", probe.seq, probe.epoch, about), [], ["T\x1facme"], body)
@@ -93,9 +88,9 @@ async def test_meta_and_the_log(store: RedisStore, redis: Connection) -> None:
     }
     assert entry_id == b"2-" + logged
     assert fields[0] == b"e"
-    assert fields[1] == change.head + body
+    assert fields[1] == change.event_header + body
     published_us = events.decode(fields[1]).published_us
-    assert change.head == events.encode_head(change.epoch, 2, published_us, body)
+    assert change.event_header == events.EventHeader(change.epoch, 2, published_us).encode(body)
 
 
 async def test_nodes_and_the_name_of_their_set(store: RedisStore, redis: Connection) -> None:
@@ -130,8 +125,8 @@ async def test_marks_by_bucket(store: RedisStore, redis: Connection) -> None:
     many = [f"G\x1fzen\x1f{i}" for i in range(12)]
     change = await store.invalidate(0, NOBODY, [], many, body_of(*many))
     zen = bucket_of("zen")
-    event = events.decode(change.head + body_of(*many))
-    assert (event.bucket, event.low) == (zen, 4), "the largest bucket loses its own"
+    event = events.decode(change.event_header + body_of(*many))
+    assert event.low == (zen, 4), "the largest bucket loses its own"
     state = await redis.call("HGET", "{prod:0}:buckets", zen)
     assert state == struct.pack(">IIQ", 11, 11, 4)
     found = mapping(await redis.call("HGETALL", "{prod:0}:meta"))
@@ -141,41 +136,41 @@ async def test_marks_by_bucket(store: RedisStore, redis: Connection) -> None:
 async def test_types_in_contexts(store: RedisStore, redis: Connection) -> None:
     scope = "I\x1facme\x1fdoc\x1f7"
     change = await store.invalidate(0, NOBODY, [], [scope], body_of(scope))
-    assert events.decode(change.head + body_of(scope)).left_out
+    assert events.decode(change.event_header + body_of(scope)).left_out
     assert await redis.call("EXISTS", MARKS) == 0
-    await store.lease(key, Caller("ann", 0, b""), "ann-1f", 60_000)
+    await store.fill_lease(key, Caller("ann", 0, b""), FillLeaseRequest("ann-1f", 60_000))
     flags = await redis.call("HGET", "{prod:0}:meta", "contexts")
     at = int(sha1(b"doc").hexdigest()[:2], 16)
     assert flags == b"0" * at + b"1" + b"0" * (255 - at)
     change = await store.invalidate(0, NOBODY, [], [scope], body_of(scope))
-    assert not events.decode(change.head + body_of(scope)).left_out
+    assert not events.decode(change.event_header + body_of(scope)).left_out
     assert await redis.call("ZSCORE", MARKS, scope) == b"3"
 
 
 async def test_leases(store: RedisStore, redis: Connection) -> None:
     ann, bob = Caller("ann", 0, b""), Caller("bob", 0, b"")
-    granted = await store.lease(key, ann, "ann-1f", 60_000)
+    granted = await store.fill_lease(key, ann, FillLeaseRequest("ann-1f", 60_000))
     assert await redis.call("GET", LEASE) == b"h" + granted.epoch + b"ann-1f"
-    await store.lease(key, bob, "bob-0", 60_000)
+    await store.fill_lease(key, bob, FillLeaseRequest("bob-0", 60_000))
     assert await redis.call("GET", LEASE) == b"w" + granted.epoch + b"ann-1f", "somebody waits"
     assert 50_000 < await redis.call("PTTL", LEASE) <= 60_000
     record = Record(0, 0, b"v", created_ms=1, epoch=granted.epoch, seq=granted.seq)
-    await store.fill(key, ann, "ann-1f", record, 0, b"")
+    await store.fill(key, ann, FillRequest("ann-1f", record, 0))
     assert await redis.call("GET", "{prod:0}:r:acme:doc:agent:a%3A7:7") == record.encode(key.l2)
     assert await redis.call("EXISTS", LEASE) == 0
 
 
 async def test_a_lease_that_rests(store: RedisStore, redis: Connection) -> None:
     ann, bob = Caller("ann", 0, b""), Caller("bob", 0, b"")
-    granted = await store.lease(key, ann, "ann-1f", 60_000)
-    store.rest(key, "ann-1f", 5_000)
+    granted = await store.fill_lease(key, ann, FillLeaseRequest("ann-1f", 60_000))
+    store.cool_down(key, "ann-1f", 5_000)
 
     async def rests() -> bool:
         return bytes(await redis.call("GET", LEASE))[:1] == b"r"
 
     await until(rests)
-    reply = await store.lease(key, bob, "bob-0", 60_000, stale=Stale.OWN)
-    assert reply.outcome is LeaseOutcome.RESTING
+    reply = await store.fill_lease(key, bob, FillLeaseRequest("bob-0", 60_000, fallback=FallbackKind.OWN))
+    assert reply.outcome is FillLeaseOutcome.COOLING_DOWN
     assert await redis.call("GET", LEASE) == b"r" + granted.epoch + b"ann-1f"
     assert 0 < reply.wait_ms <= 5_000
 
@@ -183,7 +178,7 @@ async def test_a_lease_that_rests(store: RedisStore, redis: Connection) -> None:
 async def test_guards(store: RedisStore, redis: Connection) -> None:
     probe = await store.probe(0, NOBODY, with_invalidated=False)
     token = "0123456789abcdef"
-    await store.guard(0, NOBODY, [key], ["D\x1facme\x1fdoc"], token, 5_000, body_of())
+    await store.guard(0, NOBODY, GuardRequest([key], ["D\x1facme\x1fdoc"], token, 5_000), body_of())
     guards = mapping(await redis.call("HGETALL", "{prod:0}:guards"))
     assert set(guards) == {b"K\x1facme\x1fdoc\x1f7\x1fa:7\x1e\x1e", b"D\x1facme\x1fdoc"}
     found = mapping(await redis.call("HGETALL", "{prod:0}:meta"))

@@ -14,12 +14,25 @@ import pytest
 from cachebus import Receipt
 from cachebus.core.ports import PROTOCOL
 from cachebus.keys.key import Keyspace
+from cachebus.l2 import arguments
 from cachebus.l2.replies import KEEP_ALONE, node_row
 from cachebus.l2.scripts import script_names, whole_source
+from cachebus.listening.explain import ASK_S
+from cachebus.listening.inquiries import BURST, PER_S
 from cachebus.values import decode
 from cachebus.wire import event as events
 from cachebus.wire import record as records
-from tests.wire.foreign import Key, from_document, read_bucket, read_event, read_record, rest_of_line, unpack
+from cachebus.wire.inquiry import MOST_BYTES, Inquiry, NodeAnswer, decode_answer, decode_question
+from tests.wire.foreign import (
+    Key,
+    from_document,
+    read_bucket,
+    read_event,
+    read_inquiry,
+    read_record,
+    rest_of_line,
+    unpack,
+)
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "cachebus" / "l2" / "scripts"
@@ -94,13 +107,30 @@ def test_the_event() -> None:
     told, data = from_document(block("json event")), hexdump("event")
     assert read_event(data) == told
     ours = events.decode(data)
-    found: dict[str, Any] = {
-        name: getattr(ours, name) for name in ("left_out", "seq", "published_us", "bucket", "low", "more")
-    }
+    found: dict[str, Any] = {name: getattr(ours, name) for name in ("left_out", "seq", "published_us", "more")}
+    found["bucket"], found["low"] = ours.low
     found["epoch"] = ours.epoch.decode()
     names = ("keys", "scopes", "origin", "reason", "trace")
     found["parts"] = [{name: getattr(part, name) for name in names} for part in ours.parts]
     assert found == told
+
+
+def test_the_question_and_its_answer() -> None:
+    told, data = from_document(block("json question")), hexdump("question")
+    assert read_inquiry(data) == told
+    ours = Inquiry(told["id"].encode(), told["l1"], told["sharded"])
+    assert ours.encode() == data
+    assert decode_question(data) == ours
+    told, data = from_document(block("json answer")), hexdump("answer")
+    assert read_inquiry(data) == told
+    answer = msgspec.convert(told["answer"], NodeAnswer)
+    assert answer.encode(told["id"].encode()) == data
+    assert decode_answer(data) == answer
+    rows = {name.strip("` ") for row in table("| name | |") for name in row[0].split(",")}
+    assert rows == set(NodeAnswer.__struct_encode_fields__)
+    assert f"answers {BURST} questions at once, and {PER_S:g} a second" in TEXT
+    assert f"waits for {ASK_S:g} s" in TEXT
+    assert f"more than {MOST_BYTES} bytes" in TEXT
 
 
 def test_the_nodes_line() -> None:
@@ -173,6 +203,33 @@ def test_the_table_has_every_argument_that_a_script_reads(script: str) -> None:
     keys = [part for part in re.split(", (?:then )?", row[1]) if part]
     read = [int(n) for n in re.findall(r"KEYS\[(\d+)\]", without_comments(whole_source(script)))]
     assert max(read) <= 1 + len(keys)
+
+
+ARGUMENTS: dict[str, tuple[type[Any], ...]] = {
+    "probe": (arguments.RowArgs, arguments.ProbeArgs),
+    "marks": (arguments.RowArgs, arguments.MarksArgs),
+    "nodes": (arguments.RowArgs, arguments.NodesArgs),
+    "forget": (arguments.ForgetArgs,),
+    "read": (arguments.RowArgs,),
+    "fill_lease": (arguments.RowArgs, arguments.FillLeaseArgs),
+    "hold": (arguments.HoldArgs,),
+    "fill": (arguments.FillArgs,),
+    "invalidate": (arguments.EventArgs, arguments.InvalidateArgs),
+    "guard": (arguments.EventArgs, arguments.GuardArgs),
+    "write": (arguments.EventArgs, arguments.WriteArgs),
+    "counter": (arguments.CounterArgs,),
+    "takeover": (arguments.TakeoverArgs,),
+}
+
+
+@pytest.mark.parametrize("script", script_names())
+def test_what_is_sent_has_a_name_for_every_argument_but_those_of_any_number(script: str) -> None:
+    parts = (FOLDER / f"{script}.lua").read_text().split("\n")[0].removeprefix("-- after: ").split()
+    (own,) = [row[2] for row in table("| script |") if row[0] == script]
+    of_parts = set[int]().union(*(numbers(row[1]) for row in table("| part |") if row[0] in parts))
+    fixed = {number for number in numbers(own) if f"{number} …" not in own} | of_parts | OF_ALL
+    named = sum(len(each._fields) for each in (arguments.Prologue, *ARGUMENTS[script]))
+    assert named == len(fixed)
 
 
 def test_the_scripts_parts_come_in_one_order() -> None:

@@ -10,9 +10,11 @@ Each partition is a thing of its own: what becomes of one, or of the broker that
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from cachebus.base.clock import Clock
+from cachebus.base.losses import Losses
 from cachebus.bus.kafka.client import KafkaAccess
 from cachebus.bus.kafka.connection import unavailable
 from cachebus.bus.kafka.ears import KafkaEars
@@ -20,8 +22,9 @@ from cachebus.bus.kafka.envelope import Envelope
 from cachebus.bus.kafka.reach import Reach
 from cachebus.bus.kafka.sender import KafkaSender
 from cachebus.bus.kafka.taking import Taking
-from cachebus.bus.kafka.topic import Layout
+from cachebus.bus.kafka.topic import TopicLayout
 from cachebus.bus.kafka.watch import TopicWatch
+from cachebus.core.hearing import Hearing
 from cachebus.core.ports import Listener
 from cachebus.observe import Counters
 from cachebus.resp import ended
@@ -41,6 +44,10 @@ class KafkaBus:
         self._watch = TopicWatch(access, clock, self._arrange)
         self._sender = KafkaSender(access, self._watch, counters, clock)
         self._ears: KafkaEars | None = None
+        self.hearing = Hearing(access.topic, keys=envelope.fingerprints)
+        """See `Bus.hearing`."""
+        self.losses = Losses(clock)
+        """None is noted: `trouble` tells of each partition."""
         if listener is not None:
             taking = Taking(envelope, listener, counters, clock)
             self._ears = KafkaEars(access, taking, self._watch, counters, clock)
@@ -48,15 +55,20 @@ class KafkaBus:
     @property
     def connected(self) -> bool:
         """Whether the events of every shard can come and go now."""
-        reaches = [*self._heard, *self._sender.reaches]
+        reaches = [*self._inbound, *self._sender.reaches]
         return bool(reaches) and all(reach.there for reach in reaches)
 
+    def trouble(self, shard: int) -> str:
+        """See `Bus.trouble`."""
+        return (self._ears.trouble(shard) if self._ears else "") or self._sender.trouble(shard)
+
     @property
-    def _heard(self) -> Sequence[Reach]:
+    def _inbound(self) -> Sequence[Reach]:
         """By partition: what `listen` is for. Of who only publishes: whether it can."""
         return self._sender.reaches if self._ears is None else self._ears.reaches
 
-    def _arrange(self, layout: Layout) -> None:
+    def _arrange(self, layout: TopicLayout) -> None:
+        self.hearing = self.hearing._replace(kafka=layout.cluster or self.hearing.kafka)
         self._sender.arrange(layout)
         if self._ears is not None:
             self._ears.arrange(layout)
@@ -65,15 +77,15 @@ class KafkaBus:
         """Listen from the topic's end, and be ready to publish; `BusUnavailable` if that can't be for any partition,
         though it is for the others then; `ConfigError`. What is lost later comes back by itself."""
         await self._watch.open()
-        gains = [asyncio.create_task(reach.gain()) for reach in [*self._heard, *self._sender.reaches]]
+        gains = [asyncio.create_task(reach.gain()) for reach in [*self._inbound, *self._sender.reaches]]
         try:
             # An attempt at a broker that hangs takes all of the time: those that are there wait for half of it.
             await asyncio.wait(gains, return_when=asyncio.FIRST_COMPLETED)
             patience_s = self._access.connect_timeout_s / 2
-            done, left = await asyncio.wait(gains, timeout=patience_s)
+            done, pending = await asyncio.wait(gains, timeout=patience_s)
             for gain in done:
                 gain.result()
-            if left:
+            if pending:
                 raise unavailable(self._access, f"some partitions are not there after {patience_s:g} s")
         finally:
             await ended(*gains)
@@ -90,11 +102,11 @@ class KafkaBus:
 
     async def deaf(self, shard: int) -> None:
         """See `Bus.deaf`."""
-        if self._heard:
+        if self._inbound:
             await self._of(shard).loss()
 
     def _of(self, shard: int) -> Reach:
-        return self._heard[shard % len(self._heard)]
+        return self._inbound[shard % len(self._inbound)]
 
     async def close(self) -> None:
         """Stop listening; what was published is sent before, as far as the brokers take it in time."""
@@ -114,3 +126,9 @@ class KafkaBus:
         """Hand an event over. Neither waits nor fails: L2 has it already, and the nodes' probes look there."""
         key, headers = self._envelope.around(shard, message)
         self._sender.post(shard, key, message, headers)
+
+    @asynccontextmanager
+    async def answers(self, shard: int, question: str, *, sharded: bool) -> AsyncIterator[None]:
+        """See `Bus.answers`: they come on the shard's partition, which every node reads."""
+        await self.listen(shard)
+        yield

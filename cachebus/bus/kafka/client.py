@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from cachebus.base.log import logger
+from cachebus.base.tls import FileContext, TlsFiles
 from cachebus.errors import ConfigError
 from cachebus.settings import Settings
 
-Client = TypeVar("Client")
 MISSING: Final = "the Kafka bus needs aiokafka: pip install 'cachebus[kafka]'"
 BACKOFF_MS: Final = 50
 
@@ -43,6 +41,8 @@ class KafkaAccess:
     retention_ms: int = 3_600_000
     """How long the topic keeps messages where it has to be made. Those of a bus are wanted for as long as a node may be
     behind: seconds. Where it is there, a sixtieth is the least that it is not warned of."""
+    makes_topic: bool = True
+    """Whether the topic is made where it is missing. Who only looks makes none by a misspelt name."""
     in_sync: int = 1
     """How many replicas must have a message before it counts, where it has to be made and there are so many."""
 
@@ -71,6 +71,11 @@ def kafka_access(settings: Settings) -> KafkaAccess:
             "sasl_plain_username": user.get_secret_value(),
             "sasl_plain_password": password.get_secret_value(),
         }
+    if settings.kafka_sasl_oauth_token_provider is not None:
+        from cachebus.bus.kafka.tokens import ProvidedTokens
+
+        tokens = ProvidedTokens(settings.kafka_sasl_oauth_token_provider, settings.connect_timeout_s / 2)
+        security |= {"sasl_mechanism": mechanism, "sasl_oauth_token_provider": tokens}
     return KafkaAccess(
         servers=settings.kafka_bootstrap_servers or "",
         topic=settings.kafka_topic,
@@ -85,18 +90,20 @@ def kafka_access(settings: Settings) -> KafkaAccess:
     )
 
 
-def _tls(settings: Settings) -> ssl.SSLContext:
+def _tls(settings: Settings) -> FileContext:
+    files = TlsFiles(
+        settings.kafka_ssl_ca_certs,
+        settings.kafka_ssl_certfile,
+        settings.kafka_ssl_keyfile,
+        check_hostname=settings.kafka_ssl_check_hostname,
+    )
     field = "kafka_ssl_ca_certs (CACHEBUS_KAFKA_SSL_CA_CERTS)"
     try:
-        context = ssl.create_default_context(cafile=settings.kafka_ssl_ca_certs)
-        context.check_hostname = settings.kafka_ssl_check_hostname
+        TlsFiles(files.ca_certs).context()
         field = "kafka_ssl_certfile (CACHEBUS_KAFKA_SSL_CERTFILE), kafka_ssl_keyfile (CACHEBUS_KAFKA_SSL_KEYFILE)"
-        if settings.kafka_ssl_certfile is not None:
-            # A key that asks for its password would hold the process up at a terminal.
-            context.load_cert_chain(settings.kafka_ssl_certfile, settings.kafka_ssl_keyfile, password=lambda: "")
+        return FileContext(files)
     except OSError as error:
         raise ConfigError(f"settings: {field}: {error.strerror or error}") from error
-    return context
 
 
 _ours: ContextVar[deque[str] | None] = ContextVar("cachebus_kafka", default=None)
@@ -137,72 +144,3 @@ def quietly() -> Iterator[deque[str]]:
         yield said
     finally:
         _ours.reset(token)
-
-
-End = Callable[[], Coroutine[Any, Any, None]]
-
-
-class Endings:
-    """The driver's clients, started and closed whole, in tasks of their own: who is being cancelled can't wait for
-    them, and what the driver gives up amid connecting, or closing, stays open."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def started(self, client: Any, end: End | None = None) -> None:
-        """Start a client; the driver's errors. One that can't be started is ended, by `end`, or its own `close` or
-        `stop`; where whoever waits is cancelled meanwhile, that happens when it has started, or failed."""
-        starting = asyncio.create_task(client.start(), name="cachebus-kafka-start")
-        try:
-            await asyncio.shield(starting)
-        except BaseException:
-            self.add(asyncio.create_task(_ended(starting, end or _end_of(client)), name="cachebus-kafka-end"))
-            raise
-
-    @asynccontextmanager
-    async def running(self, client: Client, end: End | None = None) -> AsyncIterator[Client]:
-        """A client while it is used; it is ended likewise. Wait for that by `over`."""
-        await self.started(client, end)
-        try:
-            yield client
-        finally:
-            self.add(asyncio.create_task((end or _end_of(client))(), name="cachebus-kafka-end"))
-
-    def add(self, task: asyncio.Task[None]) -> None:
-        """Remember it until it has ended."""
-        self._tasks.add(task)
-        task.add_done_callback(self._over)
-
-    def _over(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.debug("a Kafka client did not close cleanly: {!r}", task.exception())
-
-    async def over(self, timeout_s: float) -> None:
-        """Wait until all have ended, but no longer than that: what a broker does not answer is given up. Whoever is
-        cancelled here waits likewise."""
-        try:
-            await self._wait(timeout_s)
-        except asyncio.CancelledError:
-            await self._wait(timeout_s)
-            raise
-        finally:
-            for task in self._tasks:
-                task.cancel()
-            await self._wait(timeout_s)
-
-    async def _wait(self, timeout_s: float) -> None:
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=timeout_s)
-
-
-async def _ended(starting: asyncio.Task[None], end: End) -> None:
-    try:
-        await asyncio.wait([starting])
-    finally:
-        starting.cancel()
-        await end()
-
-
-def _end_of(client: Any) -> End:
-    return getattr(client, "close", None) or client.stop  # type: ignore[no-any-return]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple, Self
 
@@ -16,11 +17,12 @@ PIECES: Final = 5
 are read in the next."""
 LONGEST_PAUSE_S: Final = 15.0
 """The longest pause that a broker's quota is believed; by default it asks for eleven seconds at most."""
+PORT: Final = 9092
 NEVER_MS: Final = 86_400_000
 """The driver's own time limit, which sees no stalls."""
 
 
-class Address(NamedTuple):
+class BrokerAddress(NamedTuple):
     """Where a broker is."""
 
     host: str
@@ -30,10 +32,10 @@ class Address(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def addresses_of(servers: str) -> list[Address]:
-    """host:port, separated by commas."""
-    found = (server.rpartition(":") for server in servers.split(","))
-    return [Address(host.strip("[]"), int(port)) for host, _, port in found]
+def addresses_of(servers: str) -> list[BrokerAddress]:
+    """host:port, separated by commas; the port is Kafka's own where there is none."""
+    found = (re.fullmatch(r"\s*(\[[^]]*\]|[^:]*)(?::(\d+))?\s*", server) for server in servers.split(","))
+    return [BrokerAddress(one[1].strip("[] "), int(one[2] or PORT)) for one in found if one is not None]
 
 
 def unavailable(access: KafkaAccess, why: object) -> BusUnavailable:
@@ -44,7 +46,7 @@ def unavailable(access: KafkaAccess, why: object) -> BusUnavailable:
 class KafkaConnection:
     """Raises the driver's errors, and OSError."""
 
-    def __init__(self, driver: Any, address: Address) -> None:
+    def __init__(self, driver: Any, address: BrokerAddress) -> None:
         """Use `open`."""
         self._driver = driver
         self.address = address
@@ -54,22 +56,22 @@ class KafkaConnection:
         driver._on_close_cb = self._closed
 
     @classmethod
-    async def open(cls, access: KafkaAccess, address: Address) -> Self:
+    async def open(cls, access: KafkaAccess, address: BrokerAddress) -> Self:
         """Connect, within `connect_timeout_s`, TLS and SASL included."""
-        from aiokafka.conn import AIOKafkaConnection
+        from cachebus.bus.kafka.tokens import DriverConnection  # which needs the driver
 
         arguments = access.arguments()
         del arguments["bootstrap_servers"], arguments["retry_backoff_ms"]
-        driver = AIOKafkaConnection(*address, **{**arguments, "request_timeout_ms": NEVER_MS})
+        driver = DriverConnection(*address, **{**arguments, "request_timeout_ms": NEVER_MS})
         try:
             async with asyncio.timeout(access.connect_timeout_s):
                 await names.addresses_of(address.host)  # else the driver waits for it in the application's threads
                 await driver.connect()
-        except TimeoutError:
-            raise TimeoutError(f"{address} did not answer in {access.connect_timeout_s:g} s") from None
-        finally:
-            if not driver.connected():
-                await _dropped(driver)
+        except BaseException as error:  # it counts as connected before it is logged in
+            await dropped(driver)
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(f"{address} did not answer in {access.connect_timeout_s:g} s") from None
+            raise
         return cls(driver, address)
 
     @property
@@ -110,10 +112,10 @@ class KafkaConnection:
 
     async def close(self) -> None:
         """Give it back. What is asked fails."""
-        await _dropped(self._driver)
+        await dropped(self._driver)
 
 
-async def _dropped(driver: Any) -> None:
+async def dropped(driver: Any) -> None:
     """Close without a farewell: one that hangs would not take it."""
     if driver._protocol is None:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from cachebus.base.backoff import Attempts
-from cachebus.bus.kafka.connection import Address
+from cachebus.bus.kafka.connection import BrokerAddress
 from cachebus.bus.kafka.reach import Reach
 
 
@@ -20,6 +20,6 @@ class Ear:
         """The offset that comes next. None: the end, wherever it is then."""
         self.placed = False
         """Whether its leader has that offset."""
-        self.leader: Address | None = None
+        self.leader: BrokerAddress | None = None
         self.reading: asyncio.Task[None] | None = None
         """Reads what came of it; it is not fetched before that has ended."""

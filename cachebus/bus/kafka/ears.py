@@ -9,20 +9,23 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Final
 
 from cachebus.base.backoff import Attempts
 from cachebus.base.clock import Clock
+from cachebus.base.kept import kept
 from cachebus.base.log import logger
 from cachebus.bus.kafka.client import KafkaAccess, quietly
-from cachebus.bus.kafka.connection import Address, KafkaConnection
+from cachebus.bus.kafka.connection import BrokerAddress, KafkaConnection
 from cachebus.bus.kafka.ear import Ear
 from cachebus.bus.kafka.inflating import batches_in, codec_of
 from cachebus.bus.kafka.opening import opened
 from cachebus.bus.kafka.portion import PARTITION_BYTES, Portion
 from cachebus.bus.kafka.reach import Reach
+from cachebus.bus.kafka.refusals import refusal
 from cachebus.bus.kafka.taking import Taking
-from cachebus.bus.kafka.topic import Layout
+from cachebus.bus.kafka.topic import TopicLayout
 from cachebus.bus.kafka.watch import TopicWatch
 from cachebus.observe import Counters
 from cachebus.resp import ended
@@ -31,6 +34,10 @@ FETCH_WAIT_S: Final = 0.25
 """How long a broker that has nothing new holds its answer. So often we hear that it is alive."""
 PATIENCE_S: Final = 0.01
 """So long the next fetch waits for partitions that still read what came of the last one."""
+FEW: Final = 100
+CALM_S: Final = 20e-6
+"""For each partition more than these, a fetch that brought something is followed by so long a pause: each names them
+all, both ways, and would be asked anew for every single event."""
 READING_WAIT_S: Final = 0.01
 """The same while some partition is still read: that one is to be fetched again as soon as it has been."""
 MOST_AT_ONCE: Final = 500
@@ -54,7 +61,9 @@ class KafkaEars:
         self._counters = counters
         self._clock = clock
         self._ears: list[Ear] = []
-        self._hearing: dict[Address, asyncio.Task[None]] = {}
+        self._led: dict[BrokerAddress, dict[int, Ear]] = {}
+        """By leader and number: a topic may have thousands."""
+        self._listening: dict[BrokerAddress, asyncio.Task[None]] = {}
         self._ending: set[asyncio.Task[None]] = set()
         self._reading: set[asyncio.Task[None]] = set()
         self._turns = asyncio.Lock()
@@ -67,7 +76,12 @@ class KafkaEars:
         """Of all partitions, by their numbers: whether they are heard."""
         return [ear.reach for ear in self._ears]
 
-    def arrange(self, layout: Layout) -> None:
+    def trouble(self, shard: int) -> str:
+        """Why the shard's messages are not heard; "" where they are."""
+        ears = self._ears
+        return ears[shard % len(ears)].reach.trouble if ears else ""
+
+    def arrange(self, layout: TopicLayout) -> None:
         """Hear each partition at its leader."""
         self._count(len(layout.leaders))
         for ear, leader in zip(self._ears, layout.leaders, strict=True):
@@ -75,11 +89,14 @@ class KafkaEars:
                 ear.reach.lost(f"a partition of {self._access.topic} has no leader")
             if leader != ear.leader:
                 ear.leader, ear.placed = leader, False
-        leaders = {leader for leader in layout.leaders if leader is not None}
-        for gone in self._hearing.keys() - leaders:
-            self._end(self._hearing.pop(gone))
-        for leader in leaders - self._hearing.keys():
-            self._hearing[leader] = asyncio.create_task(self._hear(leader), name="cachebus-kafka-ears")
+        self._led.clear()
+        for ear in self._ears:
+            if ear.leader is not None:
+                self._led.setdefault(ear.leader, {})[ear.number] = ear
+        for gone in self._listening.keys() - self._led.keys():
+            self._end(self._listening.pop(gone))
+        for leader in self._led.keys() - self._listening.keys():
+            self._listening[leader] = kept(partial(self._listen_to, leader), "cachebus-kafka-ears")
 
     def _count(self, wanted: int) -> None:
         if not self._ears or wanted == len(self._ears):
@@ -93,7 +110,7 @@ class KafkaEars:
         for ear in self._ears[wanted:]:
             ear.leader = None
             ear.reach.end(f"{self._access.topic} has fewer partitions")
-        del self._ears[wanted:]
+        self._ears = self._ears[:wanted]  # another list: some thread may be looking at this one
         while len(self._ears) < wanted:
             self._ears.append(Ear(len(self._ears), Reach(self._access, self._clock), Attempts(self._clock), position))
 
@@ -102,28 +119,28 @@ class KafkaEars:
         task.add_done_callback(self._ending.discard)
         task.cancel()
 
-    def _of(self, leader: Address) -> list[Ear]:
-        return [ear for ear in self._ears if ear.leader == leader]
+    def _of(self, leader: BrokerAddress) -> list[Ear]:
+        return [*self._led.get(leader, {}).values()]
 
-    async def _hear(self, leader: Address) -> None:
+    async def _listen_to(self, leader: BrokerAddress) -> None:
         """Connect, and hear the leader's partitions, until it has none."""
         attempts, portion = Attempts(self._clock), Portion()
         with quietly():
             while True:
                 await asyncio.sleep(attempts.wait_s)
                 try:
-                    connection = await KafkaConnection.open(self._access, leader)
+                    connection = await self._watch.connected(leader)
                     self.opened += 1
                     attempts.succeeded()
-                    await self._hear_over(connection, portion)
+                    await self._listen_over(connection, portion)
                 except Exception as error:  # noqa: BLE001 (whatever it is, it is told to all who wait)
-                    attempts.over()
+                    attempts.failed()
                     for ear in self._of(leader):
                         ear.placed = False
                         ear.reach.lost(error)
                     self._watch.miss()
 
-    async def _hear_over(self, connection: KafkaConnection, portion: Portion) -> None:
+    async def _listen_over(self, connection: KafkaConnection, portion: Portion) -> None:
         try:
             while True:
                 ears = self._of(connection.address)
@@ -138,7 +155,7 @@ class KafkaEars:
             await connection.close()
 
     async def _place(self, connection: KafkaConnection, ears: list[Ear]) -> None:
-        """Go on where each was, or at its end. From then on it is heard."""
+        """Go on where each was, or at its end."""
         from aiokafka.protocol.offset import OffsetRequest
 
         request = OffsetRequest(-1, 0, [(self._access.topic, [(ear.number, END) for ear in ears])])
@@ -151,16 +168,15 @@ class KafkaEars:
             if ear.position is None:
                 ear.position = end
             ear.placed = True
-            ear.reach.gained()
 
     async def _fetch(self, connection: KafkaConnection, ears: list[Ear], portion: Portion) -> None:
+        """Each that is answered is heard from then on: who may not read may still ask for the end."""
         from aiokafka.protocol.fetch import FetchRequest
 
         random.shuffle(ears)  # of one message that is larger than all others may be, only the first is sure to come
         asked = {ear.number: ear.position for ear in ears}
-        wait_s = READING_WAIT_S if any(ear.reading for ear in self._of(connection.address)) else FETCH_WAIT_S
         request = FetchRequest(
-            int(wait_s * 1000),
+            int(self._wait_s(connection.address, ears) * 1000),
             1,
             portion.most_bytes,
             0,
@@ -186,6 +202,8 @@ class KafkaEars:
                 self._refused(ear, code)
             else:
                 ear.attempts.succeeded()
+                if ear.placed:
+                    ear.reach.gained()
                 if data:
                     ear.reading = asyncio.create_task(self._read(ear, connection.address, data))
                     ear.reading.add_done_callback(self._reading.discard)
@@ -193,20 +211,25 @@ class KafkaEars:
         if reading:
             self._reading.update(reading)
             await asyncio.wait(reading, timeout=PATIENCE_S)
+            await asyncio.sleep(CALM_S * max(0, len(asked) - FEW))
+
+    def _wait_s(self, leader: BrokerAddress, asked: list[Ear]) -> float:
+        """How long the broker may hold its answer."""
+        if not all(ear.reach.there for ear in asked):
+            return 0.0
+        return READING_WAIT_S if any(ear.reading for ear in self._of(leader)) else FETCH_WAIT_S
 
     def _answers(self, connection: KafkaConnection, answer: Any) -> list[tuple[Any, ...]]:
         """What a leader says of its partitions: each that is still its own, with the rest."""
-        ears = {ear.number: ear for ear in self._of(connection.address)}
+        ears = self._led.get(connection.address, {})
         return [
             (ears[number], *rest) for _, partitions in answer.topics for number, *rest in partitions if number in ears
         ]
 
     def _refused(self, ear: Ear, code: int) -> None:
-        from aiokafka.errors import for_code
-
         ear.placed = False
-        ear.attempts.over()
-        ear.reach.lost(f"a partition of {self._access.topic}: {for_code(code).__name__}")
+        ear.attempts.failed()
+        ear.reach.lost(f"a partition of {self._access.topic}: {refusal(self._access, code, 'Read')}")
         self._watch.miss()
 
     def _lost_position(self, ear: Ear) -> None:
@@ -219,7 +242,7 @@ class KafkaEars:
             self._access.topic,
         )
 
-    async def _read(self, ear: Ear, leader: Address, data: bytes) -> None:
+    async def _read(self, ear: Ear, leader: BrokerAddress, data: bytes) -> None:
         """Take the messages, until the partition lies elsewhere."""
         try:
             turn = 0
@@ -245,7 +268,7 @@ class KafkaEars:
         except Exception as error:  # noqa: BLE001 (whatever it is, hearing goes on at the end, behind what caused it)
             self._lost_position(ear)
             ear.placed = False
-            ear.attempts.over()
+            ear.attempts.failed()
             ear.reach.lost(error)
             logger.warning("what came from Kafka could not be read; listening anew: {!r}", error)
         finally:
@@ -263,17 +286,17 @@ class KafkaEars:
             return next(messages, None)
         except Exception as error:  # noqa: BLE001 (anybody may write there, in any form)
             self._counters.events_corrupt += 1
-            place = f"{self._access.topic}/{ear.number}"
-            logger.warning("messages in {} can't be read, and are passed over: {!r}", place, error)
+            partition = f"{self._access.topic}/{ear.number}"
+            logger.warning("messages in {} can't be read, and are passed over: {!r}", partition, error)
             return None
 
     async def close(self) -> None:
         """Stop listening; what comes next is the end, when it is begun again."""
-        hearing, self._hearing = list(self._hearing.values()), {}
-        await ended(*hearing, *self._ending, *self._reading)
+        listening, self._listening = list(self._listening.values()), {}
+        await ended(*listening, *self._ending, *self._reading)
         for ear in self._ears:
             ear.reach.lost("it was closed")
-        self._ears = []
+        self._ears, self._led = [], {}
 
 
 async def _first(ears: list[Ear]) -> None:

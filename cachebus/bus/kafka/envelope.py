@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Self
 
 from cachebus.bus.kafka.signature import SIGNATURE, Keyring
+from cachebus.core.hearing import Hearing
 from cachebus.settings import Settings
 from cachebus.wire.event import position_of
 
@@ -21,6 +22,11 @@ def _prefix(namespace: str, shard: int) -> bytes:
     return f"{namespace}:{shard}".encode()
 
 
+def hearing_of(settings: Settings) -> Hearing:
+    """Where a node with these settings hears events over Kafka."""
+    return Hearing(settings.kafka_topic, keys=Envelope.of(settings).fingerprints)
+
+
 class Envelope:
     """Key and headers of a namespace's messages: written for who publishes, read for who listens."""
 
@@ -34,6 +40,11 @@ class Envelope:
     def of(cls, settings: Settings) -> Self:
         """As the settings say."""
         return cls(settings.namespace, settings.shards, Keyring.of(settings.kafka_events_key))
+
+    @property
+    def fingerprints(self) -> str:
+        """As `Hearing.keys`."""
+        return "" if self._keyring is None else ",".join(self._keyring.fingerprints(self._namespace.encode()))
 
     def around(self, shard: int, event: bytes) -> tuple[bytes, Headers]:
         """Key and headers of the message whose value is this event."""

@@ -30,18 +30,18 @@ _XERIAL = b"\x82SNAPPY\0"
 _XERIAL_BYTES = 16
 
 
-class Unreadable(ValueError):
+class UnreadableBatch(ValueError):
     """A batch that can't be inflated, or may not be."""
 
 
 def batches_in(data: bytes) -> Iterator[memoryview]:
-    """The whole batches of a fetched partition. `Unreadable` where there is none."""
+    """The whole batches of a fetched partition. `UnreadableBatch` where there is none."""
     view, begin = memoryview(data), 0
     while len(view) - begin > _OVERHEAD:
         (length,) = struct.unpack_from(">i", view, begin + _LENGTH_AT)
         end = begin + _OVERHEAD + length
         if length <= _LEGACY_ATTRIBUTES_AT - _OVERHEAD:
-            raise Unreadable("a batch is damaged")
+            raise UnreadableBatch("a batch is damaged")
         if end > len(view):  # the rest of it did not fit
             return
         yield view[begin:end]
@@ -60,7 +60,7 @@ def offset_of(batch: memoryview) -> int:
 
 
 def plain(batch: memoryview, most_bytes: int = MOST_BYTES) -> bytes:
-    """A compressed batch as if it had never been compressed, but for its check; `Unreadable`."""
+    """A compressed batch as if it had never been compressed, but for its check; `UnreadableBatch`."""
     body = inflated(batch, most_bytes)
     head = bytearray(batch[:_BODY_AT])
     struct.pack_into(">i", head, _LENGTH_AT, _BODY_AT - _OVERHEAD + len(body))
@@ -76,27 +76,27 @@ def spoiled(batch: memoryview) -> bytes:
 
 
 def inflated(batch: memoryview, most_bytes: int) -> bytes:
-    """The messages of a compressed batch; `Unreadable` where they have more bytes, though no more are ever made."""
+    """The messages of a compressed batch; `UnreadableBatch` where they have more bytes: no more are ever made."""
     codec = codec_of(batch)
     if batch[_MAGIC_AT] < 2:  # by no producer of the last ten years
-        raise Unreadable("a compressed batch of an old format")
+        raise UnreadableBatch("a compressed batch of an old format")
     if len(batch) < _BODY_AT:
-        raise Unreadable("a batch is damaged")
+        raise UnreadableBatch("a batch is damaged")
     body = batch[_BODY_AT:]
     if codec == GZIP:
         return _gunzip(body, most_bytes)
     if codec not in (SNAPPY, LZ4, ZSTD):
-        raise Unreadable(f"a batch is compressed by codec {codec}, which is not known")
+        raise UnreadableBatch(f"a batch is compressed by codec {codec}, which is not known")
     try:
         import cramjam
     except ImportError as error:
-        raise Unreadable("a batch is compressed: pip install cramjam") from error
+        raise UnreadableBatch("a batch is compressed: pip install cramjam") from error
     try:
         if codec == SNAPPY:
             return _unsnap(cramjam.snappy, body, most_bytes)
         return _with_room(cramjam.lz4 if codec == LZ4 else cramjam.zstd, body, most_bytes)
     except cramjam.DecompressionError as error:
-        raise Unreadable(f"a batch is damaged, or inflates to more than {most_bytes} bytes: {error}") from error
+        raise UnreadableBatch(f"a batch is damaged, or inflates to more than {most_bytes} bytes: {error}") from error
 
 
 def _gunzip(body: memoryview, most_bytes: int) -> bytes:
@@ -104,11 +104,11 @@ def _gunzip(body: memoryview, most_bytes: int) -> bytes:
     try:
         data = inflator.decompress(body, most_bytes + 1)
     except zlib.error as error:
-        raise Unreadable(f"a batch is damaged: {error}") from error
+        raise UnreadableBatch(f"a batch is damaged: {error}") from error
     if len(data) > most_bytes:
         raise _too_large(most_bytes)
     if not inflator.eof or inflator.unused_data:  # several files cost time, and no producer writes them
-        raise Unreadable("a batch is damaged: it is not one file of gzip")
+        raise UnreadableBatch("a batch is damaged: it is not one file of gzip")
     return data
 
 
@@ -134,7 +134,7 @@ def _blocks(body: memoryview) -> Iterator[bytes]:
         size_bytes = int.from_bytes(body[begin : begin + 4], "big")
         begin += 4
         if not 0 < size_bytes <= len(body) - begin:
-            raise Unreadable("a batch is damaged: a block of it is cut")
+            raise UnreadableBatch("a batch is damaged: a block of it is cut")
         yield bytes(body[begin : begin + size_bytes])
         begin += size_bytes
 
@@ -151,5 +151,5 @@ def _with_room(codec: Any, body: memoryview, most_bytes: int) -> bytes:
     return bytes(room[: codec.decompress_into(body, room)])
 
 
-def _too_large(most_bytes: int) -> Unreadable:
-    return Unreadable(f"a batch inflates to more than {most_bytes} bytes")
+def _too_large(most_bytes: int) -> UnreadableBatch:
+    return UnreadableBatch(f"a batch inflates to more than {most_bytes} bytes")

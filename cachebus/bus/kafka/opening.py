@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from cachebus.bus.kafka.inflating import Unreadable, codec_of, plain
+from cachebus.bus.kafka.inflating import UnreadableBatch, codec_of, plain
 
 
 def opened(raw: memoryview) -> tuple[int, Iterator[Any]]:
-    """The offset behind a batch, and its messages: they raise anything where they can't be read. `Unreadable` for a
-    batch that is damaged as a whole."""
+    """The offset behind a batch, and its messages: they raise anything where they can't be read. `UnreadableBatch` for
+    a batch that is damaged as a whole."""
     batch = _batch(raw)
     if not batch.validate_crc():
-        raise Unreadable("a batch is damaged")
+        raise UnreadableBatch("a batch is damaged")
     return batch.next_offset, _messages(batch, raw)
 
 

@@ -7,8 +7,9 @@ from collections import deque
 from typing import Any, Final, NamedTuple
 
 from cachebus.base.backoff import Attempts
-from cachebus.bus.kafka.connection import Address
+from cachebus.bus.kafka.connection import BrokerAddress
 from cachebus.bus.kafka.envelope import Headers
+from cachebus.bus.kafka.lane import Lane
 from cachebus.bus.kafka.reach import Reach
 
 BATCH_BYTES: Final = 256 * 1024
@@ -32,7 +33,7 @@ class Posted(NamedTuple):
         return len(self.key) + len(self.message) + BESIDES_BYTES
 
 
-class Batch(NamedTuple):
+class OutgoingBatch(NamedTuple):
     """Messages on their way, as the driver writes them."""
 
     queue: Queue
@@ -52,11 +53,15 @@ class Queue:
         """About how much memory those take that wait, or are on their way."""
         self.busy = False
         """Whether a batch of it is on its way: the next one waits for the answer, or they might be swapped."""
-        self.leader: Address | None = None
+        self.leader: BrokerAddress | None = None
         self.apart = False
-        """Whether it has a lane of its own."""
+        """Whether it is sent apart from those that are answered for in time."""
+        self.lane: Lane | None = None
+        """By which it is sent; None without a leader."""
         self.why: object = ""
         """What keeps it from being sent."""
+        self.unsent = ""
+        """Why the last events were not sent; "" where they were, or the leader was connected to since."""
         self.timer: asyncio.TimerHandle | None = None
         self.most = 10_000
         """The most messages of a batch."""
@@ -66,7 +71,7 @@ class Queue:
         self.waiting.append(post)
         self.size_bytes += post.size_bytes
 
-    def load(self, most_bytes: int = BATCH_BYTES) -> Batch:
+    def load(self, most_bytes: int = BATCH_BYTES) -> OutgoingBatch:
         """The first of what waits, at most so much, and as a batch holds; a message that is larger goes by itself."""
         from aiokafka.producer.message_accumulator import BatchBuilder
 
@@ -78,19 +83,19 @@ class Queue:
                 break
             posts.append(self.waiting.popleft())
         self.busy = True
-        return Batch(self, posts, bytes(builder._build()))
+        return OutgoingBatch(self, posts, bytes(builder._build()))
 
-    def unload(self, batch: Batch) -> None:
+    def unload(self, batch: OutgoingBatch) -> None:
         """It was not sent: it goes first again."""
         self.busy = False
         self.waiting.extendleft(reversed(batch.posts))
 
-    def over(self, batch: Batch) -> None:
+    def over(self, batch: OutgoingBatch) -> None:
         """It was sent, or is given up."""
         self.busy = False
         self.size_bytes -= sum(post.size_bytes for post in batch.posts)
 
-    def left(self) -> list[Posted]:
+    def take_abandoned(self) -> list[Posted]:
         """Drop those whose callers have gone, and give them."""
         gone = [post for post in self.waiting if post.answer is not None and post.answer.done()]
         if gone:

@@ -16,9 +16,16 @@ class Reach:
         self._access = access
         self._clock = clock
         self._why: object = ""
-        self._told = asyncio.Event()
+        self._changed = asyncio.Event()
         self.there = False
         self._over = False
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not reached; "" where it is."""
+        if self.there:
+            return ""
+        return str(unavailable(self._access, self._why or "it is being connected to"))
 
     def gained(self) -> None:
         """It is reached now."""
@@ -38,8 +45,8 @@ class Reach:
         self.lost(why)
 
     def _tell(self) -> None:
-        told, self._told = self._told, asyncio.Event()
-        told.set()
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def gain(self) -> None:
         """Returns when it is reached; `BusUnavailable` for an attempt that fails. A topic just made has no leaders yet,
@@ -47,11 +54,11 @@ class Reach:
         patient_until_s = self._clock() + self._access.connect_timeout_s / 2
         while not self.there:
             if not self._over:
-                await self._told.wait()
+                await self._changed.wait()
             if self._over or (not self.there and self._clock() >= patient_until_s):
                 raise unavailable(self._access, self._why)
 
     async def loss(self) -> None:
         """Returns when it is not reached, or was not for a moment."""
         if self.there:
-            await self._told.wait()
+            await self._changed.wait()

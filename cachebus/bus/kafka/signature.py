@@ -13,6 +13,9 @@ from cachebus.settings import keys_of
 SIGNATURE: Final = "signature"
 """The header with the HMAC-SHA256, in 64 hexadecimal digits, of a message's context, a zero byte, and its value."""
 
+FINGERPRINT: Final = 8
+"""Hexadecimal digits of the HMAC that tells a key from others. No message has an empty context, as that one has."""
+
 
 class Keyring:
     """Keys of which the first signs and all are accepted, so that they can be changed while messages travel.
@@ -38,6 +41,10 @@ class Keyring:
         if not signature or b"\0" in context:
             return False
         return any(hmac.compare_digest(_signature(key, context, value), signature) for key in self._keys)
+
+    def fingerprints(self, of: bytes) -> list[str]:
+        """What tells each key from others, for this purpose alone: too short to sign with, or to find a key by."""
+        return [_signature(key, b"", b"fingerprint of " + of)[:FINGERPRINT].decode() for key in self._keys]
 
 
 def _signature(key: bytes, context: bytes, value: bytes) -> bytes:

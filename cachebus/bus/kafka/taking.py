@@ -23,7 +23,7 @@ class Taking:
         self._clock = clock
         self._warn_from_s = float("-inf")
 
-    def take(self, place: str, record: Any) -> None:
+    def take(self, partition: str, record: Any) -> None:
         """A record of the driver's, from that topic and partition."""
         envelope, value = self._envelope, record.value or b""
         shard = envelope.shard_of(record.key)
@@ -34,9 +34,9 @@ class Taking:
         else:
             # No probe is asked for: whoever may write to the topic could have all nodes probe without end. If an event
             # is missing for it, the next regular probe finds that.
-            self._refuse(place, record)
+            self._refuse(partition, record)
 
-    def _refuse(self, place: str, record: Any) -> None:
+    def _refuse(self, partition: str, record: Any) -> None:
         self._counters.events_unsigned += 1
         now_s = self._clock()
         if now_s < self._warn_from_s:
@@ -46,6 +46,6 @@ class Taking:
             "messages on Kafka that no key of kafka_events_key (CACHEBUS_KAFKA_EVENTS_KEY) has signed are passed over: "
             "{} so far, the last {}@{}; nodes, producers and workers need the same keys",
             self._counters.events_unsigned,
-            place,
+            partition,
             record.offset,
         )

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 from cachebus.base.backoff import Attempts, Backoff
 from cachebus.base.clock import Clock
+from cachebus.base.ignored import ignore_error
+from cachebus.base.kept import kept
 from cachebus.base.log import logger
 from cachebus.bus.kafka.brokers import Brokers
 from cachebus.bus.kafka.client import KafkaAccess, quietly
-from cachebus.bus.kafka.topic import Layout, ensure, look
+from cachebus.bus.kafka.connection import BrokerAddress, KafkaConnection
+from cachebus.bus.kafka.topic import TopicLayout, ensure, read_layout
 from cachebus.errors import CacheBusError
-from cachebus.resp import ended, heard, shared
+from cachebus.resp import ended, shared
 
 METADATA_AGE_S: Final = 5.0
 """So old may be what is known of the topic's partitions."""
@@ -24,9 +28,9 @@ BELIEVED: Final = 8
 
 
 class TopicWatch:
-    """Tells `on_layout` of every look."""
+    """Tells `on_layout` of every reading."""
 
-    def __init__(self, access: KafkaAccess, clock: Clock, on_layout: Callable[[Layout], object]) -> None:
+    def __init__(self, access: KafkaAccess, clock: Clock, on_layout: Callable[[TopicLayout], object]) -> None:
         self._access = access
         self._on_layout = on_layout
         self._brokers = Brokers(access)
@@ -42,7 +46,7 @@ class TopicWatch:
             return
         if self._opening is None or self._opening.done():
             self._opening = asyncio.create_task(self._open(), name="cachebus-kafka-open")
-            self._opening.add_done_callback(heard)
+            self._opening.add_done_callback(ignore_error)
         await shared(self._opening)
 
     async def _open(self) -> None:
@@ -51,24 +55,28 @@ class TopicWatch:
             try:
                 layout = await ensure(self._access, self._brokers)
             except Exception:
-                self._attempts.over()
+                self._attempts.failed()
                 raise
-            self._keeping = asyncio.create_task(self._keep(layout), name="cachebus-kafka-watch")
+            self._keeping = kept(partial(self._keep, layout), "cachebus-kafka-watch")
             self._on_layout(layout)
+
+    async def connected(self, address: BrokerAddress) -> KafkaConnection:
+        """See `Brokers.connected`."""
+        return await self._brokers.connected(address)
 
     def miss(self) -> None:
         """A partition can't be reached where it was: have it looked for."""
         self._missed.set()
 
-    async def _keep(self, layout: Layout) -> None:
+    async def _keep(self, layout: TopicLayout) -> None:
         pauses, vain = Backoff(max_s=LOOK_AGAIN_S), 0
         while True:
-            calm = await self._rest(layout, pauses)
+            calm = await self._pause(layout, pauses)
             vain = 0 if calm else vain + 1
             try:
                 if vain % BELIEVED == BELIEVED - 1:
                     await self._brokers.forget()
-                layout = await self._look()
+                layout = await self._read_layout()
                 self._on_layout(layout)
             except CacheBusError as error:  # who misses a partition tells of it
                 logger.debug("{}", error)
@@ -77,8 +85,8 @@ class TopicWatch:
                 logger.exception("could not look at Kafka's topic; it is tried again")
                 self._missed.set()
 
-    async def _rest(self, layout: Layout, pauses: Backoff) -> bool:
-        """Wait until the next look is due; whether nobody had missed anything."""
+    async def _pause(self, layout: TopicLayout, pauses: Backoff) -> bool:
+        """Wait until the next reading is due; whether nobody had missed anything."""
         if None not in layout.leaders:
             try:
                 async with asyncio.timeout(METADATA_AGE_S):
@@ -91,8 +99,8 @@ class TopicWatch:
         self._missed.clear()
         return False
 
-    async def _look(self) -> Layout:
-        layout = await look(self._access, self._brokers)
+    async def _read_layout(self) -> TopicLayout:
+        layout = await read_layout(self._access, self._brokers)
         return layout if layout.leaders else await ensure(self._access, self._brokers)
 
     async def close(self) -> None:

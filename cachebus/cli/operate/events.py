@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Self
 
+from cachebus.base.ids import check_part
+from cachebus.errors import ConfigError
 from cachebus.keys.key import ABSENT, GIVEN
+from cachebus.keys.words import scope_in_words, shown
 from cachebus.wire import event as events
-
-_control = re.compile("[\x00-\x1f\x7f-\x9f]")
+from cachebus.wire.inquiry import ANSWER, QUESTION
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,19 @@ class Filter:
     node: str | None = None
     """The beginning of who made it."""
 
+    def checked(self) -> Self:
+        """Itself; `InvalidKey`, `ConfigError` where no write can fit, or each does as nothing was said."""
+        names = {"data_type": self.data_type, "resource_id": self.resource_id, "tenant_id": self.tenant}
+        for name, part in (*names.items(), *(("tag", tag) for tag in self.tags)):
+            if part is not None:
+                check_part(name, part)
+        if self.node == "":
+            raise ConfigError("--node is empty")
+        return self
+
     def fits(self, part: events.WritePart) -> bool:
         """Whether a write may have replaced something that is asked for."""
-        return (self.node is None or part.origin.startswith(self.node)) and (
+        return (self.node is None or self.node in part.origin) and (
             any(map(self._names, part.keys)) or any(map(self._holds, part.scopes))
         )
 
@@ -60,9 +71,19 @@ def _placed(shape: str, parts: list[str]) -> tuple[str | None, str | None, str |
     return tenant, data_type, parts[2] if shape == "I" else None
 
 
+def keys_named(message: bytes) -> set[tuple[str, str]]:
+    """Tenant and data type of each key that an event names; none of what can't be read."""
+    try:
+        keys = events.decode(message).keys
+    except events.CorruptEvent:
+        return set()
+    return {(parts[0], parts[1]) for parts in (key.split(GIVEN, 2) for key in keys) if len(parts) > 2}
+
+
 def line_of(shard: int, message: bytes, wanted: Filter, *, as_json: bool) -> str:
-    """An event for people or programs; "" for one that is not asked for, and for a hint to those who wait."""
-    if message.startswith(events.WAKE):
+    """An event for people or programs; "" for one that is not asked for, and for what is none: a hint to those who
+    wait, or a question about a key and its answers."""
+    if message.startswith((events.WAKE, QUESTION, ANSWER)):
         return ""
     try:
         event = events.decode(message)
@@ -80,19 +101,14 @@ def line_of(shard: int, message: bytes, wanted: Filter, *, as_json: bool) -> str
                 "epoch": event.epoch.decode(errors="replace"),
                 "seq": event.seq,
                 "published_us": event.published_us,
-                "parts": [*map(_told, parts)],
+                "parts": [*map(_as_dict, parts)],
             }
         )
     said = [f"{shown(part.origin) or 'a producer'}: {_what(part)}" for part in parts]
     return f"{at:%Y-%m-%d %H:%M:%S}.{at.microsecond // 1000:03}Z  shard {shard}  {event.seq:>8}  {'; '.join(said)}"
 
 
-def shown(name: str) -> str:
-    """A name whose parts are joined by control characters, fit for a terminal: a stroke between its parts."""
-    return _control.sub("?", name.rstrip(ABSENT).replace(GIVEN, " | ").replace(ABSENT, " | -"))
-
-
-def _told(part: events.WritePart) -> dict[str, Any]:
+def _as_dict(part: events.WritePart) -> dict[str, Any]:
     return {
         "keys": [*map(_parts, part.keys)],
         "scopes": [*map(_parts, part.scopes)],
@@ -110,22 +126,3 @@ def _parts(name: str) -> list[str | None]:
 def _what(part: events.WritePart) -> str:
     what = ", ".join([*map(shown, part.keys), *map(scope_in_words, part.scopes)]) or "nothing"
     return what + (f" ({shown(part.reason)})" if part.reason else "")
-
-
-_CALLED = {"A": "agent", "V": "conversation", "C": "collection"}
-
-
-def scope_in_words(name: str) -> str:
-    """A scope or tag in words."""
-    shape, *parts = (_control.sub("?", part) for part in name.split(GIVEN))
-    match shape[0]:
-        case "N":
-            return "everything"
-        case "Y":
-            return f"all {parts[0]} of all tenants"
-        case "G":
-            return f"tag {parts[1]} of {parts[0]}"
-        case "I":
-            return f"{parts[0]} | {parts[1]} | {parts[2]} in every context"
-    within = f" in {_CALLED[shape[1]]} {parts[-1]}" if len(shape) > 1 else ""
-    return (f"all {parts[1]} of {parts[0]}" if shape[0] == "D" else f"all of {parts[0]}") + within

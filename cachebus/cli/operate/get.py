@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from cachebus.cli.operate.events import scope_in_words
 from cachebus.cli.operate.layout import layout_of
 from cachebus.cli.operate.stored import elsewhere
 from cachebus.cli.performance import until_signalled
@@ -18,12 +17,15 @@ from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import ALL_TENANTS, Key, Keyspace, bucket_of_scope
 from cachebus.keys.naming import Naming
+from cachebus.keys.words import scope_in_words, shown
+from cachebus.l2.inspection import whole_of
 from cachebus.l2.names import ShardNames
 from cachebus.l2.replies import buckets_of
+from cachebus.listening.worth import is_cut_short, why_cut_short
 from cachebus.policy import PolicyTable
-from cachebus.reading.fetch import MISSING
+from cachebus.reading.judge import MISSING
 from cachebus.settings import Settings
-from cachebus.tools.doctor.facts import Asker
+from cachebus.tools.doctor.asking import Asker
 from cachebus.tools.doctor.primaries import primaries_of
 from cachebus.values import CorruptValue
 from cachebus.wire.packing import unpack
@@ -43,7 +45,7 @@ ABSENT = 1
 
 
 @dataclass(frozen=True)
-class Seen:
+class StoredRecord:
     """What lies in L2 under a key, and what it is worth."""
 
     key: Key
@@ -55,6 +57,8 @@ class Seen:
     value: object = MISSING
     why: str = ""
     """Why nothing valid is there; "" where it is."""
+    cut_short: str = ""
+    """Why it expires sooner than its TTL says; "" where it does not."""
 
 
 def get(
@@ -82,7 +86,7 @@ def get(
         _look(settings, (data_type, resource_id, tenant, agent, conversation, collection), search)
     )
     if as_json:
-        sys.stdout.write(json.dumps(_told(seen), ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(_as_dict(seen), ensure_ascii=False) + "\n")
     elif seen.why:
         sys.stderr.write(f"cachebus: {seen.why}{hint}\n")
     else:
@@ -92,7 +96,7 @@ def get(
     raise typer.Exit(ABSENT if seen.why else 0)
 
 
-async def _look(settings: Settings, ids: Ids, search: bool) -> tuple[Seen, str]:
+async def _look(settings: Settings, ids: Ids, search: bool) -> tuple[StoredRecord, str]:
     """The first valid one of the levels; else what lies under the key itself, and where its id lies besides. It only
     reads: it is no node, and needs no server that takes writes."""
     settings = (await layout_of(settings)).over(settings)
@@ -122,20 +126,26 @@ async def _answer(asker: Asker, *question: str) -> Any:
     return reply
 
 
-async def _seen(asker: Asker, settings: Settings, key: Key) -> Seen:
+async def _seen(asker: Asker, settings: Settings, key: Key) -> StoredRecord:
     names = ShardNames(settings.namespace, key.shard)
-    seen = Seen(key, await asker.now_us() // 1000)
-    data = await _answer(asker, "GET", names.record(key))
+    seen = StoredRecord(key, await asker.now_us() // 1000)
+    data, refused = await asker.ask("GET", names.record(key))
+    if "WRONGTYPE" in refused:
+        return replace(seen, why="what lies there is no record: something else writes under this name")
+    if refused:
+        raise L2Unavailable(f"GET is refused: {refused}")
     if data is None:
         return replace(seen, why="nothing lies in L2 under this key")
     try:
         record = decode(data, key.l2)
     except CorruptRecord:
-        return replace(seen, data=data, why="the record is damaged, or not ours")
+        return replace(seen, data=data, why="the record is damaged, or not ours: a read takes it for a miss")
     seen = replace(seen, data=data, record=record)
-    epoch = await _answer(asker, "HGET", names.meta, "epoch")
+    epoch, born_us, guard_ms = await _answer(asker, "HMGET", names.meta, "epoch", "born", "guard_ms")
+    if is_cut_short(record, whole_of(born_us), whole_of(guard_ms)):
+        seen = replace(seen, cut_short=f", {why_cut_short(whole_of(guard_ms))}")
     if record.epoch != epoch:
-        return replace(seen, why=f"it is of epoch {record.epoch.decode()}, which is over: L2 lost its history since")
+        return replace(seen, why=f"it is of epoch {_epoch(record)}, which is over: L2 lost its history since")
     if replaced := await _replaced(asker, names, key, record):
         return replace(seen, why=replaced)
     if 0 < record.expires_ms <= seen.now_ms:
@@ -155,44 +165,45 @@ async def _replaced(asker: Asker, names: ShardNames, key: Key, record: Record) -
         if bucket in buckets and record.seq < buckets[bucket].low:
             return "L2 has forgotten whether it was invalidated, as there were too many scopes, and loads it again"
     for name in (*key.scopes, *record.tags):
-        seq = await _answer(asker, "ZSCORE", names.marks(bucket_of_scope(name)), name)
+        # As the scripts ask: a user who has the rights of a node has no others.
+        (seq,) = await _answer(asker, "ZMSCORE", names.marks(bucket_of_scope(name)), name)
         if seq is not None and int(float(seq)) > record.seq:
             return f"it was invalidated, by seq {int(float(seq))}: {scope_in_words(name)}"
     return ""
 
 
-def _told(seen: Seen) -> dict[str, Any]:
+def _as_dict(seen: StoredRecord) -> dict[str, Any]:
     """For programs: times in ms, on the server's clock."""
-    told: dict[str, Any] = {"found": not seen.why, "why": seen.why, "shard": seen.key.shard, "now_ms": seen.now_ms}
+    described: dict[str, Any] = {"found": not seen.why, "why": seen.why, "shard": seen.key.shard, "now_ms": seen.now_ms}
     if not seen.why:
-        told["repr"] = repr(seen.value)
+        described["repr"] = repr(seen.value)
     record = seen.record
     if record is not None and seen.data is not None:
-        told |= {
+        described |= {
             "created_ms": record.created_ms,
             "soft_ms": record.soft_ms or None,
             "expires_ms": record.expires_ms or None,
-            "epoch": record.epoch.decode(),
+            "cut_short": bool(seen.cut_short),
+            "epoch": _epoch(record),
             "seq": record.seq,
             "version": record.version.hex(),
             "bytes": len(seen.data),
             "tags": [_tag(tag) for tag in record.tags],
         }
-    return told
+    return described
 
 
-def _lines(seen: Seen) -> list[str]:
+def _lines(seen: StoredRecord) -> list[str]:
     record = seen.record
     if record is None or seen.data is None:
         return []
     times = [f"loaded or written {_seconds(seen.now_ms - record.created_ms)} ago"]
     if record.soft_ms:
         times.append(f"soft expiry {_when(record.soft_ms - seen.now_ms)}")
-    times.append(f"hard expiry {_when(record.expires_ms - seen.now_ms)}" if record.expires_ms else "never expires")
+    hard = f"hard expiry {_when(record.expires_ms - seen.now_ms)}{seen.cut_short}"
+    times.append(hard if record.expires_ms else "never expires")
     tags = f", tags {', '.join(map(_tag, record.tags))}" if record.tags else ""
-    where = (
-        f"seq {record.seq} of epoch {record.epoch.decode()} in shard {seen.key.shard}, version {record.version.hex()}"
-    )
+    where = f"seq {record.seq} of epoch {_epoch(record)} in shard {seen.key.shard}, version {record.version.hex()}"
     return [", ".join(times), f"{where}, {len(seen.data):,} bytes{tags}"]
 
 
@@ -204,5 +215,9 @@ def _seconds(ms: int) -> str:
     return f"{ms / 1000:.1f} s"
 
 
+def _epoch(record: Record) -> str:
+    return record.epoch.decode("ascii", errors="backslashreplace")
+
+
 def _tag(scope: str) -> str:
-    return scope.rpartition("\x1f")[2]
+    return shown(scope.rpartition("\x1f")[2])

@@ -14,12 +14,12 @@ from cachebus.base.choices import ContextMatch
 from cachebus.cascade import WHOLE_SCOPE
 from cachebus.cli.operate.get import Agent, Collection, Conversation, Tenant
 from cachebus.cli.operate.layout import layout_of
-from cachebus.cli.operate.stored import Wanted, count, meant
+from cachebus.cli.operate.stored import WantedRecords, count, meant
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.errors import CacheBusError, ConfigError
 from cachebus.keys.naming import tenant_of
-from cachebus.keys.plan import Plan
+from cachebus.keys.plan import Plan, trouble_of_reason
 from cachebus.producers import DirectProducer
 from cachebus.producers.base import Orders
 from cachebus.settings import Settings
@@ -34,6 +34,7 @@ Tags = Annotated[list[str] | None, typer.Option("--tag", metavar="TAG", help="Al
 AllTenants = Annotated[bool, typer.Option("--all-tenants", help="The type, whatever the tenant.")]
 Everything = Annotated[bool, typer.Option("--everything", help="All of the namespace; asks first.")]
 Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+Reason = Annotated[str | None, typer.Option("--reason", metavar="TEXT", help="Why, for who looks at the log later.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Only count the records that it would meet.")]
 
 _ONE_OF: Final = (
@@ -55,16 +56,20 @@ class Addressed:
     tags: tuple[str, ...] = ()
     all_tenants: bool = False
     everything: bool = False
+    reason: str | None = None
 
     def checked(self) -> Addressed:
         """Itself; `ConfigError` where the options do not fit each other."""
         named = self.data_type is not None or self.tenant is not None or bool(self.contexts)
         if self.everything and (named or self.tags or self.all_tenants):
             raise ConfigError("--everything goes with no other name")
-        if self.all_tenants and (self.data_type is None or self.resource_id or self.tenant or self.contexts):
+        alone = self.resource_id is None and self.tenant is None and not self.contexts
+        if self.all_tenants and (self.data_type is None or not alone):  # "" is a variable that was not set: no TYPE
             raise ConfigError("--all-tenants takes a TYPE alone")
         if self.tags and (self.data_type is not None or self.contexts or self.all_tenants):
             raise ConfigError("--tag takes --tenant alone: a tag holds what has it, of any type")
+        if self.reason is not None and (wrong := trouble_of_reason(self.reason)):
+            raise ConfigError(f"--reason {wrong}")
         if self.all_contexts and (self.resource_id is None or self.contexts):
             raise ConfigError("--all-contexts takes a TYPE and an ID, and no context")
         if not (named or self.tags or self.everything):
@@ -73,6 +78,9 @@ class Addressed:
 
     def plans(self, settings: Settings) -> list[Plan]:
         """What invalidating it addresses, by shard; `InvalidKey`, `TenantRequired`."""
+        return [plan.because(self.reason) for plan in self._plans(settings)]
+
+    def _plans(self, settings: Settings) -> list[Plan]:
         orders = Orders(settings.shards, default_tenant=settings.default_tenant)
         contexts = [self.contexts.get(name) for name in ("agent", "conv", "coll")]
         if self.everything:
@@ -86,18 +94,18 @@ class Addressed:
         match: ContextMatch = "all" if self.all_contexts else "exact"
         return [orders.invalidate(self.data_type, self.resource_id, self.tenant, match, *contexts).plan]
 
-    def wanted(self, settings: Settings) -> Wanted:
+    def wanted(self, settings: Settings) -> WantedRecords:
         """The records that it meets."""
         tenant = self.tenant
         if not (self.everything or self.all_tenants):
             tenant = tenant_of(self.data_type, tenant, settings.default_tenant) or ""
         only = self.resource_id is not None and not self.all_contexts
-        return Wanted(tenant, self.data_type, self.resource_id, self.contexts, only, self.tags)
+        return WantedRecords(tenant, self.data_type, self.resource_id, self.contexts, only, self.tags)
 
     def __str__(self) -> str:
         if self.everything:
             return "everything"
-        what = f"type {self.data_type}" if self.data_type is not None else ""
+        what = f"type {self.data_type}" if self.data_type is not None else "anything"
         what = f"tag {', '.join(self.tags)}" if self.tags else what
         what += f" and id {self.resource_id}" if self.resource_id is not None else ""
         whose = "of all tenants" if self.all_tenants else f"of tenant {self.tenant}" if self.tenant is not None else ""
@@ -117,6 +125,7 @@ def invalidate(
     everything: Everything = False,
     yes: Yes = False,
     dry_run: DryRun = False,
+    reason: Reason = None,
     url: Url = None,
     namespace: Namespace = None,
 ) -> None:
@@ -140,6 +149,7 @@ def invalidate(
         tuple(tags or ()),
         all_tenants,
         everything,
+        reason,
     ).checked()
     settings = settings_for(url, namespace)
     if dry_run:
@@ -158,7 +168,7 @@ def _ask(settings: Settings) -> None:
 
 
 async def _all(settings: Settings) -> int:
-    return await count((await layout_of(settings)).over(settings), Wanted())
+    return await count((await layout_of(settings)).over(settings), WantedRecords())
 
 
 async def _counted(settings: Settings, addressed: Addressed) -> str:
@@ -172,14 +182,18 @@ async def _counted(settings: Settings, addressed: Addressed) -> str:
 
 
 async def _done(settings: Settings, addressed: Addressed) -> None:
-    """Invalidate, print the receipt, and then say where nobody has what a scope names."""
+    """Invalidate, print the receipt, and then say where nobody has what a scope names, or a resource's tenant or type
+    is none."""
     settings = (await layout_of(settings)).over(settings)
-    async with DirectProducer.open(settings) as producer:
+    async with DirectProducer(settings, name="cachebus invalidate") as producer:
         receipt = await invalidate_in_every_shard(addressed.plans(settings), producer.send)
     sys.stdout.write(f"{receipt}\n")
     sys.stdout.flush()
     with suppress(CacheBusError):  # it is done, whether its records may be looked at or not
-        if addressed.resource_id is None and not await count(settings, addressed.wanted(settings), at_most=1):
+        if addressed.resource_id is not None:  # that one of many is not cached is usual
+            if hint := await meant(settings, addressed.wanted(settings)):
+                sys.stderr.write(f"cachebus: nothing lies in L2 under {addressed}{hint}\n")
+        elif not await count(settings, addressed.wanted(settings), at_most=1):
             sys.stderr.write(f"cachebus: {await _nothing(settings, addressed)}\n")
 
 

@@ -11,13 +11,13 @@ from cachebus.core.ports import PROTOCOL
 from cachebus.errors import ConfigError, L2Unavailable, ProtocolMismatch
 from cachebus.l2.names import ShardNames
 from cachebus.settings import CLUSTER_SHARDS, Settings
-from cachebus.tools.doctor.facts import Asker
+from cachebus.tools.doctor.asking import Asker
 from cachebus.tools.doctor.primaries import Primary, primaries_of
 
 _FACTS: Final = re.compile(r"protocol=(\d+) shards=(\d+) bus=(\w+)").fullmatch
 
 
-class Layout(NamedTuple):
+class AgreedLayout(NamedTuple):
     """What the nodes of a namespace have agreed on."""
 
     shards: int
@@ -28,7 +28,7 @@ class Layout(NamedTuple):
         return settings.model_copy(update={"shards": self.shards})
 
 
-async def layout_of(settings: Settings) -> Layout:
+async def layout_of(settings: Settings) -> AgreedLayout:
     """As any shard's meta says: the first one's may lie on a primary that is away, or be evicted. Where there is none,
     as the settings say, if they name the shards.
 
@@ -44,23 +44,20 @@ async def layout_of(settings: Settings) -> Layout:
             continue
         async with asker:
             with suppress(L2Unavailable):  # it was lost: others may tell
-                found = await _told(asker, settings, primary, troubles)
+                found = await _layout_at(asker, settings, primary, troubles)
                 if found is not None:
                     return found
     if "shards" in settings.model_fields_set:
-        return Layout(settings.shards, settings.bus)
+        return AgreedLayout(settings.shards, settings.bus)
     if troubles:
-        raise L2Unavailable(
-            f"it can't be told how many shards {settings.namespace} has, as {'; '.join(dict.fromkeys(troubles))}: name "
-            "them, CACHEBUS_SHARDS"
-        )
+        raise L2Unavailable(f"{settings.namespace} can't be looked at: {'; '.join(dict.fromkeys(troubles))}")
     raise ConfigError(
         f"there is no namespace {settings.namespace} at {settings.safe_url}: look at --namespace, --url and its "
         "database. Where the server has lost it, its nodes lay it out again"
     )
 
 
-async def _told(asker: Asker, settings: Settings, primary: Primary, troubles: list[str]) -> Layout | None:
+async def _layout_at(asker: Asker, settings: Settings, primary: Primary, troubles: list[str]) -> AgreedLayout | None:
     shards: Iterable[int] = range(CLUSTER_SHARDS) if primary.shards is None else primary.shards
     for shard in shards:
         facts, refused = await asker.ask("HMGET", ShardNames(settings.namespace, shard).meta, "facts")
@@ -71,11 +68,11 @@ async def _told(asker: Asker, settings: Settings, primary: Primary, troubles: li
     return None
 
 
-def _read(facts: str, settings: Settings) -> Layout:
+def _read(facts: str, settings: Settings) -> AgreedLayout:
     found = _FACTS(facts)
     if found is None or int(found[1]) != PROTOCOL:
         raise ProtocolMismatch(
             f"{settings.namespace} is laid out as {facts!r}, and this is protocol {PROTOCOL}: take the command of the "
             "version that its nodes have"
         )
-    return Layout(int(found[2]), found[3])
+    return AgreedLayout(int(found[2]), found[3])

@@ -1,32 +1,27 @@
-"""A look at the nodes of a namespace, and `cachebus tail`."""
+"""A look at the nodes of a namespace."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
 
 import typer
 
-from cachebus.assembly.backends import channels_of, kafka_bus
-from cachebus.base.clock import monotonic
-from cachebus.bus.redis import RedisBus
-from cachebus.cli.operate.events import Filter, line_of, shown
 from cachebus.cli.operate.layout import layout_of
-from cachebus.cli.performance import until_signalled
-from cachebus.cli.settings import Namespace, Url, settings_for
-from cachebus.core.ports import Bus, Listener
-from cachebus.errors import ConfigError, L2Unavailable
-from cachebus.observe import Counters
+from cachebus.errors import L2Unavailable
+from cachebus.keys.words import shown
 from cachebus.settings import Settings
-from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, ShardFacts
-from cachebus.tools.doctor.namespace import nodes_of, shards_of
-from cachebus.tools.doctor.primaries import route_to, whereabouts
+from cachebus.tools.doctor.asking import Asker
+from cachebus.tools.doctor.facts import ShardFacts
+from cachebus.tools.doctor.hearing import apart
+from cachebus.tools.doctor.namespace import shards_of
+from cachebus.tools.doctor.primaries import whereabouts
+from cachebus.tools.doctor.rows import Present, nodes_of
 
+LIMIT: Final = 10_000
 AsJson = Annotated[bool, typer.Option("--json", help="A JSON object a line.")]
-Count = Annotated[int, typer.Option("--count", min=0, help="End after so many events; 0: not by itself.")]
-LOOK_S = 0.2
 
 
 async def shards_looked_at(settings: Settings) -> tuple[list[ShardFacts], L2Unavailable | None]:
@@ -52,84 +47,63 @@ async def shards_looked_at(settings: Settings) -> tuple[list[ShardFacts], L2Unav
     return sorted(shards, key=lambda shard: shard.index), trouble
 
 
-async def list_nodes(settings: Settings, as_json: bool) -> None:
-    """Write a line for each node of each shard; `L2Unavailable` in the end, if some primary can't be looked at."""
-    shards, trouble = await shards_looked_at((await layout_of(settings)).over(settings))
-    for shard in shards:
-        for node in nodes_of(shard):
-            alive = node.alive
-            told = {
-                "shard": shard.index,
-                "node": node.name,
-                "alive": alive,
-                "applied": node.applied,
-                "behind": node.behind,
-                "silent_s": round(node.silent_s - node.ahead_s, 3),
-                "bound_s": node.bound_s,
-            }
-            state = "alive" if alive else "silent" if node.told_in_time else "ahead"
-            heard = f"heard {node.silent_s:.1f} s ago" if node.told_in_time else f"in {node.ahead_s:.0f} s to come"
-            line = (
-                f"shard {shard.index}  {shown(node.name):40}  {state:6}  applied {node.applied:,}, "
-                f"{node.behind:,} behind, {heard}, bound {node.bound_s:g} s"
-            )
-            sys.stdout.write((json.dumps(told) if as_json else line) + "\n")
+async def list_nodes(settings: Settings, as_json: bool, limit: int = LIMIT) -> None:
+    """Write a line for each node of each shard, of those that live first of all, up to `limit` lines; `L2Unavailable`
+    in the end, if some primary can't be looked at."""
+    settings = (await layout_of(settings)).over(settings)
+    shards, trouble = await shards_looked_at(settings)
+    every = [(shard, node) for shard in shards for node in nodes_of(shard)]
+    living = sum(node.alive for _, node in every)
+    there, silent = min(living, limit), max(0, limit - living)
+    for shard, node in every:
+        if node.alive:
+            there, tells = there - 1, there > 0
+        else:
+            silent, tells = silent - 1, silent > 0
+        if tells:
+            line = json.dumps(_as_dict(shard, node)) if as_json else _line(shard, node)
+            sys.stdout.write(line + "\n")
+    _say_what_is_left_out(shards, len(every), living, limit)
+    for finding in apart(shards, settings):
+        sys.stderr.write(f"cachebus: {finding.check}: {finding.says}: {finding.otherwise}\n")
+    refused = next((f"{shard.nodes_refused} (shard {shard.index})" for shard in shards if shard.nodes_refused), "")
+    if refused:
+        raise L2Unavailable(f"rows of nodes can't be read: {refused}")
     if trouble is not None:
         raise trouble
     if not as_json and not any(shard.nodes for shard in shards):
         sys.stdout.write("no node\n")
 
 
-def tail(url: Url = None, namespace: Namespace = None, count: Count = 0, as_json: AsJson = False) -> None:
-    """Show invalidations and writes as they happen: when, seq, who, which keys, which scopes and tags.
-
-    Only listens: nothing is written. What happened before is shown by `cachebus log`. Ends with Ctrl-C.
-    Exit status: 0 after --count, 2 if the server could not be reached or was lost.
-    """
-    until_signalled(_tail(settings_for(url, namespace), count, as_json))
-
-
-async def _tail(settings: Settings, count: int, as_json: bool) -> None:
-    layout = await layout_of(settings)
-    if layout.bus != settings.bus:
-        raise ConfigError(f"the events of {settings.namespace} go over {layout.bus}: set CACHEBUS_BUS={layout.bus}")
-    settings, shards = layout.over(settings), layout.shards
-    heard: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
-    bus = await _listening(settings, lambda shard, message: heard.put_nowait((shard, message)))
-    try:
-        await bus.connect()
-        sys.stderr.write(f"listening to {shards} shard{'s' * (shards > 1)} of {settings.namespace}\n")
-        shown = 0
-        while not count or shown < count:
-            found = await _next(heard, bus)
-            line = line_of(*found, Filter(), as_json=as_json)
-            if line:
-                sys.stdout.write(line + "\n")
-                sys.stdout.flush()
-                shown += 1
-    finally:
-        await bus.close()
+def _as_dict(shard: ShardFacts, node: Present) -> dict[str, Any]:
+    return {
+        "shard": shard.index,
+        "node": node.name,
+        "alive": node.alive,
+        "damaged": node.damaged,
+        "applied": node.applied,
+        "behind": node.behind,
+        "silent_s": None if node.damaged else round(node.silent_s - node.ahead_s, 3),
+        "bound_s": node.bound_s,
+        **({} if node.hearing is None else dict(node.hearing.in_row)),
+    }
 
 
-async def _listening(settings: Settings, listener: Listener) -> Bus:
-    """Where the settings say that events go, not yet connected."""
-    if settings.bus == "kafka":
-        return kafka_bus(settings, monotonic, listener, Counters())
-    return RedisBus(
-        await route_to(settings),
-        channels_of(settings),
-        listener,
-        timeout_s=ASK_TIMEOUT_S,
-        connect_timeout_s=settings.connect_timeout_s,
-        clock=monotonic,
-    )
+def _line(shard: ShardFacts, node: Present) -> str:
+    name = f"shard {shard.index}  {shown(node.name):40}"
+    if node.damaged:
+        return f"{name}  damaged: its row can't be read"
+    state = "alive" if node.alive else "silent" if node.told_in_time else "ahead"
+    heard = f"heard {node.silent_s:.1f} s ago" if node.told_in_time else f"in {node.ahead_s:.0f} s to come"
+    return f"{name}  {state:6}  applied {node.applied:,}, {node.behind:,} behind, {heard}, bound {node.bound_s:g} s"
 
 
-async def _next(heard: asyncio.Queue[tuple[int, bytes]], bus: Bus) -> tuple[int, bytes]:
-    """What is heard next; `L2Unavailable` once nothing can be."""
-    while True:
-        try:
-            return await asyncio.wait_for(heard.get(), LOOK_S)
-        except TimeoutError:
-            if not bus.connected:
-                raise L2Unavailable("lost the server that was listened to") from None
+def _say_what_is_left_out(shards: Sequence[ShardFacts], rows: int, living: int, limit: int) -> None:
+    if rows > limit:
+        alive = max(0, living - limit)
+        sys.stderr.write(f"cachebus: {rows - limit:,} rows are left out, {alive:,} of them alive: --limit {rows}\n")
+    for shard in shards:
+        if not shard.all_nodes and not shard.nodes_refused:
+            sys.stderr.write(
+                f"cachebus: shard {shard.index} has more rows than the {len(shard.nodes):,} that were read\n"
+            )

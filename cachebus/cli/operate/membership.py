@@ -10,7 +10,7 @@ import typer
 from cachebus.assembly.backends import redis_store
 from cachebus.base.clock import monotonic
 from cachebus.cli.operate.layout import layout_of
-from cachebus.cli.operate.look import AsJson, list_nodes, shards_looked_at
+from cachebus.cli.operate.look import LIMIT, AsJson, list_nodes, shards_looked_at
 from cachebus.cli.performance import until_signalled
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.core.ports import Caller
@@ -18,6 +18,7 @@ from cachebus.settings import Settings
 from cachebus.tools.doctor.primaries import route_to
 
 Name = Annotated[str, typer.Argument(metavar="NAME", help="Its id, as `cachebus nodes` shows it.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, help="So many rows at most, those of living nodes first.")]
 NOBODY = Caller("", 0, b"")
 UNKNOWN = 1
 
@@ -32,7 +33,9 @@ nodes = typer.Typer(
 
 
 @nodes.callback()
-def listing(context: typer.Context, url: Url = None, namespace: Namespace = None, as_json: AsJson = False) -> None:
+def listing(
+    context: typer.Context, url: Url = None, namespace: Namespace = None, as_json: AsJson = False, limit: Limit = LIMIT
+) -> None:
     """Who is alive in a namespace, how far each has applied events, and when it was last heard.
 
     A node that says nothing for the staleness bound has no lease: it has ended, hangs, or cannot reach the server.
@@ -41,7 +44,7 @@ def listing(context: typer.Context, url: Url = None, namespace: Namespace = None
     """
     context.obj = url, namespace
     if context.invoked_subcommand is None:
-        until_signalled(list_nodes(settings_for(url, namespace), as_json))
+        until_signalled(list_nodes(settings_for(url, namespace), as_json, limit))
 
 
 @nodes.command(short_help="Say that a node is gone, so that nobody waits for it.")
@@ -55,7 +58,7 @@ def forget(context: typer.Context, name: Name, url: Url = None, namespace: Names
     the others is taken away first.
     """
     given_url, given_namespace = context.obj
-    settings = settings_for(url or given_url, namespace or given_namespace)
+    settings = settings_for(given_url if url is None else url, given_namespace if namespace is None else namespace)
     had, shards = until_signalled(_forgotten(settings, name))
     sys.stdout.write(f"{had} of {shards} shards had it\n")
     raise typer.Exit(0 if had else UNKNOWN)
@@ -65,7 +68,7 @@ async def _forgotten(settings: Settings, name: str) -> tuple[int, int]:
     """How many shards had the node, and how many there are. Where it is not, nothing is written; `L2Unavailable`."""
     settings = (await layout_of(settings)).over(settings)
     shards, trouble = await shards_looked_at(settings)
-    having = [shard.index for shard in shards if name in shard.nodes]
+    having = [shard.index for shard in shards if name in shard.nodes or not shard.all_nodes]
     gone = 0
     if having:
         store = redis_store(settings, await route_to(settings), monotonic)

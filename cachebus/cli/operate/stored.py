@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from cachebus.base.clock import monotonic
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key, encoded, shard_of, tag_scope
+from cachebus.keys.words import shown
 from cachebus.policy import closest
 from cachebus.settings import Settings
-from cachebus.tools.doctor.facts import Asker
+from cachebus.tools.doctor.asking import Asker
 from cachebus.tools.doctor.primaries import whereabouts
+from cachebus.tools.doctor.records import GLOB
 from cachebus.wire.record import CorruptRecord, parse
 
 AT_ONCE: Final = 1_000
 TOLD_MAX: Final = 5
-_GLOB = str.maketrans({sign: f"\\{sign}" for sign in "*?[]\\"})
+LOOKS_S: Final = 2.0
 
 
 class Stored(NamedTuple):
@@ -32,7 +35,7 @@ class Stored(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Wanted:
+class WantedRecords:
     """Which records are asked for; what is None may be anything."""
 
     tenant: str | None = None
@@ -56,7 +59,7 @@ class Wanted:
         )
 
 
-async def count(settings: Settings, wanted: Wanted, *, at_most: int | None = None) -> int:
+async def count(settings: Settings, wanted: WantedRecords, *, at_most: int | None = None) -> int:
     """How many such records lie in L2, invalidated ones among them; `L2Unavailable`. `at_most`: enough to know."""
     found = 0
     async for asker, some in _records(settings, wanted.tenant, wanted.data_type):
@@ -67,30 +70,72 @@ async def count(settings: Settings, wanted: Wanted, *, at_most: int | None = Non
     return found
 
 
-async def meant(settings: Settings, wanted: Wanted) -> str:
-    """What may have been meant by an unknown tenant or data type: "; did you mean …?"; "" where nothing is like it."""
-    tenants, types = set[str](), set[str]()
+async def meant(settings: Settings, wanted: WantedRecords, also: Iterable[tuple[str, str]] = ()) -> str:
+    """What may have been meant by an unknown tenant or data type: "; did you mean …?"; "" where nothing is like it, or
+    both are known. `also`: tenants and types that are known besides. It looks for a moment only."""
+    known = _Known(wanted.tenant, wanted.data_type)
+    for tenant, data_type in also:
+        known.add(tenant, data_type)
+    until_s = monotonic() + LOOKS_S
     async for _, some in _records(settings):
-        tenants.update(one.tenant for one in some)
-        types.update(one.data_type for one in some if wanted.tenant in (None, one.tenant))
-    hints = [
-        like
-        for given, known in ((wanted.tenant, tenants), (wanted.data_type, types))
-        if given and given not in known and (like := closest(given, known))
-    ]
-    return f"; did you mean {' and '.join(hints)}?" if hints else ""
+        for one in some:
+            known.add(one.tenant, one.data_type)
+        if known.both or monotonic() > until_s:
+            break
+    return known.hint()
 
 
 async def elsewhere(settings: Settings, key: Key) -> str:
-    """Under which tenants, types or contexts the key's id lies, for a line: ", but under …"; "" where it does not."""
+    """Under which tenants, types or contexts the key's id lies, for a line: ", but under …"; else what may have been
+    meant by its tenant or type; "" where nothing is like them. It looks for a moment only: there may be millions."""
     found: list[Stored] = []
+    known = _Known(key.family.tenant or None, key.family.data_type)
+    until_s = monotonic() + LOOKS_S
+    over = False
     async for _, some in _records(settings):
         found += [one for one in some if one.resource_id == key.resource_id]
-        if len(found) > TOLD_MAX:
+        for one in some:
+            known.add(one.tenant, one.data_type)
+        over = monotonic() > until_s
+        if over or len(found) > TOLD_MAX:
             break
-    told = [f"type {one.data_type} of tenant {one.tenant or '(none)'}{_contexts(one)}" for one in found[:TOLD_MAX]]
+    if not found:
+        return (f", and not elsewhere, as far as {LOOKS_S:g} s reach" if over else "") + known.hint()
+    told = [
+        shown(f"type {one.data_type} of tenant {one.tenant or '(none)'}{_contexts(one)}") for one in found[:TOLD_MAX]
+    ]
     more = " and others" if len(found) > TOLD_MAX else ""
-    return f", but under {'; '.join(told)}{more}" if told else ""
+    return f", but under {'; '.join(told)}{more}"
+
+
+class _Known:
+    """Tenants and data types that there are, beside those that were given."""
+
+    def __init__(self, tenant: str | None, data_type: str | None) -> None:
+        self._tenant, self._data_type = tenant, data_type
+        self._tenants, self._types = set[str](), set[str]()
+
+    def add(self, tenant: str, data_type: str) -> None:
+        """There are these."""
+        self._tenants.add(tenant)
+        if self._tenant in (None, tenant):
+            self._types.add(data_type)
+
+    @property
+    def both(self) -> bool:
+        """Whether what was given is known, so that there is nothing to hint at."""
+        return (self._tenant is None or self._tenant in self._tenants) and (
+            self._data_type is None or self._data_type in self._types
+        )
+
+    def hint(self) -> str:
+        """For a line's end: "; did you mean …?"; "" where nothing is like what was given."""
+        hints = [
+            shown(like)
+            for given, known in ((self._tenant, self._tenants), (self._data_type, self._types))
+            if given and given not in known and (like := closest(given, known))
+        ]
+        return f"; did you mean {' and '.join(hints)}?" if hints else ""
 
 
 def _contexts(one: Stored) -> str:
@@ -101,8 +146,8 @@ async def _records(
     settings: Settings, tenant: str | None = None, data_type: str | None = None
 ) -> AsyncIterator[tuple[Asker, list[Stored]]]:
     """The records of the namespace at each primary, some at a time, with who may ask for more of them."""
-    first, second = (("*" if part is None else encoded(part).translate(_GLOB)) for part in (tenant, data_type))
-    pattern = f"{{{settings.namespace.translate(_GLOB)}:*}}:r:{first}:{second}:*"
+    first, second = (("*" if part is None else encoded(part).translate(GLOB)) for part in (tenant, data_type))
+    pattern = f"{{{settings.namespace.translate(GLOB)}:*}}:r:{first}:{second}:*"
     primaries, lost = await whereabouts(settings)
     for primary in primaries:
         if tenant is not None and not primary.has(shard_of(tenant, settings.shards)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import typer
@@ -13,10 +14,11 @@ from pydantic import SecretStr
 from cachebus.cli.settings import Namespace, Url, settings_for
 from cachebus.cli.worker import cdc_options as options
 from cachebus.cli.worker.running import DrainTimeout, HealthHost, HealthPort, run_worker
-from cachebus.errors import ConfigError
+from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.settings import Settings
 
 if TYPE_CHECKING:
+    from cachebus.consumers.worker.source_worker import SourceWorker
     from cachebus.consumers.worker.worker import Worker
 
 HEALTH_PORT: Final = 9109
@@ -24,7 +26,7 @@ HEALTH_PORT: Final = 9109
 
 def cdc(
     rules: options.RulesFile = None,
-    source: options.From = options.Source.POSTGRES,
+    source: options.From = options.ChangeOrigin.POSTGRES,
     check: options.Check = None,
     sample: options.Sample = None,
     database_url: options.Database = None,
@@ -32,7 +34,7 @@ def cdc(
     publication: options.Publication = None,
     poll_s: options.Poll = 0.02,
     wal_warning_mb: options.WalWarning = 1024,
-    on_lost_slot: options.WhenLost = options.OnLostSlot.STOP,
+    on_lost_slot: options.WhenLost = options.LostSlotChoice.INVALIDATE,
     bootstrap_servers: options.BootstrapServers = None,
     topics: options.Topics = None,
     group: options.Group = None,
@@ -68,24 +70,31 @@ def cdc(
         given = SlotSource(
             SecretStr(database_url or ""), slot, publication, batch, poll_s, wal_warning_mb << 20, on_lost_slot.value
         )
-        return SlotWorker(settings, loaded, given)
+        return _by(rules, SlotWorker(settings, loaded, given))
 
     def topics_worker() -> Worker:
         from cachebus.consumers.cdc.topics.kafka import KafkaSource, TopicsWorker
 
         given = KafkaSource(bootstrap_servers or "", topics or "", group, batch, session_timeout_s, dead_topic)
-        return TopicsWorker(settings, loaded, replace(given, clients=_security(settings)))
+        return _by(rules, TopicsWorker(settings, loaded, replace(given, clients=_security(settings))))
 
     _complete(source, database_url, bootstrap_servers)
-    in_kafka = source is options.Source.KAFKA
+    in_kafka = source is options.ChangeOrigin.KAFKA
     if in_kafka and not topics:
         raise ConfigError("--topics is missing (CACHEBUS_CDC_TOPICS)")
-    run_worker(
-        topics_worker if in_kafka else slot_worker,
-        health_port=health_port,
-        health_host=health_host,
-        drain_timeout_s=drain_timeout_s,
-    )
+    starts = _starts(f"the topics {topics}" if in_kafka else f"the slot {slot}", settings)
+    make = topics_worker if in_kafka else slot_worker
+    run_worker(make, starts, health_port=health_port, health_host=health_host, drain_timeout_s=drain_timeout_s)
+
+
+def _starts(where: str, settings: Settings) -> str:
+    return f"reads changes in {where}, for the namespace {settings.namespace} in {settings.safe_url}"
+
+
+def _by(rules: Path, worker: SourceWorker) -> SourceWorker:
+    """The worker, which tells people the file of its rules where commands need it."""
+    worker.source.options = {"--rules": str(rules.absolute()), **worker.source.options}
+    return worker
 
 
 def _security(settings: Settings) -> Mapping[str, Any]:
@@ -95,25 +104,25 @@ def _security(settings: Settings) -> Mapping[str, Any]:
     return kafka_access(settings).security
 
 
-def _complete(source: options.Source, database_url: str | None, bootstrap_servers: str | None) -> None:
+def _complete(source: options.ChangeOrigin, database_url: str | None, bootstrap_servers: str | None) -> None:
     """Whether what is needed to reach the source is given, and installed."""
     try:
-        if source is options.Source.KAFKA:
+        if source is options.ChangeOrigin.KAFKA:
             import cachebus.consumers.cdc.topics.kafka
         else:
             import cachebus.consumers.cdc.slot.postgres  # noqa: F401 -- looked for, so that one line can say what is missing
     except ImportError as missing:
-        extra = "kafka" if source is options.Source.KAFKA else "outbox"
+        extra = "kafka" if source is options.ChangeOrigin.KAFKA else "outbox"
         raise ConfigError(f"this source needs {missing.name}: pip install 'cachebus[worker,{extra}]'") from None
-    if source is options.Source.KAFKA and not bootstrap_servers:
+    if source is options.ChangeOrigin.KAFKA and not bootstrap_servers:
         raise ConfigError("--bootstrap-servers is missing (CACHEBUS_KAFKA_BOOTSTRAP_SERVERS)")
-    if source is options.Source.POSTGRES and not database_url:
+    if source is options.ChangeOrigin.POSTGRES and not database_url:
         raise ConfigError("--database-url is missing (CACHEBUS_DATABASE_URL)")
 
 
 def replay_cdc(
     rules: options.RulesFile = None,
-    source: options.From = options.Source.POSTGRES,
+    source: options.From = options.ChangeOrigin.POSTGRES,
     database_url: options.Database = None,
     slot: options.SlotName = None,
     bootstrap_servers: options.BootstrapServers = None,
@@ -135,29 +144,36 @@ def replay_cdc(
 
     loaded, settings = load_rules(rules), settings_for(url, namespace)
     _complete(source, database_url, bootstrap_servers)
-    brokers = _security(settings) if source is options.Source.KAFKA else {}
+    brokers = _security(settings) if source is options.ChangeOrigin.KAFKA else {}
 
     async def main() -> tuple[int, int]:
         from cachebus.consumers.cdc.rules.router import Router
-        from cachebus.consumers.monitoring.health import Health
+        from cachebus.consumers.monitoring.health import WorkerHealth
         from cachebus.consumers.monitoring.meters import Meters
-        from cachebus.consumers.worker.apply import Applier
+        from cachebus.consumers.worker.apply import PATIENCE_S, Applier
 
-        health = Health("cdc", ("l2",))
-        async with Applier(settings, health, Meters(health), loaded.cascades).opened() as applier:
-            if source is options.Source.POSTGRES:
+        health = WorkerHealth("cdc", ("l2",))
+        async with Applier(settings, health, Meters(health), loaded.cascades).opened(PATIENCE_S) as applier:
+            if source is options.ChangeOrigin.POSTGRES:
+                from cachebus.consumers.cdc.slot.connecting import OUT_OF_REACH, describe
                 from cachebus.consumers.cdc.slot.postgres import SlotSource
                 from cachebus.consumers.cdc.slot.replay import replay
 
-                names = SlotSource(SecretStr(database_url or ""), slot).names(settings.namespace)
-                return await replay(SecretStr(database_url or ""), names.slot, Router(loaded), applier)
+                dsn = SecretStr(database_url or "")
+                names = SlotSource(dsn, slot).names(settings.namespace)
+                try:
+                    return await replay(dsn, names.slot, Router(loaded, settings.shards), applier)
+                except L2Unavailable:
+                    raise
+                except OUT_OF_REACH as error:
+                    raise ConfigError(f"what was set aside can't be had: {describe(error)}") from None
             from cachebus.consumers.cdc.topics.kafka import KafkaSource
             from cachebus.consumers.cdc.topics.replay import replay_topic
 
             given = KafkaSource(
                 bootstrap_servers or "", "", group, dead_topic=dead_topic, clients=brokers, namespace=settings.namespace
             )
-            return await replay_topic(given, Router(loaded), applier)
+            return await replay_topic(given, Router(loaded, settings.shards), applier)
 
     try:
         applied, dead = asyncio.run(main())
@@ -170,5 +186,7 @@ def replay_cdc(
 
 
 def _is_out_of_reach(error: Exception) -> bool:
-    """Whether it is the source that has failed: its drivers are there only where they are used."""
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in ("asyncpg", "aiokafka")
+    """Whether it is the brokers that have failed: their driver is there only where it is used."""
+    if isinstance(error, L2Unavailable):
+        return False
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] == "aiokafka"

@@ -9,14 +9,14 @@ from typing import Annotated
 import typer
 
 
-class Source(StrEnum):
+class ChangeOrigin(StrEnum):
     """Where changes are heard of."""
 
     POSTGRES = "postgres"
     KAFKA = "kafka"
 
 
-class OnLostSlot(StrEnum):
+class LostSlotChoice(StrEnum):
     """What to do when changes were missed."""
 
     STOP = "stop"
@@ -28,7 +28,7 @@ RulesFile = Annotated[
     typer.Option("--rules", metavar="FILE", envvar="CACHEBUS_CDC_RULES", show_default=False, help="The rules."),
 ]
 From = Annotated[
-    Source,
+    ChangeOrigin,
     typer.Option(
         "--source",
         envvar="CACHEBUS_CDC_SOURCE",
@@ -98,11 +98,11 @@ WalWarning = Annotated[
     ),
 ]
 WhenLost = Annotated[
-    OnLostSlot,
+    LostSlotChoice,
     typer.Option(
         "--on-lost-slot",
-        help="When changes were missed. stop: wait, health red; invalidate: make a new slot, and invalidate all that "
-        "the rules name, for the tenants that the file names.",
+        help="When the slot is lost, and changes with it. invalidate: make a new one, and invalidate all that the "
+        "rules name; stop: wait, health red.",
     ),
 ]
 BootstrapServers = Annotated[

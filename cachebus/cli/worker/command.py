@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from cachebus.cli.worker.cdc import cdc, replay_cdc
-from cachebus.cli.worker.checking import begin
+from cachebus.cli.worker.checking import begin, looks
 from cachebus.cli.worker.kafka import kafka, replay_kafka
 from cachebus.cli.worker.outbox import outbox, replay_outbox
 
@@ -42,11 +42,20 @@ def _check(as_json: Annotated[bool, typer.Option("--json", help="Print what was 
     """Look at all that a worker assumes, without starting it: with the options of the worker itself.
 
     L2, the database or the brokers, tables, rights, publications, slots, topics, offsets: each is ok or a problem, with
-    what mends it. Nothing is changed. Exit status: 0, 1 if something is wrong, 2 if nothing could be looked at.
+    what mends it. What may be a mistake is a warning. Nothing is changed, but a namespace
+    of L2 that is new is begun. Exit status: 0, also with warnings; 1 if something is wrong, 2 if nothing could be
+    looked at.
     """
     begin(as_json=as_json)
 
 
-checks.command("outbox", short_help="An outbox, its tables and triggers.")(outbox)
-checks.command("kafka", short_help="The commands' topic and the group's offsets.")(kafka)
-checks.command("cdc", short_help="Rules, publication, slot and tables; or topics and offsets.")(cdc)
+_OUTBOX: Final = "Look at an outbox as its relay does, without starting it: L2, the database, tables, rights, triggers."
+_KAFKA: Final = "Look at commands on Kafka as their worker does, without starting it: L2, brokers, the topic, offsets."
+_CDC: Final = "Look at a source of changes as its worker does, without starting it: L2, the source, what rules need."
+checks.command("outbox", short_help="An outbox, its tables and triggers.")(
+    looks(outbox, _OUTBOX, without=("create_table", "print_sql", "notify"))
+)
+checks.command("kafka", short_help="The commands' topic and the group's offsets.")(looks(kafka, _KAFKA))
+checks.command("cdc", short_help="Rules, publication, slot and tables; or topics and offsets.")(
+    looks(cdc, _CDC, without=("check", "sample"))
+)

@@ -103,7 +103,8 @@ def kafka(
 
         return CommandsWorker(known, followed, WorkerOptions(group, batch, session_timeout_s, dead_topic))
 
-    run_worker(make, health_port=health_port, health_host=health_host, drain_timeout_s=drain_timeout_s)
+    starts = f"reads commands for the namespace {known.namespace} in {known.kafka_commands_topic}, for {known.safe_url}"
+    run_worker(make, starts, health_port=health_port, health_host=health_host, drain_timeout_s=drain_timeout_s)
 
 
 def replay_kafka(

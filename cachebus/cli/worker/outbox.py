@@ -21,6 +21,10 @@ NO_DATABASE: Final = (
     "which database? give --database-url or CACHEBUS_DATABASE_URL, as postgresql://user@host:5432/name, or "
     "sqlite:////PATH"
 )
+NO_DEAD: Final = (
+    "there is no {0}_dead, so no relay of {0} has set anything aside: which is the outbox's table? give --table or "
+    "CACHEBUS_OUTBOX_TABLE"
+)
 
 DatabaseUrl = Annotated[
     str,
@@ -137,18 +141,22 @@ def outbox(
         options = RelayOptions(table=table, batch=batch, poll_interval_s=poll_s, hold_s=hold_s)
         return OutboxRelay(database_url, known, followed, options)
 
-    run_worker(make, health_port=health_port, health_host=health_host, drain_timeout_s=drain_timeout_s)
+    starts = f"reads rows of the namespace {known.namespace} in {table}, for {known.safe_url}"
+    run_worker(make, starts, health_port=health_port, health_host=health_host, drain_timeout_s=drain_timeout_s)
 
 
 def _create(database_url: str, table: str, *, notify: bool) -> None:
     from cachebus.consumers.outbox import create_tables
-    from cachebus.consumers.outbox.kinds import TROUBLE, describe
+    from cachebus.consumers.outbox.kinds import TROUBLE, describe, is_sqlite
 
     try:
         asyncio.run(create_tables(database_url, table, notify=notify))
     except TROUBLE as error:
-        raise ConfigError(f"the tables could not be made: {describe(error, database_url)}") from None
-    sys.stderr.write(f"{table} and {table}_dead are there\n")
+        raise ConfigError(f"the tables could not be made: {describe(error, database_url, table)}") from None
+    lite = is_sqlite(database_url)
+    sys.stderr.write(
+        f"{table} and {table}_dead are there\n" if lite else f"{table}, {table}_dead and {table}_relays are there\n"
+    )
 
 
 def replay_outbox(
@@ -168,7 +176,7 @@ def replay_outbox(
         raise ConfigError(NO_DATABASE)
     try:
         from cachebus.consumers.outbox import replay
-        from cachebus.consumers.outbox.kinds import TROUBLE, dead_elsewhere, describe
+        from cachebus.consumers.outbox.kinds import TROUBLE, dead_elsewhere, describe, is_missing
         from cachebus.consumers.worker.clean import clean
     except ImportError as missing:
         raise ConfigError(MISSING.format(missing.name)) from None
@@ -177,7 +185,8 @@ def replay_outbox(
         done = asyncio.run(replay(database_url, name, table, limit=limit))
         others = [] if done else asyncio.run(dead_elsewhere(database_url, name, table))
     except TROUBLE as error:
-        raise ConfigError(f"the rows could not be brought back: {describe(error, database_url)}") from None
+        told = NO_DEAD.format(table) if is_missing(error) else describe(error, database_url)
+        raise ConfigError(f"the rows could not be brought back: {told}") from None
     typer.echo(f"{done} rows are back in {table}")
     if others:
         named = ", ".join(clean(other) for other in others[:20])

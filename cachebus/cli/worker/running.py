@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import gc
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -70,12 +70,24 @@ def cascades_of(path: Path | None) -> list[Cascade]:
     return load_cascades(path)
 
 
-def run_worker(make: Callable[[], Worker], *, health_port: int, health_host: str, drain_timeout_s: float) -> None:
+def _abort() -> None:
+    """End the process as it is: whatever a worker has in hand may be cut off anywhere."""
+    sys.stderr.flush()
+    os._exit(NOT_DRAINED)
+
+
+def run_worker(
+    make: Callable[[], Worker], starts: str, *, health_port: int, health_host: str, drain_timeout_s: float
+) -> None:
     """Make the worker inside an event loop, run it until it is drained, and end with the exit status that tells how:
-    0 drained, 1 ended before that. What is wrong with the set-up is raised as `ConfigError`."""
+    0 drained, 1 ended before that. What is wrong with the set-up is raised as `ConfigError`.
+
+    `starts`: what it reads and for which Redis, without secrets: the log's first line.
+    """
     try:
         from cachebus.consumers.monitoring.endpoint import Endpoint
-        from cachebus.consumers.worker.worker import serve
+        from cachebus.consumers.worker.clean import clean
+        from cachebus.consumers.worker.worker import seldom_collected, serve
     except ImportError as missing:
         raise ConfigError(f"a worker needs {missing.name}: pip install 'cachebus[worker]'") from None
     if is_asked():
@@ -87,7 +99,9 @@ def run_worker(make: Callable[[], Worker], *, health_port: int, health_host: str
     async def main() -> bool:
         endpoint = Endpoint(health_port, health_host) if health_port else None
         worker = make()
-        gc.freeze()  # all that was imported is left alone: to go through it holds the loop for 50 ms, again and again
-        return await serve(worker, endpoint, drain_timeout_s=drain_timeout_s)
+        at = f"health and metrics on {health_host}:{health_port}" if health_port else "no health, no metrics"
+        log.info("{}: {}; {}", worker.name, clean(starts, 1000), at)
+        with seldom_collected():
+            return await serve(worker, endpoint, drain_timeout_s=drain_timeout_s, abort=_abort)
 
     raise typer.Exit(0 if asyncio.run(main()) else NOT_DRAINED)

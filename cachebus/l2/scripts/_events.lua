@@ -117,15 +117,15 @@ local function shorten(total, most)
   redis.call('XTRIM', log, 'MINID', '~', int(from))
 end
 
--- The next event: names (ARGV first..last) are marked, then it is logged and published, in that order. Gives its head.
+-- The next event: names (ARGV first..last) are marked, then it is logged and published, in that order. Gives its header.
 local function announce(first, last)
   seq = seq + 1
   local seq_text, bucket, watermark, left_out = int(seq), '--', 0, false
   if last >= first then bucket, watermark, left_out = mark(first, last, seq_text) end
-  local head = 'CB2' .. (left_out and '\1' or '\0') .. epoch .. struct.pack('>I8I8', seq, now_us) .. bucket
+  local header = 'CB2' .. (left_out and '\1' or '\0') .. epoch .. struct.pack('>I8I8', seq, now_us) .. bucket
     .. struct.pack('>I8', watermark)
-  head = head .. string.sub(redis.sha1hex(head .. string.sub(BODY, 1, 4)), 1, 8)
-  local message, most = head .. BODY, tonumber(MOST_BYTES)
+  header = header .. string.sub(redis.sha1hex(header .. string.sub(BODY, 1, 4)), 1, 8)
+  local message, most = header .. BODY, tonumber(MOST_BYTES)
   local total, size = logged + #message + 64, #message + 64
   local total_text = int(total)
   redis.call('HSET', META, 'seq', seq_text, 'logged', total_text)
@@ -139,7 +139,7 @@ local function announce(first, last)
   local piece = most / 16
   if total % piece < size then shorten(total, most - piece) end
   publish(message)
-  return head
+  return header
 end
 
 local function remove(first)

@@ -1,4 +1,4 @@
--- In front of scripts that grant leases or store records. A guard says that what its names cover may change at the
+-- In front of scripts that grant fill leases or store records. A guard says that what its names cover may change at the
 -- source at any moment: while it stands nothing of it is stored. Guards lie in a hash of their own: for each name 24 bytes
 -- for each token (16 of its own, 8 of its deadline in µs). Meta has the latest deadline of all, so that where there are
 -- none nobody looks further.
@@ -22,8 +22,8 @@ end
 
 -- A takeover loses all guards. Each had been put up before it, for `most` at the longest, so it has ended by `born` +
 -- `most`, and its transaction before that. Until then, what is loaded or set may be from before a commit that nobody will
--- tell of: it lives no longer than until then, and a lease lasts no longer, since its load may have read before, too.
--- Who stores later by a later lease has read what was committed. Gives until when, in ms; nil when that is over. `own_ms`:
+-- tell of: it lives no longer than until then, and a fill lease lasts no longer, since its load may have read before, too.
+-- Who stores later by a later fill lease has read what was committed. Gives until when, in ms; nil when that is over. `own_ms`:
 -- the longest guard that the caller has heard of; meta may know of a longer one. (`now_us`: a clock that was set back.)
 local function lost_guards_end_ms(own_ms)
   local most = math.max(guard_ms, tonumber(own_ms))
@@ -44,8 +44,8 @@ local function kept_short(record, px, own_ms)
   local had = struct.unpack('>I8', record, 29)
   px = px_until(latest, px)
   if had ~= 0 and had <= latest then return record, px, 0 end
-  local head = sealed(record, string.sub(record, 5, 20), string.sub(record, 21, 28), struct.pack('>I8', latest))
-  return head .. string.sub(record, 41), px, latest
+  local header = sealed(record, string.sub(record, 5, 20), string.sub(record, 21, 28), struct.pack('>I8', latest))
+  return header .. string.sub(record, 41), px, latest
 end
 
 local function store(key, record, px)

@@ -26,6 +26,8 @@ local logged, mode, bound_ms, guard_ms, born_us = number(meta[8]), meta[9], numb
 local alone = number(meta[13])
 if meta[1] and meta[1] ~= FACTS then return redis.error_reply('CACHEBUS ' .. meta[1] .. ' | ' .. FACTS) end
 local info = redis.call('INFO', 'replication')
+-- A replica refuses writes, unless it is set up to take them (replica-read-only no): its primary never hears of those.
+if string.find(info, 'role:slave', 1, true) then return redis.error_reply('READONLY it is a replica') end
 -- How many replicas follow and acknowledge, which a backup never does.
 local function follow(text) return select(2, string.gsub(text, 'state=online,offset=[1-9]', '')) end
 -- A primary whose whole machine stood still wakes beside the one in its place, and the server's own count of replicas that

@@ -1,7 +1,7 @@
--- after: prologue usual records guards leases publish
+-- after: prologue usual records guards fill_leases publish
 -- Store what was loaded, if nothing came in between.
 local RECORD, LEASE = KEYS[3], KEYS[4]
-local TOKEN = ARGV[6] -- of the lease
+local TOKEN = ARGV[6] -- of the fill lease
 local LOADED = ARGV[7] -- the new record
 local PX = ARGV[8] -- how long L2 keeps it, in ms; '0' for ever
 local OVER = ARGV[9] -- the version that it may replace, '' for any
@@ -12,7 +12,7 @@ local lease = stored(LEASE)
 if not holds(lease, TOKEN) then return {epoch, seq, 0, 0} end
 local fits, expires_ms = not hidden(LOADED, FIRST, #ARGV) and not guarded_ms(L1_NAME, FIRST, #ARGV, LOADED), 0
 if fits and OVER ~= '' then
-  -- What is gone, or replaced, is no conflict: it went before the lease was granted, or by itself since.
+  -- What is gone, or replaced, is no conflict: it went before the fill lease was granted, or by itself since.
   local now = stored(RECORD)
   fits = not now or string.sub(now, 41, 44) == OVER or hidden(now, FIRST, #ARGV)
 end

@@ -1,5 +1,5 @@
 -- after: prologue usual publish events
--- Invalidate, and put a token on names, or take it away. KEYS from 2 on are the records and leases that go.
+-- Invalidate, and put a token on names, or take it away. KEYS from 2 on are the records and fill leases that go.
 local TOKEN = ARGV[10] -- 16 bytes
 local PX = ARGV[11] -- for how long it stands at most, in ms; '0' to take it away
 local MOST_GUARDED = ARGV[12] -- names
@@ -55,5 +55,5 @@ for name, tokens in pairs(kept) do
 end
 redis.call('HSET', META, 'guards', int(math.max(guarded_until, now_us + px_us)), 'guarded', guarded, 'sweep', cursor)
 remove(2)
-local head = announce(14, last)
-return {epoch, seq, bound_ms, head}
+local header = announce(14, last)
+return {epoch, seq, bound_ms, header}

@@ -1,7 +1,7 @@
--- after: prologue usual records guards leases publish
--- Keep a lease for longer, give it back, or let it rest. Whoever waits is woken unless it is kept.
+-- after: prologue usual records guards fill_leases publish
+-- Keep a fill lease for longer, give it back, or let it rest. Whoever waits is woken unless it is kept.
 local LEASE = KEYS[2]
-local TOKEN = ARGV[6] -- of the lease
+local TOKEN = ARGV[6] -- of the fill lease
 local PX = ARGV[7] -- for how long, in ms; '0' to give it back
 local RESTS = ARGV[8] -- '1' to let it rest for so long
 local L1_NAME = ARGV[9] -- the key's

@@ -1,6 +1,6 @@
 -- after: prologue
 -- Begin a new epoch where the history is not the one that meta speaks of; where it is (another caller was faster) do
--- nothing. Every older record, lease, mark and guard is void.
+-- nothing. Every older record, fill lease, mark and guard is void.
 local NEW_EPOCH = ARGV[5] -- one never used before
 local MODE = ARGV[6] -- how events are to be published: 'plain', or 'sharded', which a server before version 7 does not know
 local BOUND_MS, GUARD_MS, ALONE = ARGV[7], ARGV[8], ARGV[9] -- as `probe`'s

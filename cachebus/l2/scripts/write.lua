@@ -1,17 +1,17 @@
 -- after: prologue usual records guards publish events
 -- Store a new record and tell everyone. Under a guard nothing is stored: what is there goes all the same, but where it is
--- stored only into a gap. KEYS from 4 on go: the lease, and other records and leases.
+-- stored only into a gap. KEYS from 4 on go: the fill lease, and other records and fill leases.
 local RECORD = KEYS[3]
 local IF_ABSENT = ARGV[10] -- '1' to store only where there is no valid record, or one that says "not found"
 local SCOPES = ARGV[11] -- the number of the record's: they follow all these, and after them the names to mark
-local HEAD = ARGV[12] -- its first 40 bytes, whose epoch and seq are set here
+local HEADER = ARGV[12] -- its first 40 bytes, whose epoch and seq are set here
 local REST = ARGV[13] -- of its bytes
 local PX = ARGV[14] -- how long L2 keeps it, in ms; '0' for ever
 local L1_NAME = ARGV[15] -- the key's
 local GUARD_MS = ARGV[16] -- the longest guard that the caller has heard of
 local first, last = 17, 16 + tonumber(SCOPES)
 local function record_at(position)
-  return sealed(HEAD, epoch, struct.pack('>I8', position), string.sub(HEAD, 29, 36)) .. REST
+  return sealed(HEADER, epoch, struct.pack('>I8', position), string.sub(HEADER, 29, 36)) .. REST
 end
 local guarded = guarded_ms(L1_NAME, first, last, record_at(seq))
 if IF_ABSENT == '1' then
@@ -23,9 +23,9 @@ end
 -- A full server refuses this, and so all: once a DEL had gone through, it would let the script store without end.
 redis.call('HSET', META, 'seq', int(seq))
 remove(guarded and 3 or 4)
-local head = announce(last + 1, #ARGV)
-if guarded then return {epoch, seq, bound_ms, head, 0, 0} end
+local header = announce(last + 1, #ARGV)
+if guarded then return {epoch, seq, bound_ms, header, 0, 0} end
 local record, px, expires_ms = kept_short(record_at(seq), PX, GUARD_MS)
 store(RECORD, record, px)
 in_contexts(first, last)
-return {epoch, seq, bound_ms, head, 1, expires_ms}
+return {epoch, seq, bound_ms, header, 1, expires_ms}

@@ -13,7 +13,7 @@ WINDOW_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BoardRow:
     """One node over the last second. Rates a second, shares of reads 0-1."""
 
     node: int
@@ -37,7 +37,7 @@ class View:
     progress: float
     """0-1."""
     elapsed_s: float
-    rows: list[Row]
+    rows: list[BoardRow]
 
 
 class Board:
@@ -74,13 +74,13 @@ class Board:
         """Whether every node is at the end of its accesses."""
         return all(tick.over for tick in self.latest)
 
-    def rows(self, state: Callable[[int], str]) -> list[Row]:
+    def rows(self, state: Callable[[int], str]) -> list[BoardRow]:
         """One row for each node. `state`: gives a word about a node."""
         head = self.head
         return [_row(ticks[0], ticks[-1], head, state(node)) for node, ticks in enumerate(self._ticks, 1)]
 
 
-def _row(then: Tick, now: Tick, head: int, state: str) -> Row:
+def _row(then: Tick, now: Tick, head: int, state: str) -> BoardRow:
     seconds = now.at_s - then.at_s
     reads = now.reads - then.reads
 
@@ -90,7 +90,7 @@ def _row(then: Tick, now: Tick, head: int, state: str) -> Row:
     def rate(count: int) -> float:
         return count / seconds if seconds else 0.0
 
-    return Row(
+    return BoardRow(
         node=now.node,
         requests=rate(now.accesses - then.accesses),
         l1_share=share(now.l1_hits - then.l1_hits),

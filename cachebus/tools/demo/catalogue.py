@@ -20,7 +20,7 @@ CREATE TABLE item (
 )
 """
 
-Item = dict[str, Any]
+CatalogueItem = dict[str, Any]
 """A row: `word`, `version` (1 when made, one more with every write), `title`, `price_cents`."""
 
 
@@ -54,7 +54,7 @@ class Catalogue:
         """Use it no more."""
         self._connection.close()
 
-    def read(self, word: int) -> Item:
+    def read(self, word: int) -> CatalogueItem:
         """The row as it is committed now; `LookupError` where there is none."""
         row = self._connection.execute(
             "SELECT version, title, price_cents FROM item WHERE word = ?", (word,)
@@ -93,7 +93,7 @@ class Shop(Protocol):
     notifies: bool
     """Whether a write notifies the caches by itself, by a row or the database's log; else its writer does."""
 
-    async def read(self, word: int) -> Item:
+    async def read(self, word: int) -> CatalogueItem:
         """The row as it is committed now; `LookupError` where there is none."""
         ...
 
@@ -122,7 +122,7 @@ class SqliteShop:
         for catalogue in (self._reads, self._writes):
             catalogue.close()
 
-    async def read(self, word: int) -> Item:
+    async def read(self, word: int) -> CatalogueItem:
         """The row as it is committed now."""
         return self._reads.read(word)
 
@@ -133,7 +133,7 @@ class SqliteShop:
         return Written(version, committing_s, self._clock())
 
 
-class Source:
+class SlowSource:
     """The source as a cache sees it. A load takes a while: half of it before the row is read, half after."""
 
     def __init__(self, shop: Shop, latency_s: float) -> None:
@@ -141,7 +141,7 @@ class Source:
         self._half_s = latency_s / 2
         self.loads = 0
 
-    async def load(self, word: int) -> Item:
+    async def load(self, word: int) -> CatalogueItem:
         """The row, as it was in the middle of the call."""
         self.loads += 1
         await asyncio.sleep(self._half_s)

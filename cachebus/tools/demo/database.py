@@ -12,7 +12,7 @@ import asyncpg
 from cachebus.base.clock import Clock
 from cachebus.producers.outbox import Outbox, OutboxProducer
 from cachebus.settings import Settings
-from cachebus.tools.demo.catalogue import Item, Written
+from cachebus.tools.demo.catalogue import CatalogueItem, Written
 from cachebus.tools.demo.subjects import TENANT
 from cachebus.tools.demo.trace import name_of
 from cachebus.tools.harness.messages import Job
@@ -67,7 +67,7 @@ class PostgresShop:
         self._clock = clock
         self.notifies = notifies
 
-    async def read(self, word: int) -> Item:
+    async def read(self, word: int) -> CatalogueItem:
         """The row as it is committed now; `LookupError` where there is none."""
         data_type, resource_id = name_of(word)
         row = await self._pool.fetchrow(_READ.format(f"{TABLE}_{data_type}"), resource_id)

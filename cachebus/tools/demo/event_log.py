@@ -11,7 +11,7 @@ from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Keyspace
 from cachebus.l2.names import ShardNames
 from cachebus.resp import Connection
-from cachebus.tools.demo.history import Write
+from cachebus.tools.demo.history import DemoWrite
 from cachebus.tools.demo.subjects import TENANT
 from cachebus.tools.demo.trace import name_of
 from cachebus.wire.event import CorruptEvent, decode
@@ -34,7 +34,7 @@ async def read_event_log(connection: Connection, namespace: str) -> dict[str, li
     for _ in range(ASK):
         asked_s = monotonic()
         seconds, micros = await connection.call("TIME")
-        server_clock.heard(int(seconds) + int(micros) / 1e6, asked_s, monotonic())
+        server_clock.learn(int(seconds) + int(micros) / 1e6, asked_s, monotonic())
     log, after = ShardNames(namespace, 0).log, "-"
     found: dict[str, list[LoggedEvent]] = {}
     while True:
@@ -56,7 +56,7 @@ def _note(found: dict[str, list[LoggedEvent]], fields: Sequence[bytes], offset_s
         found.setdefault(key, []).append(place)
 
 
-def position_writes(writes: Iterable[Write], events: dict[str, list[LoggedEvent]]) -> tuple[list[Write], int]:
+def position_writes(writes: Iterable[DemoWrite], events: dict[str, list[LoggedEvent]]) -> tuple[list[DemoWrite], int]:
     """The writes with the position of the first event for their key after their commit began: from then on the promise
     holds. `called_s` is when the commit began, `returned_s` when L2 made the event. And how many writes have no
     event."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cachebus.tools.demo.event_log import LoggedEvent, position_writes
-from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, ReadCheck, Write, log_path, records
+from cachebus.tools.demo.history import APPLIED, READ, WRITE, Applied, DemoCheck, DemoWrite, log_path, records
 from cachebus.tools.demo.incident import Incident
 from cachebus.tools.demo.lag import Lags, Outage, lags
 from cachebus.tools.harness.messages import Tick
@@ -56,16 +56,16 @@ async def figures_of(
     """Read the nodes' history logs, and check every read. `events`: what workers have invalidated, where they did, and
     not the writing nodes."""
     nodes = [tick.node for tick in ticks]
-    writes = {node: [Write(*r) for r in _all(directory, node, "writes")] for node in nodes}
+    writes = {node: [DemoWrite(*r) for r in _all(directory, node, "writes")] for node in nodes}
     lost = 0
     if events is not None:  # no node's own writes: the writer learns of them as all others do
         writes[WORKERS], lost = position_writes((write for made in writes.values() for write in made), events)
         writes |= {node: [] for node in nodes}
     applied = {node: [Applied(*r) for r in _all(directory, node, "applied")] for node in nodes}
-    total = ReadCheck((write for made in writes.values() for write in made), bound_s)
+    total = DemoCheck((write for made in writes.values() for write in made), bound_s)
     own_missed = 0
     for node in nodes:
-        own = ReadCheck(writes[node], bound_s)
+        own = DemoCheck(writes[node], bound_s)
         for batch in records(log_path(directory, node, "reads"), READ):
             total.add(batch)
             own.add(batch)

@@ -16,7 +16,7 @@ FLUSH_BYTES: Final = 1 << 16
 BATCH: Final = 4_096
 
 
-class Read(NamedTuple):
+class DemoRead(NamedTuple):
     """A read that gave a version, and when it began."""
 
     word: int
@@ -24,7 +24,7 @@ class Read(NamedTuple):
     started_s: float
 
 
-class Write(NamedTuple):
+class DemoWrite(NamedTuple):
     """A write whose invalidation returned: when it was called and returned, and its position in the shard's history."""
 
     word: int
@@ -53,7 +53,7 @@ def log_path(directory: Path, node: int, kind: str) -> Path:
     return directory / f"{kind}-{node}"
 
 
-class HistoryLog:
+class DemoLog:
     """A growing file of records of one kind; a context manager."""
 
     def __init__(self, path: Path, kind: Struct) -> None:
@@ -61,7 +61,7 @@ class HistoryLog:
         self._pack = kind.pack
         self._waiting = bytearray()
 
-    def __enter__(self) -> HistoryLog:
+    def __enter__(self) -> DemoLog:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -88,17 +88,17 @@ def records(path: Path, kind: Struct) -> Iterator[list[tuple[Any, ...]]]:
             yield list(kind.iter_unpack(data[:whole]))
 
 
-class ReadCheck:
+class DemoCheck:
     """Checks reads against writes. A read is stale if it gives a version that was replaced when it began, by a write
     whose invalidation had returned."""
 
-    def __init__(self, writes: Iterable[Write], bound_s: float) -> None:
+    def __init__(self, writes: Iterable[DemoWrite], bound_s: float) -> None:
         self.bound_s = bound_s
         self.reads = self.stale = self.stale_beyond = 0
         self.oldest_s = 0.0
         """The age of the stalest read: how long its value had been replaced when it began, in seconds."""
         self._replaced: dict[int, tuple[list[float], list[int]]] = {}
-        by_word: dict[int, list[Write]] = {}
+        by_word: dict[int, list[DemoWrite]] = {}
         for write in writes:
             by_word.setdefault(write.word, []).append(write)
         for word, group in by_word.items():

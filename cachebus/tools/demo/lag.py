@@ -6,7 +6,7 @@ from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from cachebus.tools.demo.history import Applied, Write
+from cachebus.tools.demo.history import Applied, DemoWrite
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +37,7 @@ class Lags:
 
 
 def lags(
-    writes: Mapping[int, Sequence[Write]], applied: Mapping[int, Iterable[Applied]], outage: Outage | None
+    writes: Mapping[int, Sequence[DemoWrite]], applied: Mapping[int, Iterable[Applied]], outage: Outage | None
 ) -> Lags:
     """Measure every invalidation on every other node. `writes`, `applied`: by node."""
     found: list[float] = []
@@ -71,7 +71,7 @@ def _by_epoch(known: Iterable[Applied]) -> dict[int, tuple[list[int], list[float
     return history
 
 
-def _applied_at(history: Mapping[int, tuple[list[int], list[float]]], write: Write) -> float | None:
+def _applied_at(history: Mapping[int, tuple[list[int], list[float]]], write: DemoWrite) -> float | None:
     seqs, times = history.get(write.epoch, ([], []))
     place = bisect_left(seqs, write.seq)
     return times[place] if place < len(times) else None

@@ -14,8 +14,8 @@ from pathlib import Path
 from cachebus.base.clock import monotonic
 from cachebus.errors import CacheBusError
 from cachebus.tools.demo import generator, trace
-from cachebus.tools.demo.catalogue import FILE, Shop, Source, SqliteShop
-from cachebus.tools.demo.history import APPLIED, READ, WRITE, HistoryLog, log_path
+from cachebus.tools.demo.catalogue import FILE, Shop, SlowSource, SqliteShop
+from cachebus.tools.demo.history import APPLIED, READ, WRITE, DemoLog, log_path
 from cachebus.tools.demo.subjects import open_subject
 from cachebus.tools.demo.traffic import Traffic
 from cachebus.tools.harness.messages import TICK_S, Done, Failed, Job, Ready, decode_job
@@ -42,11 +42,11 @@ async def _serve(job: Job, orders: asyncio.StreamReader) -> None:
     directory = Path(job.directory)
     async with AsyncExitStack() as stack:
         reads, writes, applied = (
-            stack.enter_context(HistoryLog(log_path(directory, job.node, kind), struct))
+            stack.enter_context(DemoLog(log_path(directory, job.node, kind), struct))
             for kind, struct in (("reads", READ), ("writes", WRITE), ("applied", APPLIED))
         )
         shop = await stack.enter_async_context(_shop(job))
-        source = Source(shop, job.source_latency_s)
+        source = SlowSource(shop, job.source_latency_s)
         async with open_subject(job, source, applied, monotonic) as subject:
             say(Ready(job.node))
             await next_order(orders)

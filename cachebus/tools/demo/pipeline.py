@@ -16,8 +16,8 @@ from typing import Final
 
 from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError
-from cachebus.tools.demo.plan import Plan
-from cachebus.tools.demo.server import Server
+from cachebus.tools.demo.plan import DemoPlan
+from cachebus.tools.demo.server import DemoServer
 from cachebus.tools.servers.child import end, spawn
 from cachebus.tools.servers.daemon import HOST, free_port
 
@@ -99,7 +99,7 @@ class Pipeline:
 
 @asynccontextmanager
 async def build_pipeline(
-    plan: Plan, server: Server, words: Iterable[int], folder: Path
+    plan: DemoPlan, server: DemoServer, words: Iterable[int], folder: Path
 ) -> AsyncIterator[Pipeline | None]:
     """The pipeline of a plan, started; None if writers invalidate by themselves, with Redis alone. `ConfigError`."""
     bus, writes, shortest_s = plan.bus, plan.writes, ROOM_BOUNDS * plan.bound_s
@@ -133,7 +133,7 @@ async def build_pipeline(
         yield pipeline
 
 
-async def _start_workers(pipeline: Pipeline, writes: str, server: Server) -> None:
+async def _start_workers(pipeline: Pipeline, writes: str, server: DemoServer) -> None:
     """Start the workers, and wait until they are ready."""
     pipeline.environment = {name: value for name, value in os.environ.items() if not name.startswith("CACHEBUS_")} | {
         "CACHEBUS_URL": server.url,

@@ -13,7 +13,7 @@ SOURCE_LATENCY_S = 0.004
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class DemoPlan:
     """The choices. Times in seconds, rates in accesses a second and node."""
 
     nodes: int = 4
@@ -39,7 +39,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class Workload:
     """The accesses of a run."""
 
     words: Iterable[int]
@@ -51,10 +51,10 @@ class Load:
     """How long a run is expected to take at most."""
 
 
-def load_of(plan: Plan, survey: Survey | None) -> Load:
+def load_of(plan: DemoPlan, survey: Survey | None) -> Workload:
     """The generator's accesses, or those of a trace, slowed down if the trace would end too early."""
     if survey is None:
-        return Load(generator.universe(), None, plan.rate, plan.duration_s)
+        return Workload(generator.universe(), None, plan.rate, plan.duration_s)
     lasting = survey.accesses / plan.nodes / plan.duration_s
     rate = min(plan.rate, lasting) if plan.rate else 0.0
-    return Load(survey.words, survey.accesses, rate, plan.duration_s)
+    return Workload(survey.words, survey.accesses, rate, plan.duration_s)

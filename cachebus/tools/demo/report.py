@@ -14,7 +14,7 @@ from rich.text import Text
 
 from cachebus.tools.demo.figures import Figures
 from cachebus.tools.demo.pipeline import DIRECT
-from cachebus.tools.demo.plan import Plan
+from cachebus.tools.demo.plan import DemoPlan
 from cachebus.tools.demo.run import Outcome
 
 NONE: Final = "-"
@@ -80,7 +80,7 @@ def _table(outcome: Outcome) -> Table:
 Cell = Callable[[Figures], str]
 
 
-def _rows(plan: Plan) -> list[tuple[str, Cell, Cell | None]]:
+def _rows(plan: DemoPlan) -> list[tuple[str, Cell, Cell | None]]:
     bound_s, carried = plan.bound_s, plan.writes != DIRECT
     known = "from commit until a node knows" if carried else "until another node knows"
     lost: list[tuple[str, Cell, Cell | None]] = [("  committed and never told", lambda f: f"{f.lost:,}", None)]

@@ -17,12 +17,12 @@ from cachebus.tools.demo.event_log import LoggedEvent, read_event_log
 from cachebus.tools.demo.figures import Figures, figures_of
 from cachebus.tools.demo.incident import Action, Incident, too_short
 from cachebus.tools.demo.pipeline import DIRECT, QUIET_BOUNDS, Pipeline, build_pipeline
-from cachebus.tools.demo.plan import SOURCE_LATENCY_S, Load, Plan
-from cachebus.tools.demo.screen import Screen
-from cachebus.tools.demo.server import Server, connected, served
+from cachebus.tools.demo.plan import SOURCE_LATENCY_S, DemoPlan, Workload
+from cachebus.tools.demo.screen import DemoScreen
+from cachebus.tools.demo.server import DemoServer, connected, served
 from cachebus.tools.harness.messages import TICK_S, Job, Tick
 from cachebus.tools.harness.proxy import HOST, Proxy, dialer
-from cachebus.tools.harness.supervisor import Fleet
+from cachebus.tools.harness.supervisor import ProcessFleet
 
 VICTIM: Final = 3
 
@@ -31,7 +31,7 @@ VICTIM: Final = 3
 class Outcome:
     """The outcome of a run."""
 
-    plan: Plan
+    plan: DemoPlan
     coherent: Figures
     incident: Incident | None
     off: Figures | None
@@ -61,7 +61,7 @@ class Outcome:
         return found
 
 
-async def run(plan: Plan, load: Load, screen: Screen) -> Outcome:
+async def run(plan: DemoPlan, load: Workload, screen: DemoScreen) -> Outcome:
     """Do it all; leaves nothing behind. `ConfigError`, `L2Unavailable` at the start, `NodeCrashed` later."""
     with TemporaryDirectory(prefix="cachebus-demo-") as folder:
         async with served(plan.redis_url, load.words) as server:
@@ -83,7 +83,12 @@ class _Phase:
     """One fleet under load, from its start to its figures."""
 
     def __init__(
-        self, plan: Plan, load: Load, directory: Path, server: Server | None, pipeline: Pipeline | None = None
+        self,
+        plan: DemoPlan,
+        load: Workload,
+        directory: Path,
+        server: DemoServer | None,
+        pipeline: Pipeline | None = None,
     ) -> None:
         self._plan, self._load, self._directory, self._server, self._pipeline = plan, load, directory, server, pipeline
         self._board = Board(plan.nodes)
@@ -92,7 +97,7 @@ class _Phase:
         if server is not None and plan.cut and Incident.fits(load.duration_s, plan.bound_s):
             self.incident = Incident(min(VICTIM, plan.nodes), plan.bound_s)
 
-    async def run(self, screen: Screen) -> Figures:
+    async def run(self, screen: DemoScreen) -> Figures:
         """Run it; the nodes have ended when this returns or raises."""
         self._directory.mkdir()
         catalogue.create(self._directory / catalogue.FILE, self._load.words)
@@ -101,7 +106,7 @@ class _Phase:
             if self._server is not None and self.incident is not None:
                 proxy = await stack.enter_async_context(Proxy(dialer(self._server.address)))
             jobs = [self._job(node, proxy) for node in range(1, self._plan.nodes + 1)]
-            fleet = await stack.enter_async_context(Fleet(jobs, self._listener(screen)))
+            fleet = await stack.enter_async_context(ProcessFleet(jobs, self._listener(screen)))
             self._began_s = monotonic()
             fleet.go()
             await self._until_over(fleet, proxy, screen)
@@ -121,7 +126,7 @@ class _Phase:
         async with connected(self._server.address) as connection:
             return await read_event_log(connection, self._server.namespace)
 
-    async def _until_over(self, fleet: Fleet, proxy: Proxy | None, screen: Screen) -> None:
+    async def _until_over(self, fleet: ProcessFleet, proxy: Proxy | None, screen: DemoScreen) -> None:
         """Run until the time is over, or the accesses are."""
         while True:
             elapsed_s = monotonic() - self._began_s
@@ -138,7 +143,7 @@ class _Phase:
                 self._intervene(self.incident, proxy, progress, screen)
             await fleet.watch(TICK_S)
 
-    def _intervene(self, incident: Incident, proxy: Proxy, progress: float, screen: Screen) -> None:
+    def _intervene(self, incident: Incident, proxy: Proxy, progress: float, screen: DemoScreen) -> None:
         do = incident.due(progress, monotonic())
         if do is Action.HOLD:
             proxy.hold()
@@ -149,7 +154,7 @@ class _Phase:
             proxy.restore()
             self._tell(screen, f"node {incident.node}: its network is back")
 
-    def _listener(self, screen: Screen) -> Callable[[Tick], None]:
+    def _listener(self, screen: DemoScreen) -> Callable[[Tick], None]:
         def on_tick(tick: Tick) -> None:
             self._board.add(tick)
             line = self.incident.see(tick, self._board.head) if self.incident is not None else None
@@ -158,7 +163,7 @@ class _Phase:
 
         return on_tick
 
-    def _tell(self, screen: Screen, line: str) -> None:
+    def _tell(self, screen: DemoScreen, line: str) -> None:
         screen.say(f"{monotonic() - self._began_s:5.1f} s  {line}")
 
     def _view(self, progress: float, elapsed_s: float) -> View:

@@ -11,13 +11,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cachebus.tools.demo.board import Row, View
+from cachebus.tools.demo.board import BoardRow, View
 
 PLAIN_EVERY_S: Final = 3.0
 BAR_COLUMNS: Final = 40
 
 
-class Screen(Protocol):
+class DemoScreen(Protocol):
     """Where a run shows itself; a context manager."""
 
     def __enter__(self) -> Self: ...
@@ -99,7 +99,7 @@ class PlainScreen:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def screen_on(console: Console) -> Screen:
+def screen_on(console: Console) -> DemoScreen:
     """The screen that suits the console."""
     return LiveScreen(console) if console.is_terminal else PlainScreen(console)
 
@@ -121,7 +121,7 @@ def _drawn(view: View) -> RenderableType:
     return Group(Text(view.title, style="bold"), table, bar)
 
 
-def _cells(row: Row, *, coherent: bool) -> list[RenderableType]:
+def _cells(row: BoardRow, *, coherent: bool) -> list[RenderableType]:
     cells: list[RenderableType] = [
         str(row.node),
         f"{row.requests:,.0f}",
@@ -141,7 +141,7 @@ BEHIND_NOTED: Final = 20
 """A few events more or less are on their way at any moment."""
 
 
-def _line(row: Row, *, coherent: bool) -> str:
+def _line(row: BoardRow, *, coherent: bool) -> str:
     text = f"node {row.node}: {row.requests:6,.0f} req/s  L1 {row.l1_share:4.0%}"
     if coherent:
         lease = f"{row.lease_left_s:.1f} s" if row.lease_left_s > 0 else "lapsed"

@@ -10,6 +10,7 @@ from typing import Final
 from urllib.parse import quote
 
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.keys.key import Key, Keyspace
 from cachebus.l2.names import ShardNames
@@ -24,7 +25,7 @@ PURGE_BATCH: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class DemoServer:
     """Where a run's nodes store what they share."""
 
     url: str = field(repr=False)
@@ -42,7 +43,7 @@ class Server:
 
 
 @asynccontextmanager
-async def served(url: str | None, words: Iterable[int]) -> AsyncIterator[Server]:
+async def served(url: str | None, words: Iterable[int]) -> AsyncIterator[DemoServer]:
     """A server that answers; `ConfigError` or `L2Unavailable`, in one line that names it and never a password.
 
     Of the user's, all keys under the run's own namespace are removed in the end; `words`: what may have been stored.
@@ -52,14 +53,14 @@ async def served(url: str | None, words: Iterable[int]) -> AsyncIterator[Server]
         # Started and stopped in this thread, which takes milliseconds: in another one it could be cancelled half way.
         with EmbeddedServer() as embedded:
             label = f"{embedded.binary.name} of its own, on port {embedded.port}"
-            yield Server(embedded.url, parse_address(embedded.url), namespace, label)
+            yield DemoServer(embedded.url, parse_address(embedded.url), namespace, label)
         return
     if url.startswith("memory:"):
         raise ConfigError("memory:// is inside one process: several nodes need redis://, rediss:// or unix://")
     address = parse_address(url)
     await asked(address)
     try:
-        yield Server(url, address, namespace, f"{address}, under the namespace {namespace}")
+        yield DemoServer(url, address, namespace, f"{address}, under the namespace {namespace}")
     finally:
         keyspace = Keyspace(1)
         await purge(address, namespace, [keyspace.key(*name_of(word), TENANT) for word in words])
@@ -74,7 +75,7 @@ async def asked(address: Address) -> None:
 async def purge(address: Address, namespace: str, keys: Sequence[Key]) -> None:
     """Remove these keys' records and leases, and all of the namespace's own keys; `L2Unavailable` says what is left."""
     names = ShardNames(namespace, 0)
-    doomed = [*names.own, *map(names.record, keys), *map(names.lease, keys)]
+    doomed = [*names.own, *map(names.record, keys), *map(names.fill_lease, keys)]
     try:
         async with connected(address) as connection:
             for start in range(0, len(doomed), PURGE_BATCH):
@@ -89,7 +90,7 @@ async def purge(address: Address, namespace: str, keys: Sequence[Key]) -> None:
 @asynccontextmanager
 async def connected(address: Address) -> AsyncIterator[Connection]:
     """A connection of its own; `L2Unavailable`."""
-    connection = await Connection.open(address, timeout_s=TIMEOUT_S, connect_timeout_s=CONNECT_S, clock=monotonic)
+    connection = await Connection.open(address, Patience(TIMEOUT_S, CONNECT_S, monotonic))
     try:
         yield connection
     finally:

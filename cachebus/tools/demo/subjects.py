@@ -8,8 +8,8 @@ from typing import Any, Final, Protocol
 
 from cachebus import Cache, Settings
 from cachebus.base.clock import Clock
-from cachebus.tools.demo.catalogue import Item, Source
-from cachebus.tools.demo.history import HistoryLog
+from cachebus.tools.demo.catalogue import CatalogueItem, SlowSource
+from cachebus.tools.demo.history import DemoLog
 from cachebus.tools.demo.trace import name_of, word_of
 from cachebus.tools.harness.messages import Job
 
@@ -17,13 +17,13 @@ TENANT: Final = "shop"
 TTL_S: Final = 600.0
 """Nothing that a run has stored outlives it by more, however the run ends."""
 CLOSE_S: Final = 1.0
-Load = Callable[[str], Awaitable[Item]]
+Load = Callable[[str], Awaitable[CatalogueItem]]
 
 
 class Subject(Protocol):
     """A cache in front of the source."""
 
-    async def read(self, word: int) -> Item:
+    async def read(self, word: int) -> CatalogueItem:
         """The row, from the cache or the source."""
 
     async def invalidate(self, word: int) -> tuple[int, int]:
@@ -36,19 +36,19 @@ class Subject(Protocol):
 class Coherent:
     """cachebus."""
 
-    def __init__(self, cache: Cache, source: Source) -> None:
+    def __init__(self, cache: Cache, source: SlowSource) -> None:
         self._cache = cache
         self._source = source
         # One loader for each type: the library inspects a loader's signature once.
         self._loaders: dict[str, Load] = {}
 
-    async def read(self, word: int) -> Item:
+    async def read(self, word: int) -> CatalogueItem:
         """Through L1 and L2."""
         data_type, resource_id = name_of(word)
         loader = self._loaders.get(data_type)
         if loader is None:
             loader = self._loaders[data_type] = self._loader(data_type)
-        item: Item = await self._cache.get_or_load(data_type, resource_id, loader, tenant_id=TENANT, ttl=TTL_S)
+        item: CatalogueItem = await self._cache.get_or_load(data_type, resource_id, loader, tenant_id=TENANT, ttl=TTL_S)
         return item
 
     async def invalidate(self, word: int) -> tuple[int, int]:
@@ -68,7 +68,7 @@ class Coherent:
         }
 
     def _loader(self, data_type: str) -> Load:
-        async def load(resource_id: str) -> Item:
+        async def load(resource_id: str) -> CatalogueItem:
             return await self._source.load(word_of(data_type, resource_id))
 
         return load
@@ -78,15 +78,15 @@ class DictWithTtl:
     """What a service has without cachebus: a dict in each process. A write drops the row from the writer's dict
     alone."""
 
-    def __init__(self, source: Source, *, ttl_s: float, entries_max: int, clock: Clock) -> None:
+    def __init__(self, source: SlowSource, *, ttl_s: float, entries_max: int, clock: Clock) -> None:
         self._source = source
         self._ttl_s = ttl_s
         self._entries_max = entries_max
         self._clock = clock
-        self._entries: dict[int, tuple[Item, float]] = {}
+        self._entries: dict[int, tuple[CatalogueItem, float]] = {}
         self._hits = 0
 
-    async def read(self, word: int) -> Item:
+    async def read(self, word: int) -> CatalogueItem:
         """Through the dict."""
         entry = self._entries.get(word)
         if entry is not None and self._clock() < entry[1]:
@@ -109,7 +109,7 @@ class DictWithTtl:
 
 
 @asynccontextmanager
-async def open_subject(job: Job, source: Source, applied: HistoryLog, clock: Clock) -> AsyncIterator[Subject]:
+async def open_subject(job: Job, source: SlowSource, applied: DemoLog, clock: Clock) -> AsyncIterator[Subject]:
     """The subject of a job, open; what it applies is noted."""
     if job.url is None:
         yield DictWithTtl(source, ttl_s=job.ttl_s, entries_max=job.l1_entries, clock=clock)

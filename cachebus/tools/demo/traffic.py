@@ -11,7 +11,7 @@ from typing import Final
 from cachebus.base.clock import Clock
 from cachebus.errors import CacheBusError, InvalidationFailed
 from cachebus.tools.demo.catalogue import Shop
-from cachebus.tools.demo.history import HistoryLog
+from cachebus.tools.demo.history import DemoLog
 from cachebus.tools.demo.subjects import Subject
 from cachebus.tools.harness.messages import Job, Tick
 
@@ -86,8 +86,8 @@ class Traffic:
         accesses: Iterator[int],
         subject: Subject,
         shop: Shop,
-        reads: HistoryLog,
-        writes: HistoryLog,
+        reads: DemoLog,
+        writes: DemoLog,
         clock: Clock,
     ) -> None:
         self._job = job

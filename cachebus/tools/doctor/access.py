@@ -12,11 +12,15 @@ from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from cachebus.assembly.backends import places_of, redis_store
+from pydantic import BaseModel
+
+from cachebus.assembly.backends import endpoints_of, redis_store
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.bus.redis import subscribed
-from cachebus.core.ports import Caller, LeaseOutcome
-from cachebus.errors import CacheBusError, L2Unavailable
+from cachebus.core.ports import Caller, FillLeaseOutcome
+from cachebus.core.requests import FillLeaseRequest, FillRequest, GuardRequest, WriteRequest
+from cachebus.errors import CacheBusError, ConfigError, L2Unavailable
 from cachebus.keys.key import Keyspace, tag_scope
 from cachebus.l2.names import ShardNames
 from cachebus.l2.redis import RedisStore
@@ -24,9 +28,10 @@ from cachebus.l2.scripts import load_scripts
 from cachebus.resp import CLUSTER, SENTINEL, Subscriber, slot_of
 from cachebus.settings import Settings
 from cachebus.tools.doctor import refusals
+from cachebus.tools.doctor.asking import ASK_TIMEOUT_S, Asker
 from cachebus.tools.doctor.cluster import own_slots
-from cachebus.tools.doctor.facts import ASK_TIMEOUT_S, Asker, Server
-from cachebus.tools.doctor.finding import G1, Finding, Level, ok, unknown
+from cachebus.tools.doctor.facts import Server
+from cachebus.tools.doctor.finding import G1, Finding, Severity, ok, unknown
 from cachebus.tools.doctor.primaries import route_to
 from cachebus.wire import event as events
 from cachebus.wire.record import Record
@@ -37,6 +42,7 @@ IN_A_CLUSTER: Final = ("ASKING", "CLUSTER", "COMMAND", "SPUBLISH", "SSUBSCRIBE")
 by a command that an argument names."""
 HEARD_WITHIN_S: Final = 2.0
 GUARD: Final = "doctor-guard-one"
+_USER_NAME = re.compile(r"[A-Za-z0-9_.@:\-]{1,128}").fullmatch
 _of_keys = re.compile(r"\bkeys?\b").search
 _called = re.compile(r"redis\.p?call\('(\w+)'").findall
 _ARGUMENTS: Final[dict[str, tuple[str, ...]]] = {
@@ -76,6 +82,7 @@ _OF_RIGHTS: Final = (
     "ACL failure",
     "can't run this command",
     "can't access at least",
+    "can't publish to",
     HIDDEN,
     NOT_HEARD,
 )
@@ -87,9 +94,9 @@ def needed(settings: Settings) -> list[str]:
     """Every command that a node with these settings sends, or that our scripts call, in capitals, sorted."""
     called = {name for script in load_scripts().values() for name in _called(script.source)}
     unused = set() if settings.bus == "redis" else set(_CHANNELS)  # Kafka carries the events
-    if places_of(settings).kind == CLUSTER:
+    if endpoints_of(settings).kind == CLUSTER:
         return sorted({*OUTSIDE, *called, *IN_A_CLUSTER} - unused)
-    behind = {"ROLE"} if places_of(settings).kind == SENTINEL else set()
+    behind = {"ROLE"} if endpoints_of(settings).kind == SENTINEL else set()
     return sorted({*OUTSIDE, *called, *behind} - {"SPUBLISH"} - unused)
 
 
@@ -99,15 +106,20 @@ def rules(settings: Settings, commands: Iterable[str], *, keys: bool = True, cha
     A server refuses a pattern for a user who has all keys or channels already. So only what is lacking is named.
     """
     found = [f"+{command.lower()}" for command in commands]
-    found += ["+select"] if places_of(settings).template.db else []
+    found += ["+select"] if endpoints_of(settings).template.db else []
     found += [f"~{{{settings.namespace}:*}}:*"] if keys else []
     found += [f"&{{{settings.namespace}:*}}:events:*"] if channels and settings.bus == "redis" else []
     return " ".join(found)
 
 
 def user_of_its_own(settings: Settings, name: str) -> str:
-    """The command that creates a user with only the rights that cachebus needs."""
-    return f"ACL SETUSER {name} on >PASSWORD resetchannels {rules(settings, needed(settings))}"
+    """The command that makes a user with only the rights that cachebus needs: one that is there loses all others, and
+    its passwords. `ConfigError` for what is no name, or everybody's."""
+    if not _USER_NAME(name):
+        raise ConfigError(f"--acl {name!r} is no name of a user: letters, digits, and any of . _ - @ :")
+    if name == "default":
+        raise ConfigError("--acl default would take its rights from whoever names no user: take a name of its own")
+    return f"ACL SETUSER {name} reset on >PASSWORD resetchannels {rules(settings, needed(settings))}"
 
 
 @dataclass(slots=True)
@@ -169,7 +181,7 @@ async def _dry_run(asker: Asker, server: Server, settings: Settings) -> Access:
         names.guards,
         names.marks("00"),
         f"{names.record_prefix}x",
-        f"{names.lease_prefix}x",
+        f"{names.fill_lease_prefix}x",
         f"{names.counter_prefix}x",
     )
     for question in (*(_example(command, names) for command in needed(settings)), *(("UNLINK", key) for key in own)):
@@ -212,7 +224,7 @@ async def _read_only(asker: Asker, settings: Settings) -> Access:
 async def _space_at(asker: Asker, settings: Settings) -> str:
     """A namespace for the trial, of which this very server has the slot; "" for none."""
     spaces = (f"{settings.namespace}:doctor-{secrets.token_hex(4)}" for _ in range(TRIES_MAX))
-    if places_of(settings).kind != CLUSTER:
+    if endpoints_of(settings).kind != CLUSTER:
         return next(spaces)
     lines, _ = await asker.ask("CLUSTER", "NODES")
     own = own_slots((lines or b"").decode(errors="replace"))
@@ -222,23 +234,21 @@ async def _space_at(asker: Asker, settings: Settings) -> str:
 async def _tried(asker: Asker, settings: Settings, space: str) -> Access:
     # Two marks at most, so that three names make the script forget one, and so few bytes of the log that each event has
     # it look for the first that stays: either takes a command of its own. (Sweeping guards takes more than may stand.)
-    trial = settings.model_copy(
-        update={"namespace": space, "shards": 1, "max_invalidated_scopes": 2, "log_max_bytes": 1_024}
-    )
+    # Less than settings may say, so they are not checked.
+    few = {"namespace": space, "shards": 1, "max_invalidated_scopes": 2, "log_max_bytes": 1_024}
+    trial = BaseModel.model_copy(settings, update=few)
     seen = await _read_only(asker, trial)
     seen.how = "by a trial in a namespace of its own, removed again"
     heard, subscriber = asyncio.Event(), None
     route = await route_to(trial)
-    names = ShardNames(trial.namespace, 0, places_of(trial).template.db)
+    names = ShardNames(trial.namespace, 0, endpoints_of(trial).template.db)
     store, address = redis_store(trial, route, monotonic), next(filter(None, route.known))
     sweeper = await Asker.open(address, ASK_TIMEOUT_S)
     try:
         if settings.bus == "redis":
             subscriber = await Subscriber.open(
                 address,
-                timeout_s=ASK_TIMEOUT_S,
-                connect_timeout_s=ASK_TIMEOUT_S,
-                clock=monotonic,
+                Patience(ASK_TIMEOUT_S, ASK_TIMEOUT_S, monotonic),
                 on_push=lambda _channel, _message: heard.set(),
             )
             await _step(seen, "SUBSCRIBE", subscribed(subscriber, names.channel, sharded=route.clustered))
@@ -251,7 +261,7 @@ async def _tried(asker: Asker, settings: Settings, space: str) -> Access:
             subscriber.close()
         await store.close()
         key = Keyspace(1).key("doctor", "1", "doctor")
-        for left in (*names.own, names.record(key), names.lease(key), f"{names.counter_prefix}{key.l2}"):
+        for left in (*names.own, names.record(key), names.fill_lease(key), f"{names.counter_prefix}{key.l2}"):
             await sweeper.ask("UNLINK", left)
         sweeper.close()
     return seen
@@ -276,23 +286,23 @@ async def _life(store: RedisStore) -> None:
     again = await store.probe(0, caller, with_invalidated=True)
     _must(again.epoch == place.epoch, "reading meta or marks (HMGET, ZCARD): every operation begins a new epoch")
     _must(len(await store.log(0, place.seq, 9)) == 1, "writing or reading the log (XADD, XRANGE)")
-    leased = await store.lease(key, caller, "doctor-1", 5000)
-    _must(leased.outcome is LeaseOutcome.GRANTED, "taking a lease (SET)")
+    leased = await store.fill_lease(key, caller, FillLeaseRequest("doctor-1", 5000))
+    _must(leased.outcome is FillLeaseOutcome.GRANTED, "taking a lease (SET)")
     record = Record(0, 0, b"", created_ms=place.server_us // 1000, epoch=leased.epoch, seq=leased.seq)
-    _must((await store.fill(key, caller, "doctor-1", record, 5000, b"")).stored, "reading a lease (GET)")
+    _must((await store.fill(key, caller, FillRequest("doctor-1", record, 5000))).done, "reading a lease (GET)")
     _must(await store.get(key) is not None, "reading a record (GET)")
     _must((await store.read(0, caller, [key])).records[0] is not None, "judging a record (GET, ZMSCORE)")
-    await store.write(key, caller, record, 5000, body)
-    await store.lease(key, caller, "doctor-2", 5000, refresh=True)
-    await store.lease(key, caller, "doctor-4", 5000, refresh=True)  # one that waits
+    await store.write(key, caller, WriteRequest(record, 5000, body))
+    await store.fill_lease(key, caller, FillLeaseRequest("doctor-2", 5000, refresh=True))
+    await store.fill_lease(key, caller, FillLeaseRequest("doctor-4", 5000, refresh=True))  # one that waits
     store.extend(key, "doctor-2", 5000)
-    store.rest(key, "doctor-2", 5000)
-    await store.lease(key, caller, "doctor-2", 5000, refresh=True)
+    store.cool_down(key, "doctor-2", 5000)
+    await store.fill_lease(key, caller, FillLeaseRequest("doctor-2", 5000, refresh=True))
     store.release(key, "doctor-2")
-    await store.guard(0, caller, [key], scopes[:1], GUARD, 5000, body)
-    guarded = await store.lease(key, caller, "doctor-3", 5000)
-    _must(guarded.outcome is LeaseOutcome.GUARDED, "keeping a write guard (HSET, HMGET, HSCAN)")
-    await store.guard(0, caller, [key], scopes[:1], GUARD, 0, body)
+    await store.guard(0, caller, GuardRequest([key], scopes[:1], GUARD, 5000), body)
+    guarded = await store.fill_lease(key, caller, FillLeaseRequest("doctor-3", 5000))
+    _must(guarded.outcome is FillLeaseOutcome.GUARDED, "keeping a write guard (HSET, HMGET, HSCAN)")
+    await store.guard(0, caller, GuardRequest([key], scopes[:1], GUARD, 0), body)
     _must(await store.counter(key, caller, 1, "", 5000) == 1, "counting (HINCRBY)")
     await store.nodes(0, caller)
     await store.forget(0, caller, "doctor", lives=True)
@@ -320,7 +330,7 @@ def permissions(seen: Access, server: Server, settings: Settings) -> Iterator[Fi
         lacking = rules(settings, dict.fromkeys(commands), keys=seen.keys, channels=seen.channels)
         yield Finding(
             "permissions",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             f"user {server.user} lacks a permission, found {seen.how}: {seen.refusals[0]}{more}",
             "Operations that need it fail, or find nothing; without the channel a node is deaf, and hears of "
             "invalidations by its probes only.",

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from cachebus.tools.doctor.counting import counted, in_step, longest_lag_s, needed, place_of, replicas_said
 from cachebus.tools.doctor.facts import Facts, Server
-from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.finding import ON_FAILOVER, Finding, Severity, unknown
 from cachebus.tools.doctor.replication import WRITES
+from cachebus.tools.doctor.some import some
 
 
 def following(replica: Server) -> Iterator[Finding]:
@@ -16,15 +17,16 @@ def following(replica: Server) -> Iterator[Finding]:
     if info.get("role") == "master":
         yield Finding(
             "replicas",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             "it is a primary itself",
             "Those who would promote it hold it for a replica. What one of two primaries acknowledges is lost.",
+            ON_FAILOVER,
             otherwise="look which of them nodes and Sentinels or the Cluster name, and have the other one follow it",
         )
     elif info.get("master_sync_in_progress") == "1":
         yield Finding(
             "replicas",
-            Level.ADVICE,
+            Severity.ADVICE,
             "it is being copied to, and does not follow yet",
             f"It counts for {WRITES}, and keeps a failover from being of use, until that is done.",
             otherwise="look again later; one that is copied to again and again is too slow for the primary's "
@@ -33,7 +35,7 @@ def following(replica: Server) -> Iterator[Finding]:
     elif info.get("master_link_status") == "down":
         yield Finding(
             "replicas",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             "it does not follow: its link to the primary is down",
             "It has nothing of what was written since, and counts for nothing when the primary or another one dies.",
             otherwise="look at its log: whether it reaches the primary, and may log in there (masteruser, masterauth)",
@@ -52,7 +54,7 @@ def left_over(facts: Facts) -> Iterator[Finding]:
     if most > count - 1:
         yield Finding(
             "after failover",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             f"{replicas_said(count)}, and {WRITES} is {most} at {where}",
             f"After a failover {count - 1} {_is(count - 1)} left: whoever is promoted refuses every write "
             "(NOREPLICAS) until the dead server is back.",
@@ -65,7 +67,7 @@ def left_over(facts: Facts) -> Iterator[Finding]:
     if useful is not None and (facts.server.setting(WRITES) or 0) <= len(useful) <= most:
         yield Finding(
             "after failover",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"of {replicas_said(count)} {len(useful)} {_follow(len(useful))}, and {WRITES} is {most} at {where}",
             f"After a failover {max(0, len(useful) - 1)} would be left: whoever is promoted refuses every write "
             "(NOREPLICAS) until others follow it.",
@@ -88,21 +90,38 @@ def _useful(facts: Facts) -> Sequence[tuple[str, int]] | None:
 
 
 def locked_out(facts: Facts) -> Iterator[Finding]:
-    """Check that each server could follow each other one: it may lack the password that the other asks for."""
-    everyone = [(facts.server, facts.server.address), *((r.server, r.address) for r in facts.replicas if r.server)]
-    asks = [address for server, address in everyone if server.asks_password]
-    for server, address in everyone:
-        barred = [str(each) for each in asks if each != address]
-        if barred and server.shows_password is False:
+    """Check that each server could follow each other one: it may lack the password that the other asks for, or still
+    have one that it asks for no more."""
+    everyone = [facts.server, *(replica.server for replica in facts.replicas if replica.server is not None)]
+    for server in everyone:
+        others = [other for other in everyone if other is not server]
+        barred = [str(other.address) for other in others if server.logins.let_in_by(other.logins) is False]
+        if barred:
+            says = (
+                f"{server.address} shows a password (masterauth) that {', '.join(barred)} "
+                f"{'does' if len(barred) == 1 else 'do'} not take"
+                if server.logins.shows_password
+                else f"{server.address} has no masterauth, and {', '.join(barred)} "
+                f"{'asks' if len(barred) == 1 else 'ask'} for a password"
+            )
             yield Finding(
                 "after failover",
-                Level.PROBLEM,
-                f"{address} has no masterauth, and {', '.join(barred)} "
-                f"{'asks' if len(barred) == 1 else 'ask'} for a password",
-                "When one of these is the primary, it can't follow: it counts for nothing then, and whoever waits for "
-                "it refuses every write (NOREPLICAS).",
+                Severity.PROBLEM,
+                says,
+                "When one of these is the primary, it can't follow, nor where a link to it breaks: it counts for "
+                "nothing then, and whoever waits for it refuses every write (NOREPLICAS).",
                 otherwise="there CONFIG SET masterauth (and masteruser), and CONFIG REWRITE",
-                at=str(address),
+                at=str(server.address),
+            )
+        unsure = [str(other.address) for other in others if server.logins.let_in_by(other.logins) is None]
+        if unsure and server.logins.shows_password:
+            yield unknown(
+                "after failover",
+                f"whether {some(unsure)} {'takes' if len(unsure) == 1 else 'take'} the password that "
+                f"{server.address} shows (masterauth, as {server.logins.user})",
+                "If not, it can't follow once one of these is the primary.",
+                "let who asks have ACL GETUSER there, or ask with the user and password that servers follow each "
+                "other with",
             )
 
 

@@ -4,7 +4,8 @@ promote."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator, Sequence
+import ipaddress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,9 +13,11 @@ from cachebus.l2.names import ShardNames
 from cachebus.resp import CLUSTER, Address, slot_of
 from cachebus.resp.cluster_map import SLOTS
 from cachebus.settings import Settings
-from cachebus.tools.doctor.facts import KnownReplica, Watched, asked, texts, whole
-from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknown
-from cachebus.tools.doctor.sentinels import FAILOVER_MS, LEAST_FAILOVER_S, too_soon
+from cachebus.tools.doctor import failover_times
+from cachebus.tools.doctor.asking import asked, texts
+from cachebus.tools.doctor.facts import KnownReplica, Watched, none_may_take_over, whole
+from cachebus.tools.doctor.finding import Finding, Severity, config_set, ok, unknown
+from cachebus.tools.doctor.some import SEVERAL, some
 
 LEAST_VOTERS: Final = 3
 _AWAY = frozenset(("fail", "fail?", "handshake", "noaddr"))
@@ -35,7 +38,7 @@ class Line:
     has_slots: bool = False
 
 
-def served(settings: Settings, known: Sequence[Address | None]) -> Iterator[Finding]:
+def served(settings: Settings, known: Sequence[Address | None], watched: Iterable[Watched]) -> Iterator[Finding]:
     """Check that each shard's slot is served. `known`: where each shard lies."""
     lacking = [shard for shard, place in enumerate(known) if place is None]
     if not lacking:
@@ -44,60 +47,122 @@ def served(settings: Settings, known: Sequence[Address | None]) -> Iterator[Find
     slots = sorted(slot_of(ShardNames(settings.namespace, shard).meta) for shard in lacking)
     yield Finding(
         "slots",
-        Level.PROBLEM,
+        Severity.PROBLEM,
         f"no server has the slots of {shards_named(lacking)}",
         f"Of the tenants that lie there ({len(lacking)} of {len(known)} shards) nothing is stored: their leases lapse, "
-        "their reads go to the source, their invalidations raise. Where cluster-require-full-coverage is yes, the "
-        "others are refused as well (CLUSTERDOWN).",
-        otherwise=f"give them to a primary, by redis-cli --cluster fix HOST:PORT, or there by CLUSTER ADDSLOTS "
-        f"{' '.join(map(str, slots))}",
+        f"their reads go to the source, their invalidations raise. {others_then(watched)}",
+        otherwise="give them to a primary, by redis-cli --cluster fix HOST:PORT"
+        + (f", or there by CLUSTER ADDSLOTS {' '.join(map(str, slots))}" if len(slots) <= SEVERAL else ""),
     )
+
+
+async def named(addresses: Sequence[Address]) -> list[Finding]:
+    """Check that a node finds the Cluster while one server is away: it starts by those that the URL names."""
+    answers = await asyncio.gather(*(asked(each, ("CLUSTER", "MYID")) for each in addresses))
+    told = {
+        place: reply or ("NOPERM" in refused and place)
+        for place, ((reply, refused),) in zip(addresses, answers, strict=True)
+    }
+    gone, ids = [place for place, whose in told.items() if not whose], {whose for whose in told.values() if whose}
+    # One name may stand for all of them: then each look at it may find another server.
+    alone = len(ids) == 1 and all(_is_ip(each.host) for each in addresses)
+    if not (gone or alone):
+        return []
+    said = [f"{len(gone)} of {len(addresses)} that the URL names do not answer: {some(gone, SEVERAL)}"] if gone else []
+    said += ["the URL names only one server that is there"] if alone else []
+    return [
+        Finding(
+            "cluster",
+            Severity.ADVICE,
+            "; ".join(said),
+            "A node that starts finds the Cluster by these alone: while they are away, none can start.",
+            otherwise="let the URL name several servers of the Cluster, best all",
+        )
+    ]
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def unserved(watched: Iterable[Watched]) -> Iterator[Finding]:
     """Check that every slot is served: a Cluster with full coverage refuses all requests otherwise."""
+    watched = list(watched)
     said = [set(each.unserved) for each in watched if each.known is not None]
     lacking = sorted(set.intersection(*said)) if said else []
     if lacking:
         shown = " ".join(map(str, lacking[:8]))
         yield Finding(
             "slots",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             f"no server has {f'slot {shown}' if len(lacking) == 1 else f'{len(lacking)} slots, as {shown}'}",
-            "Where cluster-require-full-coverage is yes, as it is unless set, every server refuses everything "
-            "(CLUSTERDOWN), whatever slots it has itself.",
+            f"None of these is a slot of this namespace. {others_then(watched)}",
             otherwise="give them to a primary, by redis-cli --cluster fix HOST:PORT"
             + (f", or there by CLUSTER ADDSLOTS {shown}" if len(lacking) <= 8 else ""),
         )
 
 
-def failing_over(watched: Iterable[Watched]) -> Iterator[Finding]:
-    """Check that a cut-off primary refuses writes before a replica is promoted."""
-    said = list(watched)
+def failing_over(watched: Mapping[Address, Watched], bound_s: float) -> Iterator[Finding]:
+    """Check that a cut-off primary refuses writes before a replica is promoted, and that one can be."""
+    said = list(watched.values())
     known = [each.failover_s for each in said if each.failover_s is not None]
-    if not known:
+    if known:
+        yield from failover_times.of_cluster(min(known), bound_s)
+    else:
         why = next((each.refused for each in said if each.refused), "nobody says")
         yield unknown("failover", why, "After how long a silence a replica is promoted (cluster-node-timeout).")
-    elif min(known) < LEAST_FAILOVER_S:
-        commands, conf = config_set(cluster_node_timeout=f"{FAILOVER_MS}")
-        yield too_soon(
-            f"cluster-node-timeout is {min(known) * 1000:.0f} ms", commands, conf, "every node of the Cluster"
-        )
-
+    yield from _bare(watched)
     yield from _voting(said)
     for each in said:
-        if each.known and not any(replica.promotable for replica in each.known):
-            commands, conf = config_set(cluster_replica_no_failover="no")
-            yield Finding(
-                "failover",
-                Level.PROBLEM,
-                f"no replica of a primary may be promoted: {', '.join(str(known.address) for known in each.known)}",
-                "Each has cluster-replica-no-failover yes. When the primary dies, nothing takes its place: for its "
-                "tenants L2 counts as lost until it is back.",
-                mend=commands,
-                conf=conf,
-                at="the replicas that may be promoted",
-            )
+        barred = none_may_take_over(each.known or (), "cluster-replica-no-failover yes")
+        if barred:
+            yield _nobody_to_promote(each.known or (), barred)
+
+
+def _nobody_to_promote(known: Sequence[KnownReplica], barred: str) -> Finding:
+    there = any(not replica.away for replica in known)
+    commands, conf = config_set(cluster_replica_no_failover="no") if there else ((), ())
+    return Finding(
+        "failover",
+        Severity.PROBLEM,
+        f"no replica of a primary may be promoted: {some([each.address for each in known])}",
+        f"Of these {barred}. When the primary dies, nothing takes its place: for its tenants L2 counts as lost until "
+        "it is back.",
+        mend=commands,
+        conf=conf,
+        at="the replicas that may be promoted" if there else "",
+        otherwise="" if there and "away" not in barred else "bring back those that are away",
+    )
+
+
+def _bare(watched: Mapping[Address, Watched]) -> Iterator[Finding]:
+    """Check that each primary has a replica to take its place."""
+    bare = [address for address, each in watched.items() if each.known is not None and not each.known]
+    if bare:
+        said = f"{len(bare)} of {len(watched)} primaries {'has' if len(bare) == 1 else 'have'} no replica: {some(bare)}"
+        yield Finding(
+            "failover",
+            Severity.ADVICE,
+            said,
+            "When one of them dies, nothing takes its place: for its tenants L2 counts as lost until it is back. "
+            f"{others_then(watched.values())} Nothing stale is served.",
+            otherwise="add replicas: redis-cli --cluster add-node NEW:PORT HOST:PORT --cluster-slave "
+            "--cluster-master-id ID, and ask the doctor again for min-replicas-to-write",
+        )
+
+
+def others_then(watched: Iterable[Watched]) -> str:
+    """What becomes of all the others while a slot has no server, as far as the servers say."""
+    said = {each.full_coverage for each in watched}
+    if "yes" in said:
+        return "All others are refused then too (CLUSTERDOWN), as cluster-require-full-coverage is yes."
+    if said == {"no"}:
+        return "All others go on, as cluster-require-full-coverage is no."
+    return "Where cluster-require-full-coverage is yes, as by itself, all others are refused then too (CLUSTERDOWN)."
 
 
 def _voting(said: Sequence[Watched]) -> Iterator[Finding]:
@@ -111,11 +176,10 @@ def _voting(said: Sequence[Watched]) -> Iterator[Finding]:
         few = f"only {len(voters)} primar{'y has' if len(voters) == 1 else 'ies have'} slots"
         yield Finding(
             "failover",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             few if there == len(voters) else f"{there} of {len(voters)} primaries are there, of those that have slots",
             f"A replica is promoted only by a majority of these, which is {most}: when one dies, nothing takes its "
-            "place, and for its tenants L2 counts as lost until it is back. Where cluster-require-full-coverage is "
-            "yes, for all others too.",
+            f"place, and for its tenants L2 counts as lost until it is back. {others_then(said)}",
             otherwise="have three primaries or more (redis-cli --cluster add-node, then --cluster rebalance "
             "--cluster-use-empty-masters)"
             if there == len(voters)
@@ -125,7 +189,7 @@ def _voting(said: Sequence[Watched]) -> Iterator[Finding]:
 
 def shards_named(shards: Sequence[int]) -> str:
     """For people: "shard 3", "shards 3, 7"."""
-    return f"shard{'s' if len(shards) > 1 else ''} {', '.join(map(str, shards))}"
+    return f"shard{'s' if len(shards) > 1 else ''} {some(shards, SEVERAL)}"
 
 
 def lines_of(text: str) -> list[Line]:
@@ -194,13 +258,19 @@ async def watched_in(primaries: Sequence[Address]) -> dict[Address, Watched]:
 
 
 async def _said(primary: Address) -> Watched:
-    question = ("CONFIG", "GET", "cluster-node-timeout")
-    (text, refused), (flat, hidden) = await asked(primary, ("CLUSTER", "NODES"), question)
+    silence, coverage = ("CONFIG", "GET", "cluster-node-timeout"), ("CONFIG", "GET", "cluster-require-full-coverage")
+    (text, refused), (flat, hidden), (full, _) = await asked(primary, ("CLUSTER", "NODES"), silence, coverage)
     told = (text or b"").decode(errors="replace")
     lines = lines_of(told)
     known = None if text is None else replicas_in(lines, primary)
-    silent_ms = whole(texts(flat).get(question[-1]))
+    silent_ms = whole(texts(flat).get(silence[-1]))
     voters = [not line.flags & _AWAY for line in lines if "master" in line.flags and line.has_slots]
     return Watched(
-        CLUSTER, "", None if silent_ms is None else silent_ms / 1000, known, refused or hidden, voters, lacking_in(told)
+        CLUSTER,
+        failover_s=None if silent_ms is None else silent_ms / 1000,
+        known=known,
+        refused=refused or hidden,
+        voters=voters,
+        unserved=lacking_in(told),
+        full_coverage=texts(full).get(coverage[-1], ""),
     )

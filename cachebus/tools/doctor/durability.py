@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from cachebus.tools.doctor.facts import Facts
-from cachebus.tools.doctor.finding import G1, G7, Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.finding import G1, G7, Finding, Severity, config_set, ok, unknown
 
 RESTART: Final = (
     "A restart, also with an older file, is noticed by the next operation of anybody: a new epoch begins, and "
@@ -31,7 +31,7 @@ def persistence(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(appendfsync="everysec")
         yield Finding(
             "appendfsync",
-            Level.ADVICE,
+            Severity.ADVICE,
             "appendfsync is always",
             "Every probe and every write waits for the disk, "
             "and no promise gains by it: a suffix that a crash lost is noticed.",
@@ -49,7 +49,7 @@ def saving(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(appendonly="no")
         yield Finding(
             "saving",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             "the append-only file cannot be written",
             "Every write is refused: L2 counts as lost.",
             mend=commands,
@@ -60,7 +60,7 @@ def saving(facts: Facts) -> Iterator[Finding]:
         if failed:
             yield Finding(
                 "saving",
-                Level.ADVICE,
+                Severity.ADVICE,
                 "the last snapshot failed",
                 "If stop-writes-on-bgsave-error is set (CONFIG is refused), every write is refused.",
                 otherwise="give the server's disk room, or ask your provider to set stop-writes-on-bgsave-error to no",
@@ -70,7 +70,7 @@ def saving(facts: Facts) -> Iterator[Finding]:
         refused = failed and bool(config.get("save"))
         yield Finding(
             "saving",
-            Level.PROBLEM if refused else Level.ADVICE,
+            Severity.PROBLEM if refused else Severity.ADVICE,
             "the last snapshot failed, and stop-writes-on-bgsave-error is yes"
             if failed
             else "stop-writes-on-bgsave-error is yes",
@@ -92,7 +92,7 @@ def debugging(facts: Facts) -> Iterator[Finding]:
         return  # before 7.0 there is no such setting: the ACL check looks at the user then
     yield Finding(
         "debug command",
-        Level.ADVICE,
+        Severity.ADVICE,
         f"enable-debug-command is {enabled}",
         "DEBUG RELOAD NOSAVE of an older file leaves the server's replication id as it was: only a caller that has "
         "applied more than the file holds notices. A namespace with no such node would serve the older state.",

@@ -11,18 +11,22 @@ from cachebus.tools.doctor import (
     access,
     after_failover,
     durability,
+    hearing,
     links,
     memory,
     namespace,
+    records,
     replicas,
     replication,
+    rows,
     timing,
 )
+from cachebus.tools.doctor.asking import Asker
 from cachebus.tools.doctor.cluster import shards_named
-from cachebus.tools.doctor.facts import Asker, Facts, Server, Timing, server_of
-from cachebus.tools.doctor.finding import G1, Finding, Level, unknown
+from cachebus.tools.doctor.facts import Facts, Server, Timing, server_of
+from cachebus.tools.doctor.finding import G1, Finding, Severity, unknown
 from cachebus.tools.doctor.primaries import Deployment, Primary
-from cachebus.tools.doctor.refusals import NO_ENTRY, meaning_of
+from cachebus.tools.doctor.refusals import NO_ENTRY, meaning_of, no_trust
 
 T = TypeVar("T")
 CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
@@ -38,10 +42,12 @@ CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     after_failover.left_over,
     after_failover.locked_out,
     replication.migrating,
+    replication.covering,
     replication.new_ids,
     links.buffers,
     links.idling,
     links.clients,
+    links.sizes,
     links.scripts,
     links.trimming,
     links.keyspace_events,
@@ -52,10 +58,11 @@ CHECKS: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     namespace.databases,
     namespace.invalidated_scopes,
     namespace.log,
-    namespace.nodes,
-    namespace.ahead,
-    namespace.bounds,
-    namespace.topics,
+    rows.nodes,
+    rows.damaged,
+    rows.ahead,
+    rows.bounds,
+    hearing.heard_by,
 )
 
 
@@ -99,13 +106,14 @@ async def examined(
             await seen("replicas", replicas.looked_at(to_ask, settings), []),
         )
         watched = await seen("sentinels", _watched_unawares(asker, primary), [])
+        whole = await seen("records", records.looked_at(asker, settings), [])
         looking = access.looked_at(asker, server, settings, probe_writes=probe_writes)
         may = await seen("permissions", looking, None)
     finally:
         asker.close()
     findings = [finding for check in CHECKS for finding in _put(check, facts)]
     rights = [] if may is None else access.permissions(may, server, settings)
-    return server, [*findings, *rights, *watched, *failed, *_topology(server, primary)]
+    return server, [*findings, *whole, *rights, *watched, *failed, *_topology(server, primary)]
 
 
 def _put(check: Callable[[Facts], Iterable[Finding]], facts: Facts) -> list[Finding]:
@@ -121,13 +129,19 @@ def _failed(what: str, error: Exception) -> Finding:
     return unknown(what, said, "It says nothing of what the other checks found.")
 
 
+def _scheme(primary: Primary) -> str:
+    """What a URL for the same servers begins with: with TLS where this one has it."""
+    return "redis" if primary.address.ssl is None else "rediss"
+
+
 def _a_sentinel(primary: Primary) -> Finding:
     return Finding(
         "role",
-        Level.PROBLEM,
+        Severity.PROBLEM,
         "this is a Sentinel",
         "It stores nothing: every operation of cachebus is refused.",
-        otherwise=f"let the URL name the service that it watches over: redis+sentinel://{primary.address}/SERVICE/0 "
+        otherwise="let the URL name the service that it watches over: "
+        f"{_scheme(primary)}+sentinel://{primary.address}/SERVICE/0 "
         "(SENTINEL MASTERS there says which)",
     )
 
@@ -142,11 +156,12 @@ async def _watched_unawares(asker: Asker, primary: Primary) -> list[Finding]:
     return [
         Finding(
             "sentinels",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"{told[1]} Sentinels watch this server, and the URL names it by itself",
             "After a failover nodes stay here, where a replica is by then: L2 counts as lost until the URL is another "
             "one. Nothing stale is served.",
-            otherwise="let the URL name the service: redis+sentinel://SENTINEL:26379,SENTINEL:26379/SERVICE/0 "
+            otherwise=f"let the URL name the service: {_scheme(primary)}+sentinel://SENTINEL:26379,SENTINEL:26379/"
+            "SERVICE/0, with the login and the options that it has now "
             "(SENTINEL MASTERS at a Sentinel says which)",
         )
     ]
@@ -164,7 +179,7 @@ def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment)
         return _unseen(primary, error), [
             Finding(
                 "reach",
-                Level.PROBLEM,
+                Severity.PROBLEM,
                 str(error),
                 "It is there, and does not let this user in: nothing of it could be looked at. Nodes with this login "
                 "have no L2 there.",
@@ -172,10 +187,14 @@ def out_of_reach(primary: Primary, error: L2Unavailable, deployment: Deployment)
                 "--acl NAME` says: users do not replicate, and each server of a Cluster has its own",
             )
         ]
+    trust = no_trust(str(error))
+    if trust is not None:
+        means = f"For nodes with these settings {trust.means}. They have no L2 there."
+        return _unseen(primary, error), [Finding("reach", Severity.PROBLEM, str(error), means, otherwise=trust.helps)]
     whose, all_ = primary.shards or (), sum(len(each.shards or ()) for each in deployment.primaries)
     finding = Finding(
         "reach",
-        Level.PROBLEM,
+        Severity.PROBLEM,
         str(error),
         f"It is one of {len(deployment.primaries)} primaries, and has {len(whose)} of {all_} shards "
         f"({shards_named(whose)}): for the tenants that lie there nothing is stored, their reads go to the source, and "
@@ -199,9 +218,9 @@ def _topology(server: Server, primary: Primary) -> Iterator[Finding]:
     if server.info.get("cluster_enabled") == "1" and primary.shards is None:
         yield Finding(
             "cluster",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             "this server is one of a Cluster, and the URL names it alone",
             "A shard whose slot lies on another server cannot be reached, and channels are heard there.",
             (G1,),
-            otherwise="let the URL begin with redis+cluster://, for every node",
+            otherwise=f"let the URL begin with {_scheme(primary)}+cluster://, for every node",
         )

@@ -5,21 +5,19 @@ Settings are asked for by name: `CONFIG GET *` would return the server's passwor
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, Self
+from dataclasses import dataclass, field
+from typing import Any, Final
 
-from cachebus.base.clock import monotonic
 from cachebus.core.ports import NodeRow
-from cachebus.errors import CacheBusError, L2Unavailable
 from cachebus.l2.replies import BucketState
-from cachebus.resp import Address, Connection, Reads
+from cachebus.resp import Address
 from cachebus.settings import Settings
+from cachebus.tools.doctor.asking import Asker, texts
 from cachebus.tools.doctor.finding import Finding
+from cachebus.tools.doctor.logins import NO_LOGINS, Logins, logins_of
+from cachebus.tools.doctor.some import some
 
-ASK_TIMEOUT_S: Final = 5.0
-"""The doctor is patient: a slow server is a finding, not an outage."""
 SETTINGS: Final = (
     "maxmemory",
     "maxmemory-policy",
@@ -34,6 +32,9 @@ SETTINGS: Final = (
     "timeout",
     "tcp-keepalive",
     "maxclients",
+    "maxmemory-clients",
+    "proto-max-bulk-len",
+    "client-query-buffer-limit",
     "lua-time-limit",
     "busy-reply-threshold",
     "stream-node-max-entries",
@@ -41,6 +42,7 @@ SETTINGS: Final = (
     "notify-keyspace-events",
     "repl-backlog-ttl",
     "cluster-allow-replica-migration",
+    "cluster-require-full-coverage",
 )
 
 
@@ -54,10 +56,8 @@ class Server:
     config: Mapping[str, str]
     config_refused: str
     user: str
-    asks_password: bool = False
-    """Whether it refuses clients without a password."""
-    shows_password: bool | None = None
-    """Whether it sends a password to a primary that it follows, so whether `masterauth` is set; None if unknown."""
+    logins: Logins = NO_LOGINS
+    """What it logs in with at a primary, and whom it lets in."""
 
     @property
     def version(self) -> tuple[int, ...]:
@@ -69,6 +69,12 @@ class Server:
         """Kind and version, such as "valkey 8.1.8"."""
         kind = self.info.get("server_name", "redis")
         return f"{kind} {self.info.get(f'{kind}_version', '') or self.info.get('redis_version', '?')}"
+
+    @property
+    def line(self) -> tuple[str, tuple[int, ...]]:
+        """Kind and version, as far as they say what it can do: ("valkey", (8, 1)); no version if it does not say."""
+        kind, _, version = self.name.partition(" ")
+        return kind, numbers(version)[:2]
 
     @property
     def followers(self) -> list[Mapping[str, str]]:
@@ -118,8 +124,14 @@ class ShardFacts:
     log_first: int | None = None
     log_last: int | None = None
     nodes: Mapping[str, NodeRow] = field(default_factory=dict)
+    all_nodes: bool = True
+    """Whether these are all rows: more than a bound are not read."""
+    nodes_refused: str = ""
+    """Why they could not be read."""
     subscribers: int | None = None
     now_us: int = 0
+    made: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What was made of it, by what: once, where there is much of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,6 +161,11 @@ class KnownReplica:
     """Its IP, where `address` has a name."""
 
     @property
+    def may_take_over(self) -> bool:
+        """Whether it can be promoted as things are: one that is away can't."""
+        return self.promotable and not self.away
+
+    @property
     def place(self) -> tuple[str, int]:
         """Its address, as its primary names it."""
         return self.ip or self.address.host, self.address.port
@@ -159,7 +176,7 @@ class Watched:
     """What Sentinels, or the nodes of a Cluster, say of one primary whose replicas they would promote."""
 
     kind: str = ""
-    """The kind of deployment, as in `Places`; "" if nobody is known to promote replicas."""
+    """The kind of deployment, as in `Endpoints`; "" if nobody is known to promote replicas."""
     service: str = ""
     """The service's name, with Sentinels."""
     failover_s: float | None = None
@@ -172,6 +189,8 @@ class Watched:
     """Of a Cluster: each primary that has slots, and so a vote, and whether it answers."""
     unserved: Sequence[int] = ()
     """Of a Cluster: the slots that no server has."""
+    full_coverage: str = ""
+    """Of a Cluster: cluster-require-full-coverage; "" where it is not told."""
 
 
 UNWATCHED: Final = Watched()
@@ -192,73 +211,6 @@ class Facts:
     """Those that were asked."""
 
 
-class Asker:
-    """Asks over one connection. A refusal is an answer, not an error."""
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-
-    @classmethod
-    async def open(cls, address: Address, connect_timeout_s: float) -> Asker:
-        """Connect; `L2Unavailable` names host and port."""
-        limits: dict[str, Any] = {"timeout_s": ASK_TIMEOUT_S, "connect_timeout_s": connect_timeout_s}
-        try:
-            return cls(await Connection.open(address, clock=monotonic, **limits))
-        except L2Unavailable as error:
-            if "MISCONF" not in str(error):
-                raise
-            return cls(await _Echoing.open(address, clock=monotonic, **limits))
-
-    async def ask(self, *args: str | bytes | int) -> tuple[Any, str]:
-        """The reply, and the refusal ("" if there is none). Raises if the connection is gone."""
-        try:
-            return await self.connection.call(*args), ""
-        except CacheBusError as error:
-            if self.connection.closed:
-                raise
-            return None, str(error)
-
-    async def now_us(self) -> int:
-        """The server's clock, in microseconds; `L2Unavailable` where it is not told."""
-        told, refused = await self.ask("TIME")
-        if refused:
-            raise L2Unavailable(f"the server does not tell its clock: {refused}")
-        seconds, micros = told
-        return int(seconds) * 1_000_000 + int(micros)
-
-    def close(self) -> None:
-        """Give the connection back."""
-        self.connection.close()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.close()
-
-
-async def asked(whom: Address, *questions: tuple[str, ...]) -> list[tuple[Any, str]]:
-    """The answers to some questions, each as from `Asker.ask`, over a connection of its own. Never raises."""
-    answers: list[tuple[Any, str]] = []
-    try:
-        asker = await Asker.open(whom, ASK_TIMEOUT_S)
-        try:
-            answers.extend([await asker.ask(*question) for question in questions])
-        finally:
-            asker.close()
-    except CacheBusError as error:
-        answers += [(None, str(error))] * (len(questions) - len(answers))
-    return answers
-
-
-class _Echoing(Connection):
-    """A connection that logs in by ECHO. A server that can't save refuses PING as if it were a write, but not ECHO."""
-
-    def call(self, *args: bytes | str | int, reads: Reads | None = None) -> asyncio.Future[Any]:
-        """As `Connection.call`, with ECHO in place of PING."""
-        return super().call(*(("ECHO", "PING") if args == ("PING",) else args), reads=reads)
-
-
 async def server_of(asker: Asker, address: Address) -> Server:
     """What the server says of itself."""
     text, info_refused = await asker.ask("INFO")
@@ -273,26 +225,13 @@ async def server_of(asker: Asker, address: Address) -> Server:
         config.update(texts(reply))
     who, _ = await asker.ask("ACL", "WHOAMI")
     user = who.decode() if who else address.username or "default"
-    secret, unknown = await asker.ask("CONFIG", "GET", "masterauth")
-    shows = None if unknown else any(texts(secret).values())
-    asks = bool(address.password) and await _asks_password(address)
-    return Server(address, _fields(text or b""), info_refused, config, config_refused, user, asks, shows)
-
-
-async def _asks_password(address: Address) -> bool:
-    ((_, refused),) = await asked(replace(address, username=None, password=None), ("PING",))
-    return "NOAUTH" in refused
+    logins = await logins_of(asker, address)
+    return Server(address, _fields(text or b""), info_refused, config, config_refused, user, logins)
 
 
 def _fields(text: bytes) -> dict[str, str]:
     lines = (line.partition(":") for line in text.decode(errors="replace").splitlines() if not line.startswith("#"))
     return {name: value.strip() for name, colon, value in lines if colon}
-
-
-def texts(flat: Sequence[bytes] | None) -> dict[str, str]:
-    """A flat reply of names and values as a mapping."""
-    words = [word.decode(errors="replace") for word in flat or ()]
-    return dict(zip(words[::2], words[1::2], strict=False))
 
 
 def whole(text: str | None) -> int | None:
@@ -315,3 +254,14 @@ def size(amount: float) -> str:
             return f"{amount:.0f} {unit}" if unit == "bytes" else f"{amount:.1f} {unit}"
         amount /= 1024
     return f"{amount:.1f} GB"
+
+
+def none_may_take_over(known: Sequence[KnownReplica], barred_by: str) -> str:
+    """Why none of these replicas can be promoted, "" where one can. `barred_by`: what is set on one that may not be."""
+    if not known or any(each.may_take_over for each in known):
+        return ""
+    away = [each for each in known if each.promotable]
+    if not away:
+        return f"each has {barred_by}"
+    gone = f"{some([each.address for each in away])} {'is' if len(away) == 1 else 'are'} away"
+    return gone if len(away) == len(known) else f"{gone}, and the others have {barred_by}"

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 
-class Level(StrEnum):
+class Severity(StrEnum):
     """How much a finding matters."""
 
     OK = "ok"
@@ -33,7 +33,7 @@ class Finding:
     """The result of one check. `mend`: commands for redis-cli, exactly as they are to be typed."""
 
     check: str
-    level: Level
+    level: Severity
     says: str
     """What was found."""
     means: str = ""
@@ -47,6 +47,8 @@ class Finding:
     """What to do if no command of the server repairs it."""
     at: str = ""
     """The server that the commands are for, if it is another one than the checked one."""
+    shell: tuple[str, ...] = ()
+    """Commands for a shell, exactly as they are to be typed."""
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -60,17 +62,18 @@ class Finding:
             "conf": list(self.conf),
             "otherwise": self.otherwise,
             "at": self.at,
+            "shell": list(self.shell),
         }
 
 
 def ok(check: str, says: str, means: str = "") -> Finding:
     """Nothing to do."""
-    return Finding(check, Level.OK, says, means)
+    return Finding(check, Severity.OK, says, means)
 
 
 def unknown(check: str, why: str, means: str = "", otherwise: str = "") -> Finding:
     """It could not be looked at."""
-    return Finding(check, Level.UNKNOWN, f"could not be checked: {why}", means, otherwise=otherwise)
+    return Finding(check, Severity.UNKNOWN, f"could not be checked: {why}", means, otherwise=otherwise)
 
 
 def config_set(**settings: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -84,7 +87,16 @@ def _quoted(value: str) -> str:
     return f'"{value}"' if not value or " " in value else value
 
 
+WELL: Final = 0
+BAD: Final = 1
+UNSEEN: Final = 2
+NOT_ALL_SEEN: Final = 3
+
+
 def status_of(findings: Iterable[Finding], *, strict: bool) -> int:
-    """The exit status: 1 where there is a problem, or with `strict` an advice; else 0."""
-    bad = {Level.PROBLEM, Level.ADVICE} if strict else {Level.PROBLEM}
-    return int(any(finding.level in bad for finding in findings))
+    """The exit status: `BAD` where there is a problem, or with `strict` an advice; else `NOT_ALL_SEEN` where something
+    could not be checked, since nobody knows what that hides; else `WELL`."""
+    levels = {finding.level for finding in findings}
+    if Severity.PROBLEM in levels or (strict and Severity.ADVICE in levels):
+        return BAD
+    return NOT_ALL_SEEN if Severity.UNKNOWN in levels else WELL

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from cachebus.tools.doctor.facts import Facts, size, whole
-from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.finding import Finding, Severity, config_set, ok, unknown
 
 PUBSUB: Final = "pubsub 32mb 8mb 60"
 MB: Final = 1 << 20
@@ -16,6 +16,10 @@ LIMIT_MS: Final = 5000
 SHORTEST_LIMIT_MS: Final = 1000
 MOST_ENTRIES: Final = 10_000
 CROWDED: Final = 0.8
+
+LEAST_SIZE_BYTES: Final = 32 * MB
+USUAL_SIZES: Final = {"proto-max-bulk-len": "512mb", "client-query-buffer-limit": "1gb", "maxmemory-clients": "0"}
+"""What servers have of themselves."""
 
 
 def buffers(facts: Facts) -> Iterator[Finding]:
@@ -31,7 +35,7 @@ def buffers(facts: Facts) -> Iterator[Finding]:
     if not hard:
         yield Finding(
             "event buffers",
-            Level.ADVICE,
+            Severity.ADVICE,
             "client-output-buffer-limit sets no hard limit for pubsub",
             "A node that hangs makes the server keep all its events in memory.",
             mend=commands,
@@ -40,7 +44,7 @@ def buffers(facts: Facts) -> Iterator[Finding]:
     elif min(hard, soft or hard) < SMALL_BYTES:
         yield Finding(
             "event buffers",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"client-output-buffer-limit for pubsub is {size(hard)}, and {size(soft)} for a while",
             "A burst of invalidations cuts off nodes that are a little slow. Each then catches up from the log: "
             "some milliseconds, never a stale read beyond the bound.",
@@ -55,7 +59,7 @@ def buffers(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(client_output_buffer_limit="normal 0 0 0")
         yield Finding(
             "reply buffers",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"client-output-buffer-limit for normal clients is {size(tightest)}",
             "One read of many records may be larger: the connection is cut off, and those reads fail.",
             mend=commands,
@@ -74,7 +78,7 @@ def idling(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(timeout="0")
         yield Finding(
             "idle connections",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"timeout is {timeout} s",
             "A node speaks at every probe, but a producer that is silent for so long is cut off, and the invalidation "
             "that it sends at that very moment raises.",
@@ -85,7 +89,7 @@ def idling(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(tcp_keepalive="60")
         yield Finding(
             "keepalive",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"tcp-keepalive is {keepalive}",
             "Connections of nodes whose machine has vanished stay, with their buffers, and count against maxclients.",
             mend=commands,
@@ -107,7 +111,7 @@ def clients(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(maxclients=str(max(10_000, 2 * most)))
         yield Finding(
             "clients",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"{now:,} of {most:,} connections are in use",
             "A node takes two. Where none is left it cannot start, or not come back after an outage.",
             mend=commands,
@@ -116,6 +120,22 @@ def clients(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield ok("clients", f"{now:,} of {most:,} connections are in use")
+
+
+def sizes(facts: Facts) -> Iterator[Finding]:
+    """Check that values of any usual size get through, and that nodes are not cut off for what is on its way."""
+    small = [(name, has) for name in USUAL_SIZES if 0 < (has := facts.server.setting(name) or 0) < LEAST_SIZE_BYTES]
+    if small:
+        commands, conf = config_set(**{name.replace("-", "_"): USUAL_SIZES[name] for name, _ in small})
+        yield Finding(
+            "sizes",
+            Severity.ADVICE,
+            "; ".join(f"{name} is {size(has)}" for name, has in small),
+            "A value above proto-max-bulk-len is refused; above the others the server cuts connections: of whoever "
+            "sends so much, or of nodes while all of them together have so much on its way.",
+            mend=commands,
+            conf=conf,
+        )
 
 
 def scripts(facts: Facts) -> Iterator[Finding]:
@@ -129,7 +149,7 @@ def scripts(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(**{name: str(LIMIT_MS)})
         yield Finding(
             "script limit",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"{name} is {limit} ms",
             "While a script runs for longer than that, everybody else is refused (BUSY), where waiting would do.",
             mend=commands,
@@ -149,7 +169,7 @@ def trimming(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(stream_node_max_entries="100", stream_node_max_bytes="4096")
         yield Finding(
             "log trimming",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"stream-node-max-entries is {entries}, stream-node-max-bytes {volume}",
             "The log is trimmed by whole nodes of that size: it grows far beyond log_max_len, or for ever.",
             mend=commands,
@@ -166,7 +186,7 @@ def keyspace_events(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(notify_keyspace_events="")
         yield Finding(
             "keyspace events",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"notify-keyspace-events is {events}",
             "cachebus does not use them; each change of a key then costs the server a message. Mend it if nobody else "
             "needs them.",

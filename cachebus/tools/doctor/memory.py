@@ -6,13 +6,15 @@ from collections.abc import Iterator
 from typing import Final
 
 from cachebus.tools.doctor.facts import Facts, size
-from cachebus.tools.doctor.finding import Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.finding import Finding, Severity, config_set, ok, unknown
 
 OLDEST: Final = (6, 2)
 KEEPS_OURS: Final = ("volatile-lru", "volatile-lfu")
 NEARLY_FULL: Final = 0.9
 OVERFULL: Final = 1.02
 """A server that evicts is so far above its limit only where it can't."""
+MOST_OF_MACHINE: Final = 0.75
+"""The rest is for the system, and for a fork that writes a file."""
 MB: Final = 1 << 20
 
 
@@ -24,7 +26,7 @@ def version(facts: Facts) -> Iterator[Finding]:
     elif server.version[:2] < OLDEST:
         yield Finding(
             "version",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             f"{server.name} is older than 6.2",
             "It lacks commands that the scripts use (ZMSCORE, SET ... KEEPTTL): no operation succeeds.",
             otherwise="run Redis 6.2 or newer, or Valkey",
@@ -49,19 +51,26 @@ def eviction(facts: Facts) -> Iterator[Finding]:
 
 
 def _limit(facts: Facts, limit: int) -> Finding:
-    if limit:
+    machine = facts.server.number("total_system_memory")
+    if limit and not (machine and limit > machine):
         return ok("memory limit", f"maxmemory is {size(limit)}")
-    machine = facts.server.number("total_system_memory") or 2048 * MB
-    commands, conf = config_set(maxmemory=f"{max(64, machine // 2 // MB)}mb")
+    sensible = max(64 * MB, (machine or 2048 * MB) // 2)
+    fits = (facts.server.number("used_memory") or 0) < NEARLY_FULL * sensible
+    commands, conf = config_set(maxmemory=f"{sensible // MB}mb") if fits else ((), ())
     return Finding(
         "memory limit",
-        Level.ADVICE,
-        "maxmemory is 0: there is no limit",
+        Severity.ADVICE,
+        f"maxmemory is {size(limit)}, and the server's machine has {size(machine or 0)}"
+        if limit
+        else "maxmemory is 0: there is no limit",
         "Nothing is ever evicted; in the end the system ends the server, which is a restart: L2 is cold, and "
         "counters are as old as the last file.",
         mend=commands,
         conf=conf,
-        otherwise="the figure is half of the server's machine, since a fork for a file may need the other half",
+        otherwise="the figure is half of the server's machine, since a fork for a file may need the other half"
+        if fits
+        else f"set it below what the machine has. More than its half, {size(sensible)}, is used already, and a fork "
+        "for a file may need as much again: give it a larger machine, or let another server take a part",
     )
 
 
@@ -73,7 +82,7 @@ def _policy(policy: str, limit: int) -> Finding:
             "Once memory is full nothing is stored, and probes are refused: L2 counts as lost, leases lapse, reads go "
             "to the source, invalidations of scopes and tags raise. Nothing stale is served."
         )
-        level = Level.PROBLEM if limit else Level.ADVICE
+        level = Severity.PROBLEM if limit else Severity.ADVICE
         return Finding("eviction", level, said, means, mend=commands, conf=conf)
     if policy in KEEPS_OURS:
         means = "Only what expires is evicted: never cachebus's meta, marks, log, nodes or counters."
@@ -86,7 +95,7 @@ def _policy(policy: str, limit: int) -> Finding:
         )
     else:
         means = "Leases may go before old records do: a second load each, and the first one's value is not stored."
-    return Finding("eviction", Level.ADVICE, said, means, mend=commands, conf=conf)
+    return Finding("eviction", Severity.ADVICE, said, means, mend=commands, conf=conf)
 
 
 def _room(facts: Facts, limit: int, policy: str) -> Finding:
@@ -95,7 +104,12 @@ def _room(facts: Facts, limit: int, policy: str) -> Finding:
     said = f"{size(used)} of {size(limit)} are used, {evicted:,} keys were evicted since the start"
     if used < NEARLY_FULL * limit:
         return ok("memory", said)
-    commands, conf = config_set(maxmemory=f"{max(limit, used) * 2 // MB + 1}mb")
+    # Never more than the machine has: the system would end the server before that limit is reached.
+    machine = facts.server.number("total_system_memory")
+    wanted = max(limit, used) * 2 + MB
+    wanted = wanted if machine is None else min(wanted, int(MOST_OF_MACHINE * machine))
+    helps = wanted > limit and used < NEARLY_FULL * wanted
+    commands, conf = config_set(maxmemory=f"{wanted // MB}mb") if helps else ((), ())
     # With another policy it stays below the limit, as long as there is something that may be evicted.
     weighed = used - (facts.server.number("mem_not_counted_for_evict") or 0)
     full = weighed >= limit if policy == "noeviction" else weighed > OVERFULL * limit
@@ -104,4 +118,11 @@ def _room(facts: Facts, limit: int, policy: str) -> Finding:
         if full
         else "Records are evicted before they expire, or soon will be: more loads."
     )
-    return Finding("memory", Level.PROBLEM if full else Level.ADVICE, said, means, mend=commands, conf=conf)
+    otherwise = (
+        ""
+        if helps
+        else f"its machine has {size(machine or 0)}, and no room for a higher limit: give it a larger one, let another "
+        "server take a part (a Cluster), or have records expire sooner"
+    )
+    level = Severity.PROBLEM if full else Severity.ADVICE
+    return Finding("memory", level, said, means, mend=commands, conf=conf, otherwise=otherwise)

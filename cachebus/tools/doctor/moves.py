@@ -10,9 +10,9 @@ from typing import Final, NamedTuple
 from cachebus.l2.names import ShardNames
 from cachebus.resp import Address, slot_of
 from cachebus.settings import Settings
+from cachebus.tools.doctor.asking import asked
 from cachebus.tools.doctor.cluster import Line, lines_of, own_slots, shards_named
-from cachebus.tools.doctor.facts import asked
-from cachebus.tools.doctor.finding import Finding, Level, ok, unknown
+from cachebus.tools.doctor.finding import Finding, Severity, ok, unknown
 
 AGAIN_S: Final = 1.0
 """A move begins, and ends, at one primary first, and it moves keys. So it is broken only if it still looks so a moment
@@ -156,7 +156,7 @@ def _finding(
     owner = move.other if move.leaves else move.by
     return Finding(
         "slot moves",
-        Level.PROBLEM if shards and out_of_reach else Level.ADVICE,
+        Severity.PROBLEM if shards and out_of_reach else Severity.ADVICE,
         f"{says}, and that one says nothing of it",
         f"{whose} {OUT_OF_REACH if out_of_reach else SERVED}",
         mend=(f"CLUSTER SETSLOT {move.slot} {f'NODE {owner}' if ends else 'STABLE'}",),
@@ -171,7 +171,7 @@ def _standing(move: Move, count: tuple[int, int], places: Mapping[str, Address],
     whose = f"There lie {shards_named(shards)}. {HALF_THERE}" if shards else "No shard of this namespace lies there."
     return Finding(
         "slot moves",
-        Level.PROBLEM if shards else Level.ADVICE,
+        Severity.PROBLEM if shards else Severity.ADVICE,
         f"slot {move.slot} is on its way from {here} ({_keys(count[0])}) to {there} ({_keys(count[1])}), and "
         f"in {AGAIN_S:g} s none has moved",
         whose,

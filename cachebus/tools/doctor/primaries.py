@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from cachebus.assembly.backends import places_of, route_of
+from cachebus.assembly.backends import endpoints_of, route_of
 from cachebus.base.clock import monotonic
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.resp import CLUSTER, SENTINEL, Address, Route
 from cachebus.settings import Settings
-from cachebus.tools.doctor import cluster, kafka, moves, sentinels
+from cachebus.tools.doctor import certificates, cluster, kafka, moves, names, sentinel_views, sentinels
 from cachebus.tools.doctor.facts import UNWATCHED, Watched
-from cachebus.tools.doctor.finding import Finding
+from cachebus.tools.doctor.finding import Finding, Severity
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +58,40 @@ async def whereabouts(settings: Settings) -> tuple[list[Primary], dict[int, str]
 
 async def deployment_of(settings: Settings) -> Deployment:
     """The whole deployment, with what Sentinels or the nodes of a Cluster say of it; `ConfigError`, `L2Unavailable`."""
-    route = await _route_of(settings)
-    places = places_of(settings)
+    try:
+        route = await _route_of(settings)
+    except L2Unavailable as error:
+        raise await _explained(settings, error) from error
+    endpoints = endpoints_of(settings)
     primaries = _primaries(route)
     addresses = [primary.address for primary in primaries]
     findings = await kafka.findings_of(settings)
-    if places.kind == CLUSTER:
+    if endpoints.kind == CLUSTER:
         watched = await cluster.watched_in(addresses)
-        findings += [*cluster.served(settings, route.known), *cluster.failing_over(watched.values())]
+        findings += await cluster.named(endpoints.addresses)
+        findings += [*cluster.served(settings, route.known, watched.values())]
+        findings += cluster.failing_over(watched, settings.staleness_bound_s)
         if None not in route.known:
             findings += cluster.unserved(watched.values())
         findings += await moves.findings_of(settings, addresses)
-    elif places.kind == SENTINEL:
-        views = await sentinels.views_of(places)
-        watched = {addresses[0]: sentinels.watched_by(views, places.service, addresses[0])}
-        findings += sentinels.failing_over(views, watched[addresses[0]], addresses[0])
+    elif endpoints.kind == SENTINEL:
+        views = await sentinel_views.views_of(endpoints)
+        watched = {addresses[0]: sentinel_views.watched_by(views, endpoints.service, addresses[0])}
+        findings += sentinels.failing_over(views, watched[addresses[0]], addresses[0], settings.staleness_bound_s)
     else:
-        return Deployment(str(route), primaries, findings)
-    primaries = [replace(primary, watched=watched[primary.address]) for primary in primaries]
+        watched = {}
+        findings += await names.findings_of(endpoints.template)
+    primaries = [replace(primary, watched=watched.get(primary.address, UNWATCHED)) for primary in primaries]
+    replicas = (each.address for one in watched.values() for each in one.known or () if not each.away)
+    findings += await certificates.findings_of(settings, certificates.all_of(settings, addresses, replicas))
     return Deployment(str(route), primaries, findings)
+
+
+async def _explained(settings: Settings, error: L2Unavailable) -> L2Unavailable:
+    """The error, with what certificates have to do with it."""
+    found = await certificates.findings_of(settings, certificates.all_of(settings, (), ()))
+    over = "; ".join(each.says for each in found if each.level is Severity.PROBLEM)
+    return L2Unavailable(f"{error}; {over}") if over else error
 
 
 def _primaries(route: Route) -> list[Primary]:
@@ -96,7 +111,7 @@ async def route_to(settings: Settings) -> Route:
     """The route to the namespace, with its primaries found; `L2Unavailable` if none of it is served."""
     route = route_of(settings, monotonic)
     try:
-        await route.look(monotonic())
+        await route.refresh(monotonic())
     finally:
         await route.close()
     if not any(route.known):

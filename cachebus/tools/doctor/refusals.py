@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from cachebus.tools.doctor.finding import Finding, Level
+from cachebus.tools.doctor.finding import Finding, Severity
 
 MEANINGS: Final[Mapping[str, str]] = {
     "NOREPLICAS": "too few replicas keep up; see the check named replication",
@@ -28,6 +29,35 @@ NO_ENTRY: Final = ("WRONGPASS", "NOAUTH", "NOPERM", "without any password config
 """In refusals of a server that is there, and does not let this user in."""
 
 
+@dataclass(frozen=True, slots=True)
+class NoTrust:
+    """Why the two ends of a TLS connection do not take each other, and what helps."""
+
+    means: str
+    helps: str
+
+
+_OUR_SIDE: Final = NoTrust(
+    "it is there, and its certificate is not taken: its authority is unknown here, it names another host, or it has "
+    "ended",
+    "name its authorities (ssl_ca_certs, in the URL or as CACHEBUS_SSL_CA_CERTS), and the host as its certificate does",
+)
+_ITS_SIDE: Final = NoTrust(
+    "it is there, and does not take this client: it wants a certificate that an authority of its own has signed",
+    "name certificate and key in the URL: ssl_certfile and ssl_keyfile",
+)
+_TLS: Final = (
+    (("CERTIFICATE_VERIFY_FAILED", "certificate verify failed"), _OUR_SIDE),
+    (("CERTIFICATE_REQUIRED", "certificate required", "ALERT_UNKNOWN_CA", "alert unknown ca"), _ITS_SIDE),
+    (("ALERT_BAD_CERTIFICATE", "alert bad certificate", "HANDSHAKE_FAILURE"), _ITS_SIDE),
+)
+
+
+def no_trust(refused: str) -> NoTrust | None:
+    """What certificates have to do with a refusal; None for nothing."""
+    return next((what for signs, what in _TLS if any(sign in refused for sign in signs)), None)
+
+
 def meaning_of(refused: str) -> str:
     """What a refusal means; "" where that is not known."""
     return next((meaning for sign, meaning in MEANINGS.items() if sign in refused), "")
@@ -39,7 +69,7 @@ def finding_of(refused: Sequence[str], how: str) -> Finding:
     more = "" if len(refused) == 1 else f" (and {len(refused) - 1} more)"
     return Finding(
         "operations",
-        Level.PROBLEM,
+        Severity.PROBLEM,
         f"what a node does is refused, found {how}: {refused[0]}{more}",
         "No permission is lacking" + (f": {why}." if why else "; the server says why."),
         otherwise="" if why else "look at the server's own log",

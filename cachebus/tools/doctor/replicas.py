@@ -9,7 +9,8 @@ from typing import Final
 from cachebus.errors import CacheBusError
 from cachebus.resp import Address
 from cachebus.settings import Settings
-from cachebus.tools.doctor import access, after_failover, durability, links, memory
+from cachebus.tools.doctor import access, after_failover, durability, links, memory, replication
+from cachebus.tools.doctor.asking import Asker
 from cachebus.tools.doctor.counting import (
     counted,
     disowned,
@@ -20,10 +21,11 @@ from cachebus.tools.doctor.counting import (
     replicas_said,
     unnamed,
 )
-from cachebus.tools.doctor.facts import Asker, Facts, Replica, Server, Timing, Watched, server_of, size
-from cachebus.tools.doctor.finding import ON_FAILOVER, Finding, Level, config_set, ok, unknown
-from cachebus.tools.doctor.refusals import NO_ENTRY
+from cachebus.tools.doctor.facts import Facts, Replica, Server, Timing, Watched, server_of, size
+from cachebus.tools.doctor.finding import ON_FAILOVER, Finding, Severity, config_set, ok, unknown
+from cachebus.tools.doctor.refusals import NO_ENTRY, no_trust
 from cachebus.tools.doctor.replication import LAG, WRITES, to_wait_for, within
+from cachebus.tools.doctor.some import SEVERAL, some
 
 LIKE_THE_PRIMARY: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     memory.version,
@@ -32,8 +34,11 @@ LIKE_THE_PRIMARY: Final[tuple[Callable[[Facts], Iterable[Finding]], ...]] = (
     links.buffers,
     links.idling,
     links.clients,
+    links.sizes,
     links.scripts,
     links.trimming,
+    replication.covering,
+    replication.migrating,
 )
 """Checks that are the same for a replica as for the primary."""
 
@@ -67,7 +72,7 @@ async def _replica(address: Address, settings: Settings) -> Replica:
             asker.close()
     except CacheBusError as error:
         return Replica(address, refused=str(error))
-    lacking = [each for each in access.permissions(seen, server, settings) if each.level is Level.PROBLEM]
+    lacking = [each for each in access.permissions(seen, server, settings) if each.level is Severity.PROBLEM]
     return Replica(address, server, lacking)
 
 
@@ -104,9 +109,8 @@ def _together(found: Iterable[tuple[Address, Finding]]) -> list[Finding]:
         where.setdefault(finding, []).append(str(address))
     told = []
     for finding, places in where.items():
-        at = ", ".join(places)
-        said = f"the replica{'s' if len(places) > 1 else ''} {at}: {finding.says}"
-        told.append(replace(finding, check="replicas", says=said, at=at))
+        said = f"the replica{'s' if len(places) > 1 else ''} {some(places, SEVERAL)}: {finding.says}"
+        told.append(replace(finding, check="replicas", says=said, at=some(places, SEVERAL)))
     return told
 
 
@@ -124,15 +128,25 @@ def _out_of_reach(replica: Replica, watched: Watched) -> Finding:
     if any(word in replica.refused for word in NO_ENTRY):
         return Finding(
             "replicas",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             f"this login is not let in ({replica.refused})",
             "Users do not replicate. Once it is promoted no node gets in: L2 counts as lost. Nothing stale is served.",
             otherwise="make the same user there, by ACL SETUSER with a user who may, or by the same aclfile",
         )
+    trust = no_trust(replica.refused)
+    if trust is not None:
+        return Finding(
+            "replicas",
+            Severity.PROBLEM,
+            f"nodes can't reach it ({replica.refused})",
+            f"For a node with these settings {trust.means}. Once it is promoted no node gets in: L2 counts as lost. "
+            "Nothing stale is served.",
+            otherwise=f"give it a certificate that nodes take, as the primary's; or {trust.helps}",
+        )
     who = "Those who would promote it say" if watched.kind else "The primary says"
     return Finding(
         "replicas",
-        Level.ADVICE,
+        Severity.ADVICE,
         f"out of reach ({replica.refused})",
         f"{who} that it is there. Where nodes can't reach it either, a failover to it is the loss of L2; one that is "
         "frozen counts for min-replicas-to-write until min-replicas-max-lag is over.",
@@ -154,7 +168,7 @@ def _waiting(server: Server, facts: Facts) -> Iterator[Finding]:
         commands, conf = to_wait_for(max(least, has), within(lag_s, most_lag_s))
         yield Finding(
             "replicas",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             f"it has {WRITES} {has} and {LAG} {lag_s}",
             "Settings do not replicate: once it is promoted, it goes on writing when it is cut off.",
             ON_FAILOVER,
@@ -167,13 +181,23 @@ def _like_the_primary(server: Server, facts: Facts) -> Iterator[Finding]:
     """The problems in the server's own set-up."""
     theirs = Facts(facts.settings, server, Timing([], []))
     for check in LIKE_THE_PRIMARY:
-        yield from (finding for finding in check(theirs) if finding.level not in (Level.OK, Level.UNKNOWN))
+        yield from (finding for finding in check(theirs) if finding.level not in (Severity.OK, Severity.UNKNOWN))
+    if server.info and facts.server.info and server.line != facts.server.line:
+        yield Finding(
+            "replicas",
+            Severity.ADVICE,
+            f"it is {server.name}, the primary {facts.server.name}",
+            "Once it is promoted, scripts run on another version: what it lacks is refused there, and what it does "
+            "otherwise (limits, ACLs, sharded channels) changes with the failover. A replica that is older than its "
+            "primary may not understand all that it is sent, and lose its copy.",
+            otherwise="run one version on both; while you upgrade, the replicas come first",
+        )
     has, primary_has = server.setting("maxmemory"), facts.server.setting("maxmemory")
     if has and primary_has is not None and (has < primary_has or not primary_has):
         commands, conf = config_set(maxmemory=str(primary_has))
         yield Finding(
             "replicas",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"its maxmemory is {size(has)}, the primary's {size(primary_has) if primary_has else 'without limit'}",
             "Once it is promoted it evicts, or refuses to store, what the primary had room for.",
             mend=commands,

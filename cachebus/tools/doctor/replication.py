@@ -20,7 +20,8 @@ from cachebus.tools.doctor.counting import (
     replicas_said,
 )
 from cachebus.tools.doctor.facts import Facts, KnownReplica, Watched
-from cachebus.tools.doctor.finding import G7, ON_FAILOVER, Finding, Level, config_set, ok, unknown
+from cachebus.tools.doctor.finding import G7, ON_FAILOVER, Finding, Severity, config_set, ok, unknown
+from cachebus.tools.doctor.some import SEVERAL, some
 
 WRITES, LAG = "min-replicas-to-write", "min-replicas-max-lag"
 
@@ -31,12 +32,17 @@ def role(facts: Facts) -> Iterator[Finding]:
     if info.get("role") is None:
         yield unknown("replication", facts.server.info_refused)
     elif info["role"] != "master":
+        writable = info.get("slave_read_only") == "0"
         primary = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
         yield Finding(
             "role",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             "this is a replica",
-            "It refuses writes, and so every operation of cachebus. Where replica-read-only is no, it loses them.",
+            "replica-read-only is no: it takes writes, and loses them at its next copy of the primary. No other server "
+            "sees them."
+            if writable
+            else "It refuses writes, and so every operation of cachebus.",
+            ON_FAILOVER if writable else (),
             otherwise=f"let the URL name the primary, {primary}",
         )
 
@@ -79,7 +85,7 @@ def _alone(facts: Facts) -> Finding:
     if copied and facts.watched.known is None:
         return Finding(
             "replication",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"no replica follows, and {WRITES} is 0; but something has followed since the "
             f"server's start (sync_full is {copied})",
             "A backup, or a replica: that could not be checked. If it was promoted, two primaries write: what this one "
@@ -101,7 +107,7 @@ def _too_few(said: str, good: int, count: int) -> Finding:
     printed that would let it write."""
     return Finding(
         "replication",
-        Level.PROBLEM,
+        Severity.PROBLEM,
         f"{said}, and {replicas_said(good)} {_keep(good)} up",
         "Every write is refused (NOREPLICAS): L2 counts as lost. If a replica has ever followed, it may have been "
         "promoted: then this is a primary that was deposed, and refusing is what keeps the promises. Whether one has, "
@@ -126,7 +132,7 @@ def _two_sides(facts: Facts, count: int, has: int, most_lag_s: int) -> Finding:
     obeyed, gone = there >= least, absent(facts)
     return Finding(
         "replication",
-        Level.PROBLEM,
+        Severity.PROBLEM,
         f"{replicas_said(count)}, and {WRITES} is {has}",
         (
             "A primary that was cut off goes on taking writes and renewing leases after a replica was promoted: what "
@@ -158,10 +164,10 @@ def gone(facts: Facts) -> Iterator[Finding]:
     if refused:
         yield Finding(
             "replicas away",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             f"{replicas_said(len(refused))} {_keep(len(refused))} up with this primary "
             f"and {_is(len(refused))} held for dead: "
-            f"{', '.join(f'{each.address} ({each.away})' for each in refused)}",
+            f"{some([f'{each.address} ({each.away})' for each in refused], SEVERAL)}",
             "Those who would promote it can't reach it, or are not let in: when the primary dies, nothing takes its "
             "place, and L2 counts as lost.",
             otherwise="see to it that they reach it, and can log in (SENTINEL SET NAME auth-pass, auth-user)",
@@ -169,22 +175,23 @@ def gone(facts: Facts) -> Iterator[Finding]:
     if away:
         yield Finding(
             "replicas away",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"{replicas_said(len(away))} of {len(facts.watched.known or ())} "
-            f"{_is(len(away))} away: {', '.join(f'{each.address} ({each.away})' for each in away)}",
+            f"{_is(len(away))} away: {some([f'{each.address} ({each.away})' for each in away], SEVERAL)}",
             f"They count for {WRITES} as those do that are there: one of them may come back with another primary.",
             otherwise=f"bring them back. {_forget(facts.watched, away)}".rstrip(". "),
         )
 
 
 def _forget(watched: Watched, away: Sequence[KnownReplica]) -> str:
-    lost = f"If {', '.join(str(each.address) for each in away)} never come back"
+    lost = f"If {some([each.address for each in away], SEVERAL)} never come back"
     if watched.kind == SENTINEL:
         return (
             f"{lost}: SENTINEL RESET {watched.service} at one Sentinel after the other, each when the last one knows "
             "its replicas and the others again"
         )
-    return f"{lost}: {' and '.join(f'CLUSTER FORGET {each.id}' for each in away)}, at every node within a minute"
+    commands = some([f"CLUSTER FORGET {each.id}" for each in away], SEVERAL, joined=" and ")
+    return f"{lost}: {commands}, at every node within a minute"
 
 
 def _is(count: int) -> str:
@@ -194,7 +201,7 @@ def _is(count: int) -> str:
 def _one_replica(has: int) -> Finding:
     return Finding(
         "replicas",
-        Level.ADVICE,
+        Severity.ADVICE,
         f"1 replica, and {WRITES} is {has}",
         "No promise breaks. But no failover helps either: the replica, once promoted, has none itself, and refuses "
         "every write (NOREPLICAS) until the dead server is back.",
@@ -224,7 +231,7 @@ def _lagging(facts: Facts, said: str, most_lag_s: int) -> Iterator[Finding]:
         commands, conf = config_set(min_replicas_max_lag=str(most_lag_s))
         yield Finding(
             "replication",
-            Level.PROBLEM if lag_s == 0 else Level.ADVICE,
+            Severity.PROBLEM if lag_s == 0 else Severity.ADVICE,
             f"{said}, {LAG} is {lag_s} s",
             f"0 turns {WRITES} off."
             if lag_s == 0
@@ -248,11 +255,30 @@ def migrating(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(cluster_allow_replica_migration="no")
         yield Finding(
             "replica migration",
-            Level.ADVICE,
+            Severity.ADVICE,
             "cluster-allow-replica-migration is yes",
             f"A replica may move to a primary that has lost its own; {WRITES} that was right for each is then too "
             "little for one, and too much for the other.",
             ON_FAILOVER,
+            commands,
+            conf,
+            "on every node of the Cluster, replicas too",
+        )
+
+
+def covering(facts: Facts) -> Iterator[Finding]:
+    """Check whether a server of a Cluster goes on while another one's slots have no server."""
+    info, config = facts.server.info, facts.server.config
+    if info.get("cluster_enabled") == "1" and config.get("cluster-require-full-coverage") == "yes":
+        commands, conf = config_set(cluster_require_full_coverage="no")
+        yield Finding(
+            "full coverage",
+            Severity.ADVICE,
+            "cluster-require-full-coverage is yes",
+            "While any slot has no server, as between a primary's death and the promotion of its replica, this one "
+            "refuses everything (CLUSTERDOWN): L2 counts as lost for all tenants, not for those of that slot alone. A "
+            "primary that was cut off from the others refuses everything either way.",
+            (),
             commands,
             conf,
             "on every node of the Cluster, replicas too",
@@ -276,7 +302,7 @@ def new_ids(facts: Facts) -> Iterator[Finding]:
         commands, conf = config_set(repl_backlog_ttl="0")
         yield Finding(
             "replication id",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"the last replica has left, and repl-backlog-ttl is {ttl_s} s",
             f"When that is over, the server takes another replication id, as after a failover. {first}",
             (G7,),

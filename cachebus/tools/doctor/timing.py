@@ -9,10 +9,14 @@ from typing import Final
 from cachebus.base.clock import boottime_s, monotonic, perf_counter, wall_s
 from cachebus.l2.names import ShardNames
 from cachebus.settings import Settings
-from cachebus.tools.doctor.facts import Asker, Facts, Timing
-from cachebus.tools.doctor.finding import G1, Finding, Level, ok, unknown
+from cachebus.tools.doctor.asking import Asker
+from cachebus.tools.doctor.facts import Facts, Timing
+from cachebus.tools.doctor.finding import G1, Finding, Severity, ok, unknown
 
 ROUNDS: Final = 100
+LEAST_ROUNDS: Final = 6
+LONGEST_S: Final = 2.0
+"""Over a slow link nothing is measured for longer than that, once it was measured some times."""
 CLOCK_WINDOW_S: Final = 0.4
 CLOCK_PROBES: Final = 24
 SLOW_S: Final = 0.010
@@ -27,16 +31,24 @@ return {clock[1], clock[2], server or ''}"""
 
 
 async def timed(asker: Asker, settings: Settings, rounds: int = ROUNDS, shard: int = 0) -> Timing:
-    """Measure round trips, and compare clocks. Takes about half a second."""
-    pings = [await _took_s(asker, "PING") for _ in range(rounds)]
+    """Measure round trips, and compare clocks. Takes about half a second, and some seconds at most."""
+    pings = await _rounds(asker, rounds, "PING")
     meta = ShardNames(settings.namespace, shard).meta
     reply, refused = await asker.ask("EVAL", SCRIPT, 1, meta)
     if not refused and not reply[2]:
         refused = "INFO replication names no master_replid to a script"
-    scripts = [] if refused else [await _took_s(asker, "EVAL", SCRIPT, 1, meta) for _ in range(rounds)]
+    scripts = [] if refused else await _rounds(asker, rounds, "EVAL", SCRIPT, 1, meta)
     offset_s, error_s, drift, drift_error = await _compared(asker)
     suspended_s = boottime_s() - monotonic()
     return Timing(sorted(pings), sorted(scripts), refused, offset_s, error_s, drift, drift_error, suspended_s)
+
+
+async def _rounds(asker: Asker, rounds: int, *args: str | int) -> list[float]:
+    """How long each of so many took, or of as many as there is time for."""
+    until_s, took = perf_counter() + LONGEST_S, list[float]()
+    while len(took) < rounds and (len(took) < LEAST_ROUNDS or perf_counter() < until_s):
+        took.append(await _took_s(asker, *args))
+    return took
 
 
 async def _took_s(asker: Asker, *args: str | int) -> float:
@@ -48,7 +60,8 @@ async def _took_s(asker: Asker, *args: str | int) -> float:
 async def _compared(asker: Asker) -> tuple[float, float, float, float]:
     """Offset, its error, drift, and its error. The error is half of a round trip, so the quickest one is used."""
     seen: list[tuple[float, float, float]] = []
-    for _ in range(CLOCK_PROBES):
+    until_s = perf_counter() + LONGEST_S
+    while len(seen) < CLOCK_PROBES and (len(seen) < LEAST_ROUNDS or perf_counter() < until_s):
         wall, asked_s = wall_s(), perf_counter()
         reply, refused = await asker.ask("TIME")
         took_s = perf_counter() - asked_s
@@ -57,7 +70,8 @@ async def _compared(asker: Asker) -> tuple[float, float, float, float]:
         theirs_s = int(reply[0]) + int(reply[1]) / 1e6
         seen.append((took_s / 2, theirs_s - wall - took_s / 2, asked_s))
         await asyncio.sleep(CLOCK_WINDOW_S / CLOCK_PROBES)
-    first, last = min(seen[: CLOCK_PROBES // 3]), min(seen[-CLOCK_PROBES // 3 :])
+    third = len(seen) // 3
+    first, last = min(seen[:third]), min(seen[-third:])
     apart_s = last[2] - first[2]
     best = min(seen)
     return best[1], best[0], (last[1] - first[1]) / apart_s, (first[0] + last[0]) / apart_s
@@ -74,7 +88,7 @@ def latency(facts: Facts) -> Iterator[Finding]:
     if timing.script_refused:
         yield Finding(
             "scripts",
-            Level.PROBLEM,
+            Severity.PROBLEM,
             f"a script that reads TIME and INFO is refused: {timing.script_refused}",
             "Every operation of cachebus is such a script: none succeeds.",
             otherwise="allow EVAL and EVALSHA, and TIME, INFO and HMGET in them; see the check named permissions"
@@ -95,10 +109,10 @@ def latency(facts: Facts) -> Iterator[Finding]:
             f"Longer than the probe interval ({settings.probe_interval_s:g} s) or l2_timeout_s "
             f"({settings.l2_timeout_s:g} s): leases lapse, and reads go to L2 or to the source."
         )
-        yield Finding("latency", Level.PROBLEM, said, means, otherwise=look)
+        yield Finding("latency", Severity.PROBLEM, said, means, otherwise=look)
     elif worst_s > SLOW_S:
         means = "Every miss of L1 and every invalidation takes as long."
-        yield Finding("latency", Level.ADVICE, said, means, otherwise=look)
+        yield Finding("latency", Severity.ADVICE, said, means, otherwise=look)
     else:
         yield ok("latency", said, f"Of {settings.probe_interval_s * 1000:g} ms between two probes.")
 
@@ -113,7 +127,7 @@ def forking(facts: Facts) -> Iterator[Finding]:
     if fork_us is not None and fork_us / 1e6 >= facts.settings.l2_timeout_s / 2:
         yield Finding(
             "fork",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"the last fork held the server for {fork_us / 1e6:.2f} s",
             f"With l2_timeout_s at {facts.settings.l2_timeout_s:g} s operations fail meanwhile.",
             mend=('CONFIG SET save ""', "CONFIG SET appendonly no"),
@@ -138,19 +152,19 @@ def clocks(facts: Facts) -> Iterator[Finding]:
             "staleness bound is not a second."
         )
         drift = f"the clocks drift apart by {timing.drift * 1000:+.1f} ms a second"
-        yield Finding("clock", Level.ADVICE, drift, means, (G1,), otherwise=sync)
+        yield Finding("clock", Severity.ADVICE, drift, means, (G1,), otherwise=sync)
     elif abs(timing.offset_s) > OFFSET_NOTED_S + timing.offset_error_s:
         means = (
             "No promise compares them. Records expire by the server's, so a failover to a machine with another clock "
             "moves expiries by the difference; and logs are hard to lay side by side."
         )
-        yield Finding("clock", Level.ADVICE, said, means, otherwise=sync)
+        yield Finding("clock", Severity.ADVICE, said, means, otherwise=sync)
     else:
         yield ok("clock", said, "Expiry follows the server's clock, leases this machine's monotonic one.")
     if timing.suspended_s > SUSPENDED_NOTED_S:
         yield Finding(
             "suspends",
-            Level.ADVICE,
+            Severity.ADVICE,
             f"this machine was suspended for {timing.suspended_s:.0f} s since it was started",
             "Its monotonic clock stood still. A node notices at its next probe and drops its leases; between waking "
             "up and that probe it may serve what is older than the bound.",

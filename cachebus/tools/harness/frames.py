@@ -7,7 +7,7 @@ from typing import Final
 
 _NESTED: Final = b"*>~"
 _MESSAGES: Final = (b"*3\r\n$7\r\nmessage\r\n", b"*3\r\n$8\r\nsmessage\r\n", b">3\r\n$7\r\nmessage\r\n")
-HEAD_BYTES: Final = 58
+HEADER_BYTES: Final = 58
 """The length of an event's head, checksums included."""
 SEQ_AT: Final = 27
 """The place of the lowest byte of the seq in it."""
@@ -44,9 +44,9 @@ def garbled(frame: bytes) -> bytes:
 def garbled_head(frame: bytes, dice: Random) -> bytes:
     """The message with a bit changed in the head of its event, most likely in the seq."""
     payload = _payload_bytes(frame)
-    if payload < HEAD_BYTES:
+    if payload < HEADER_BYTES:
         return frame  # it is no event
-    place = len(frame) - 2 - payload + (SEQ_AT if dice.random() < 0.7 else dice.randrange(HEAD_BYTES))
+    place = len(frame) - 2 - payload + (SEQ_AT if dice.random() < 0.7 else dice.randrange(HEADER_BYTES))
     return frame[:place] + bytes([frame[place] ^ 1 << dice.randrange(3)]) + frame[place + 1 :]
 
 

@@ -86,7 +86,7 @@ class Failed(msgspec.Struct, tag="failed", frozen=True):
     error: str
 
 
-class Said(msgspec.Struct, tag="said", frozen=True):
+class OrderDone(msgspec.Struct, tag="said", frozen=True):
     """The node has carried out an order; `text` is its answer."""
 
     node: int
@@ -94,7 +94,7 @@ class Said(msgspec.Struct, tag="said", frozen=True):
     text: str = ""
 
 
-Message = Ready | Tick | Done | Failed | Said
+Message = Ready | Tick | Done | Failed | OrderDone
 encode = msgspec.json.encode
 decode_job = msgspec.json.Decoder(Job).decode
 decode_message = msgspec.json.Decoder(Message).decode

@@ -7,9 +7,11 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, Self, cast
 
 from cachebus.resp import Address
-from cachebus.tools.harness.stream import Direction, Kind, Spoil, Stream, Way
+from cachebus.tools.harness.stream import Direction, Kind, OneWay, Spoil, Stream
 
 HOST: Final = "127.0.0.1"
+TURNS: Final = 4
+"""Of the loop, from a connection's being accepted to its end where it is refused."""
 CONNECT_S: Final = 5.0
 ALL_KINDS: Final[tuple[Kind, ...]] = ("data", "events")
 BOTH: Final[tuple[Direction, ...]] = ("up", "down")
@@ -33,8 +35,8 @@ def dialer(address: Address) -> Dial:
 class Proxy:
     """Passes bytes both ways, until told otherwise. An async context manager. Listens on loopback alone.
 
-    A connection counts as one of data, and, once it subscribes, as one of events. `hold`, `delay`, `spoil` and `garble`
-    change how bytes pass from now on. `cut` breaks connections and refuses new ones; `reset` only breaks them.
+    A connection counts as one of data, and, once it subscribes, as one of events. `hold`, `delay`, `slow`, `spoil` and
+    `garble` change how bytes pass from now on. `cut` breaks connections and refuses new ones; `reset` only breaks them.
     `restore` ends all of that. Held bytes arrive then, even those of a node that has disconnected meanwhile, as they
     may in a real network.
     """
@@ -47,7 +49,7 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._passing = asyncio.Event()
         self._passing.set()
-        self.ways: dict[tuple[Kind, Direction], Way] = {(kind, way): Way() for kind in ALL_KINDS for way in BOTH}
+        self.ways: dict[tuple[Kind, Direction], OneWay] = {(kind, way): OneWay() for kind in ALL_KINDS for way in BOTH}
         self.port = 0
 
     async def __aenter__(self) -> Self:
@@ -57,13 +59,15 @@ class Proxy:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self.cut()
         if self._server is not None:
             self._server.close()
-        self.cut()
         for task in self._tasks:
             task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
+        for _turn in range(TURNS):  # what was accepted just now comes yet, is refused, and is gone
+            await asyncio.sleep(0)
 
     def hold(self, kinds: Iterable[Kind] = ALL_KINDS, directions: Iterable[Direction] = BOTH) -> None:
         """Let no byte pass. Connections stay open, and new ones are accepted."""
@@ -78,6 +82,13 @@ class Proxy:
         """Delay bytes, each piece by `seconds()`."""
         for way in self._chosen(kinds, directions):
             way.delay = seconds
+
+    def slow(self, rate: float | None, directions: Iterable[Direction] = BOTH) -> None:
+        """Let only so many bytes a second pass, of all connections together; None: as many as come, again."""
+        for way in self._chosen(ALL_KINDS, directions):
+            way.rate, way.free_s = rate, 0.0
+        for pair in list(self._pairs):
+            pair.flush()
 
     def spoil(self, spoil: Spoil) -> None:
         """Replace each reply on a subscription, so each message, by what `spoil(reply)` returns."""
@@ -112,10 +123,9 @@ class Proxy:
         for way in self.ways.values():
             way.held, way.delay, way.spoil, way.tear = False, None, None, None
         self._passing.set()
-        for pair in list(self._pairs):
-            pair.flush()
+        self.slow(None)
 
-    def _chosen(self, kinds: Iterable[Kind], directions: Iterable[Direction]) -> list[Way]:
+    def _chosen(self, kinds: Iterable[Kind], directions: Iterable[Direction]) -> list[OneWay]:
         chosen = set(directions)
         return [self.ways[kind, direction] for kind in kinds for direction in chosen]
 
@@ -170,7 +180,7 @@ class _End(asyncio.Protocol):
 class _Pair:
     """A node's connection and the one to the server that goes with it."""
 
-    def __init__(self, ways: dict[tuple[Kind, Direction], Way], node: _End, gone: Callable[[_Pair], None]) -> None:
+    def __init__(self, ways: dict[tuple[Kind, Direction], OneWay], node: _End, gone: Callable[[_Pair], None]) -> None:
         self._ways = ways
         self._gone = gone
         self._node: _End | None = node

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol, Self
 
@@ -13,7 +13,7 @@ import msgspec
 
 import cachebus
 from cachebus.errors import ConfigError
-from cachebus.tools.harness.messages import GO, STOP, Done, Job, Message, Ready, Said, Tick, decode_message, encode
+from cachebus.tools.harness.messages import GO, STOP, Done, Job, Message, OrderDone, Ready, Tick, decode_message, encode
 
 START_S: Final = 30.0
 STOP_S: Final = 10.0
@@ -128,7 +128,7 @@ class NodeProcess:
     def _hear(self, message: Message) -> None:
         if isinstance(message, Tick):
             self._on_tick(message)
-        elif isinstance(message, Said):
+        elif isinstance(message, OrderDone):
             said = self._said.get(message.order)
             if said is not None and not said.done():
                 said.set_result(message.text)
@@ -157,7 +157,7 @@ class NodeProcess:
         return self._process
 
 
-class Fleet:
+class ProcessFleet:
     """All node processes of a run. An async context manager: entering waits until all are connected, leaving ends
     all."""
 
@@ -168,17 +168,14 @@ class Fleet:
         try:
             for node in self.nodes:
                 await node.start()
-            async with asyncio.timeout(START_S):
-                await self._all([node.ready for node in self.nodes])
-        except BaseException as error:
-            await self._end()
-            if isinstance(error, TimeoutError):
-                raise NodeCrashed(f"the nodes were not ready in {START_S:g} s") from None
+            await until_ready(self.nodes)
+        except BaseException:
+            await end_all(self.nodes)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._end()
+        await end_all(self.nodes)
 
     def go(self) -> None:
         """Have all nodes begin their load."""
@@ -197,24 +194,42 @@ class Fleet:
         """Have all nodes stop; returns their last figures. `NodeCrashed` for a node that does not stop."""
         for node in self.nodes:
             node.order(STOP)
-        try:
-            async with asyncio.timeout(STOP_S):
-                await self._all([node.done for node in self.nodes])
-        except TimeoutError:
-            late = ", ".join(str(node.job.node) for node in self.nodes if not node.done.done())
-            raise NodeCrashed(f"node {late} did not stop in {STOP_S:g} s") from None
-        return [node.done.result() for node in self.nodes]
+        return await until_stopped(self.nodes)
 
-    @staticmethod
-    async def _all(futures: Sequence[asyncio.Future[Any]]) -> None:
-        # Not gather: that would cancel futures which are awaited elsewhere, too.
-        ended, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
-        for future in ended:
-            future.result()
-        assert not pending
 
-    async def _end(self) -> None:
-        await asyncio.gather(*(node.end() for node in self.nodes))
+async def until_ready(nodes: Sequence[NodeProcess]) -> None:
+    """Return when these are connected; `NodeCrashed` where one is not in time, and what one that gives up says."""
+    try:
+        async with asyncio.timeout(START_S):
+            await _all([node.ready for node in nodes])
+    except TimeoutError:
+        raise NodeCrashed(f"the nodes were not ready in {START_S:g} s") from None
+
+
+async def until_stopped(nodes: Sequence[NodeProcess]) -> list[Tick]:
+    """The last figures of these, once all have stopped as they were told; `NodeCrashed`."""
+    try:
+        async with asyncio.timeout(STOP_S):
+            await _all([node.done for node in nodes])
+    except TimeoutError:
+        late = ", ".join(str(node.job.node) for node in nodes if not node.done.done())
+        raise NodeCrashed(f"node {late} did not stop in {STOP_S:g} s") from None
+    return [node.done.result() for node in nodes]
+
+
+async def end_all(nodes: Iterable[NodeProcess]) -> None:
+    """End these at once."""
+    await asyncio.gather(*(node.end() for node in nodes))
+
+
+async def _all(futures: Sequence[asyncio.Future[Any]]) -> None:
+    if not futures:
+        return
+    # Not gather: that would cancel futures which are awaited elsewhere, too.
+    ended, pending = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+    for future in ended:
+        future.result()
+    assert not pending
 
 
 def _environment() -> dict[str, str]:

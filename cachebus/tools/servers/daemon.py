@@ -21,7 +21,7 @@ from cachebus.errors import ConfigError
 from cachebus.tools.servers.child import end, spawn
 
 HOST: Final = "127.0.0.1"
-PORTS: Final = (11_000, 22_000)
+PORTS: Final = (11_000, 21_000)
 POLL_S: Final = 0.01
 ASK_TIMEOUT_S: Final = 2.0
 LOG_TAIL_LINES: Final = 12
@@ -33,7 +33,7 @@ def free_port(owner: object | None = None) -> int:
 
     It lies below the range from which the system takes ports for outgoing connections. In that range, a client that
     keeps trying to reach a stopped server may get that very port, connect to itself, and block the server's return. The
-    upper end leaves room for port + 10000, which a Cluster node uses too.
+    upper end leaves room for port + 10000, which a Cluster node uses too: those lie above all others.
     """
     rng = SystemRandom()  # a test that seeds `random` must not give two servers one port
     while True:
@@ -105,16 +105,20 @@ class Daemon(ABC):
         except BaseException:
             self._remove_directory()
             raise
-        self._process = process = spawn(
-            self._command(), log=self.directory / "server.log", env=self._environment(), user=self._user()
-        )
-        self._end = weakref.finalize(self, end, process, None if self._given else self._directory)
-        try:
-            self._until_it_answers(process)
-        except BaseException:
-            self.stop()
-            raise
-        return self
+        deadline = monotonic() + self.START_TIMEOUT_S
+        while True:
+            self._process = process = spawn(
+                self._command(), log=self.directory / "server.log", env=self._environment(), user=self._user()
+            )
+            self._end = weakref.finalize(self, end, process, None if self._given else self._directory)
+            try:
+                self._until_it_answers(process)
+            except BaseException:
+                if not self.running and self._was_too_early() and monotonic() < deadline:
+                    continue
+                self.stop()
+                raise
+            return self
 
     def stop(self) -> None:
         """End it, and remove its directory if that was its own. Nothing happens if it does not run."""
@@ -168,6 +172,10 @@ class Daemon(ABC):
 
     def _prepare(self) -> None:  # noqa: B027 -- most servers find all they need
         """Write the files that it needs into its directory."""
+
+    def _was_too_early(self) -> bool:
+        """Whether it ended because something of the server that was killed before still lives."""
+        return False
 
     def _place(self) -> Path | None:
         """The folder in which a new directory is made; None: the system's default."""

@@ -109,17 +109,22 @@ class OrdinaryDaemon(Daemon):
         )
         if tried is not None and tried.returncode == 0:
             return programs
-        copy = self.directory / "programs"
+        # As they lie: programs of a wheel look for its libraries beside the package, by the way from their own folder.
+        copy, package = self.directory / "programs", programs.parents[1]
+        libraries = package.with_name(f"{package.name}.libs")
+        here = Path(package.name, programs.parent.name)
         if not copy.exists():
             with tempfile.TemporaryDirectory(dir=self.directory) as folder:
                 made = Path(folder, "programs")
                 for part in (programs.name, *self.parts):
-                    shutil.copytree(programs.parent / part, made / part, copy_function=_link, symlinks=True)
+                    shutil.copytree(programs.parent / part, made / here / part, copy_function=_link, symlinks=True)
+                if libraries.is_dir():
+                    shutil.copytree(libraries, made / libraries.name, copy_function=_link, symlinks=True)
                 made.rename(copy)
             for path in (copy, *copy.rglob("*")):
                 if path.is_dir():
                     path.chmod(0o755)
-        return copy / programs.name
+        return copy / here / programs.name
 
 
 def _may_enter(folder: Path, user: int) -> bool:

@@ -80,6 +80,10 @@ class PostgresServer(OrdinaryDaemon):
     def _quit_signal(self) -> signal.Signals:
         return signal.SIGINT  # the "fast" shutdown: it ends sessions, and writes everything
 
+    def _was_too_early(self) -> bool:
+        """Its sessions have processes of their own, which see a moment later that it was killed."""
+        return "pre-existing shared memory block" in self.log_tail()
+
     def _answers(self) -> bool:
         """Whether it answers a start-up packet by an authentication message ("R")."""
         parameters = b"".join(part.encode() + b"\0" for part in ("user", SUPERUSER, "database", "postgres")) + b"\0"

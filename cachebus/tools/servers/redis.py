@@ -6,14 +6,25 @@ however that process ends.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
 from cachebus.tools.servers.daemon import HOST, Daemon, free_port
 from cachebus.tools.servers.redis_binaries import MISSING, Origin, ServerBinary, best_server, find_servers
 
-__all__ = ["HOST", "MISSING", "EmbeddedServer", "Origin", "ServerBinary", "best_server", "find_servers", "free_port"]
+__all__ = [
+    "HOST",
+    "MISSING",
+    "EmbeddedServer",
+    "Origin",
+    "ServerBinary",
+    "best_server",
+    "find_servers",
+    "free_port",
+    "instead_of",
+]
 
 
 class EmbeddedServer(Daemon):
@@ -88,6 +99,18 @@ class EmbeddedServer(Daemon):
             return self.command("PING") == "+PONG"  # while it loads its data it answers -LOADING
         except OSError:
             return False
+
+
+@contextmanager
+def instead_of(gone: EmbeddedServer, *conf: str) -> Iterator[EmbeddedServer]:
+    """An empty server at the address of one, which is killed, and does not come back by itself. `conf`: lines of its
+    configuration file."""
+    gone.kill()
+    server = EmbeddedServer(gone.binary, port=gone.port, conf=conf)
+    try:
+        yield server.start()
+    finally:
+        server.stop()
 
 
 def _packed(*args: str) -> bytes:

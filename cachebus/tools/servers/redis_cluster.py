@@ -10,7 +10,7 @@ from cachebus.errors import L2Unavailable
 from cachebus.resp import slot_of
 from cachebus.resp.cluster_map import SLOTS
 from cachebus.tools.servers.redis import HOST, EmbeddedServer, ServerBinary
-from cachebus.tools.servers.redis_group import Front, Group, ask, facts_of
+from cachebus.tools.servers.redis_group import Front, ServerGroup, ask, facts_of
 
 NODE_TIMEOUT_MS: Final = 1_000
 """After so long without an answer a node is held for dead."""
@@ -18,7 +18,7 @@ BUS: Final = 10_000
 """So far behind a node's port is that of its bus."""
 
 
-class ClusterGroup(Group):
+class ClusterGroup(ServerGroup):
     """A Cluster of so many primaries, each with so many replicas. `min_replicas`: as of a `SentinelGroup`."""
 
     def __init__(

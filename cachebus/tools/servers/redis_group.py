@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, Self
 
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.resp import Connection, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary, best_server, free_port
@@ -22,9 +23,7 @@ _QUICK: Final = ("repl-diskless-sync-delay 0", "repl-ping-replica-period 1", "re
 
 async def ask(server: EmbeddedServer, *command: str | int) -> Any:
     """One command over a connection of its own; `L2Unavailable`."""
-    connection = await Connection.open(
-        parse_address(server.url), timeout_s=TIMEOUT_S, connect_timeout_s=TIMEOUT_S, clock=monotonic
-    )
+    connection = await Connection.open(parse_address(server.url), Patience(TIMEOUT_S, TIMEOUT_S, monotonic))
     try:
         return await connection.call(*command)
     finally:
@@ -37,7 +36,7 @@ async def facts_of(server: EmbeddedServer, *command: str) -> dict[str, str]:
     return dict(line.partition(":")[::2] for line in lines if ":" in line)
 
 
-class Group(ABC):
+class ServerGroup(ABC):
     """Servers that are started and stopped together; an async context manager.
 
     `front`: puts something before each server that holds data, by which its clients and the other servers come.

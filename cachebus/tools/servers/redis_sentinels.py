@@ -7,14 +7,14 @@ from typing import Final
 
 from cachebus.errors import L2Unavailable
 from cachebus.tools.servers.redis import HOST, EmbeddedServer, ServerBinary
-from cachebus.tools.servers.redis_group import Front, Group, ask, facts_of
+from cachebus.tools.servers.redis_group import Front, ServerGroup, ask, facts_of
 
 SERVICE: Final = "mymaster"
 DOWN_MS: Final = 500
 """After so long without an answer Sentinels hold a primary for dead."""
 
 
-class SentinelGroup(Group):
+class SentinelGroup(ServerGroup):
     """A primary, replicas and Sentinels.
 
     `min_replicas`: how many replicas must have confirmed within a second for the primary to take writes.
@@ -90,6 +90,8 @@ class SentinelGroup(Group):
         for sentinel in self.sentinels:
             if sentinel.running:
                 place = await ask(sentinel, "SENTINEL", "get-master-addr-by-name", SERVICE)
+                if place is None:  # it has just begun, and knows nothing yet
+                    continue
                 (server,) = [server for server in self.data if self.place(server) == int(place[1])]
                 if server is not but and server.running and (await ask(server, "ROLE"))[0] == b"master":
                     return server

@@ -14,7 +14,7 @@ from cachebus.tools.verify.target.testbed import Fault
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class VerifyPlan:
     """The choices. Times in seconds."""
 
     seed: int
@@ -55,7 +55,7 @@ def make_plan(
     write_rate: float | None,
     kind: str = ALONE,
     bus: str = REDIS,
-) -> Plan:
+) -> VerifyPlan:
     """The plan of these choices, with defaults filled in; `ConfigError` for choices that can't be."""
     if kind not in KINDS:
         raise ConfigError(f"kind is {', '.join(KINDS[:-1])} or {KINDS[-1]}, not {kind!r}")
@@ -72,7 +72,7 @@ def make_plan(
         if not LEAST[name] <= number <= MOST.get(name, inf):
             most = f" and at most {MOST[name]:g}" if name in MOST else ""
             raise ConfigError(f"{name} must be at least {LEAST[name]:g}{most}, not {number}")
-    return Plan(
+    return VerifyPlan(
         seed=secrets.randbelow(1 << 31) if seed is None else seed,
         faults=faults,
         nodes=nodes,

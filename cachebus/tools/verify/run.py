@@ -20,12 +20,12 @@ from cachebus.tools.verify.checker.verdict import Verdict
 from cachebus.tools.verify.fleet import messages, source_of_truth
 from cachebus.tools.verify.fleet.data_types import LOAD_S
 from cachebus.tools.verify.fleet.history_log import all_records
-from cachebus.tools.verify.fleet.items import CACHES, Item, keys_of, make_items
-from cachebus.tools.verify.fleet.messages import Job
-from cachebus.tools.verify.fleet.processes import Fleet
+from cachebus.tools.verify.fleet.items import CACHES, SourceItem, keys_of, make_items
+from cachebus.tools.verify.fleet.messages import VerifyJob
+from cachebus.tools.verify.fleet.processes import FleetUnderTest
 from cachebus.tools.verify.fleet.setup import bound_of
 from cachebus.tools.verify.nemesis.faults import FAULTS, possible, schedule
-from cachebus.tools.verify.plan import Plan
+from cachebus.tools.verify.plan import VerifyPlan
 from cachebus.tools.verify.target.broker import Broker, started_broker
 from cachebus.tools.verify.target.group_watch import BY_ITSELF, GroupWatch
 from cachebus.tools.verify.target.node_proxies import NodeProxies, NodeProxy
@@ -39,7 +39,7 @@ SLACK_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class RunProgress:
     """How far a run is."""
 
     elapsed_s: float
@@ -52,13 +52,13 @@ class Progress:
     """What is done after the load has ended."""
 
 
-class Listener:
+class RunListener:
     """Is told of a run while it lasts. This one ignores it."""
 
     def say(self, line: str) -> None:
         """A line to keep."""
 
-    def show(self, progress: Progress) -> None:
+    def show(self, progress: RunProgress) -> None:
         """The progress, which replaces what was shown before."""
 
 
@@ -66,9 +66,9 @@ class Listener:
 class Run:
     """One run of a plan."""
 
-    plan: Plan
-    listener: Listener = field(default_factory=Listener)
-    items: list[Item] = field(init=False)
+    plan: VerifyPlan
+    listener: RunListener = field(default_factory=RunListener)
+    items: list[SourceItem] = field(init=False)
 
     def __post_init__(self) -> None:
         self.items = make_items(CACHES if self.plan.url is None else 1)  # the user's server sees one namespace alone
@@ -99,7 +99,9 @@ class Run:
                 proxy: NodeProxy = NodeProxies(server.dials) if server.dial is None else Proxy(server.dial)
                 proxies[node] = await stack.enter_async_context(proxy)
             broker = await stack.enter_async_context(started_broker(plan.nodes)) if plan.bus == KAFKA else None
-            fleet = await stack.enter_async_context(Fleet(self._jobs(server, proxies, directory, broker), plan.nodes))
+            fleet = await stack.enter_async_context(
+                FleetUnderTest(self._jobs(server, proxies, directory, broker), plan.nodes)
+            )
             testbed = Testbed(self.largest_bound_s, server, proxies, fleet, broker)
             watch = None if server.group is None else await stack.enter_async_context(GroupWatch(server.group))
             await self._under_load(testbed)
@@ -129,13 +131,13 @@ class Run:
 
     def _jobs(
         self, server: ServerUnderTest, proxies: dict[int, NodeProxy], directory: Path, broker: Broker | None
-    ) -> Callable[[int, int], Job]:
+    ) -> Callable[[int, int], VerifyJob]:
         plan = self.plan
 
-        def job_of(node: int, life: int) -> Job:
+        def job_of(node: int, life: int) -> VerifyJob:
             proxy = proxies[node]
             url = server.url(None if isinstance(proxy, NodeProxies) else proxy.port)
-            return Job(
+            return VerifyJob(
                 node=node,
                 life=life,
                 nodes=plan.nodes,
@@ -220,7 +222,7 @@ class Run:
         return states
 
     async def _held_leases(self, testbed: Testbed) -> int:
-        """How many leases of loads are still held, after the time in which any load must have ended."""
+        """How many fill leases are still held, after the time in which any load must have ended."""
         machine, until_s = testbed.server.machine, monotonic() + LONGEST_LOAD_S
         if machine is None:
             return 0
@@ -232,4 +234,6 @@ class Run:
         ticks = [life.tick for life in testbed.fleet.lives if life.tick is not None]
         reads, writes = sum(tick.accesses for tick in ticks), sum(tick.writes for tick in ticks)
         under_way = tuple(testbed.under_way)
-        self.listener.show(Progress(elapsed_s, self.plan.seconds, reads, writes, len(testbed.done), under_way, doing))
+        self.listener.show(
+            RunProgress(elapsed_s, self.plan.seconds, reads, writes, len(testbed.done), under_way, doing)
+        )

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 Op = Literal["insert", "update", "delete", "truncate"]
 OPS: Final[tuple[Op, ...]] = ("insert", "update", "delete", "truncate")
 Row = Mapping[str, Any]
+LONGEST_KEPT: Final = 8192
+"""Characters of a value in a dead letter. No name is as long, and a letter of hundreds of MB could be kept nowhere."""
 
 
 class OtherText(str):
@@ -80,13 +82,14 @@ class RowChange(NamedTuple):
         return any(name not in self.old or self.old[name] != self.new[name] for name in columns if name in self.new)
 
     def payload(self) -> bytes:
-        """The change as JSON, for a dead letter; `parse_change` reads it."""
+        """The change as JSON, for a dead letter; `parse_change` reads it. Of values that are too long for any name only
+        their length is told: an old one is left out, so that it counts as changed."""
         found = {
             "op": self.op,
             "schema": self.schema,
             "table": self.table,
             "new": _plain(self.new),
-            "old": _plain(self.old),
+            "old": _plain(self.old and {name: value for name, value in self.old.items() if not _is_long(value)}),
             "position": self.position,
             "committed_at_s": self.committed_at_s,
         }
@@ -95,9 +98,17 @@ class RowChange(NamedTuple):
 
 def _plain(row: Row | None) -> dict[str, Any] | None:
     """The row for JSON, in which `OtherText` stays distinct from text."""
-    if row is None:
-        return None
-    return {name: {"text": str(value)} if isinstance(value, OtherText) else value for name, value in row.items()}
+    return None if row is None else {name: _as_json(value) for name, value in row.items()}
+
+
+def _as_json(value: Any) -> Any:
+    if _is_long(value):
+        return {"text": f"({len(value)} characters are left out)"}
+    return {"text": str(value)} if isinstance(value, OtherText) else value
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, str) and len(value) > LONGEST_KEPT
 
 
 class _Plain(BaseModel):

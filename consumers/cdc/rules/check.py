@@ -8,24 +8,32 @@ from pathlib import Path
 from cachebus.cascade import CascadeTable
 from cachebus.consumers.cdc.rules.change import RowChange, UnusableChange, parse_change
 from cachebus.consumers.cdc.rules.router import Router
-from cachebus.consumers.cdc.rules.rules import Rules, load_rules
+from cachebus.consumers.cdc.rules.rules import RuleFile, load_rules
 from cachebus.consumers.cdc.topics.debezium import is_envelope, parse_envelope
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.keys.key import Keyspace
 from cachebus.keys.plan import Planner
-from cachebus.producers.command import Command, Invalidate, InvalidateScope, InvalidateTags, Resource
+from cachebus.producers.command import (
+    Command,
+    Invalidate,
+    InvalidateAllTenants,
+    InvalidateScope,
+    InvalidateTags,
+    Resource,
+)
 
 
 def checked(rules: Path, sample: Path | None = None) -> str:
     """The report on a rules file, and on what it does with a sample, as text; `ConfigError` if either is wrong."""
     loaded = load_rules(rules)
-    lines = [f"{rules}: {len(loaded.rule)} rules, {len(loaded.cascade)} cascades, {len(loaded.tenants)} tenants"]
+    tenants = f", {len(loaded.tenants)} tenants" if loaded.tenants else ""
+    lines = [f"{rules}: {len(loaded.rule)} rules, {len(loaded.cascade)} cascades{tenants}"]
     if sample is not None:
         lines += _of_sample(loaded, sample)
     return "".join(f"{line}\n" for line in lines)
 
 
-def _of_sample(rules: Rules, sample: Path) -> Iterator[str]:
+def _of_sample(rules: RuleFile, sample: Path) -> Iterator[str]:
     try:
         data = sample.read_bytes()
         envelope = is_envelope(data)
@@ -43,7 +51,7 @@ def _of_sample(rules: Rules, sample: Path) -> Iterator[str]:
         raise ConfigError(f"{sample}: it would be a dead letter: {error}") from None
 
 
-def _invalidated(rules: Rules, change: RowChange) -> Iterator[str]:
+def _invalidated(rules: RuleFile, change: RowChange) -> Iterator[str]:
     router = Router(rules)
     commands, problems = router.meaning(change)
     if problems and not commands:
@@ -72,6 +80,8 @@ def describe(command: Command) -> str:
     if isinstance(command, Resource):
         command = command.command()
     tenant = "" if command.tenant_id is None else f" of tenant {command.tenant_id!r}"
+    if isinstance(command, InvalidateAllTenants):
+        return ("everything" if command.data_type is None else f"all of {command.data_type!r}") + " of all tenants"
     if isinstance(command, InvalidateTags):
         return f"the tags {', '.join(map(repr, command.tags))}{tenant}"
     ids = {"agent": command.agent_id, "conversation": command.conversation_id, "collection": command.collection_id}

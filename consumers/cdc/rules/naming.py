@@ -9,7 +9,7 @@ from typing import Any, Final
 from cachebus.base.choices import ContextMatch
 from cachebus.consumers.cdc.rules.change import Row, RowChange, UnusableChange
 from cachebus.consumers.cdc.rules.rules import CONTEXTS, RelatedRule, Rule, ScopeRule, _InContext
-from cachebus.consumers.cdc.rules.template import Template
+from cachebus.consumers.cdc.rules.template import RowTemplate
 from cachebus.consumers.worker.source import NOTHING, Meaning
 from cachebus.producers.command import (
     Command,
@@ -26,7 +26,7 @@ MOVE: Final = ("delete", "insert")
 """What a row's move to another partition is told as."""
 
 
-class Naming:
+class RuleNaming:
     """What a rule names, with all that no row changes looked up once."""
 
     def __init__(self, rule: Rule, truncated: Sequence[Command] = ()) -> None:
@@ -44,7 +44,7 @@ class Naming:
         """Whether any row that is written names its resource, and nothing else."""
         self.match: ContextMatch = "all" if rule.every_context else "exact"
 
-    def with_moves(self) -> Naming:
+    def with_moves(self) -> RuleNaming:
         """The same for a partitioned table. An update that moves a row there is told as a delete and an insert, so for
         a rule of updates these count, too."""
         if "update" not in self._operations or self._operations.issuperset(MOVE):
@@ -156,7 +156,7 @@ def _resource(rule: Rule, row: Row, tenant: dict[str, Any], related: Sequence[Re
     return [InvalidateCoordinated(op="coordinated", **tenant, **first.given(), related=tuple(others))]
 
 
-def _tag(tag: Template, row: Row, tenant: dict[str, Any]) -> list[Command]:
+def _tag(tag: RowTemplate, row: Row, tenant: dict[str, Any]) -> list[Command]:
     name = tag.fill(row)
     return [] if name is None else [InvalidateTags(op="tags", tags=(name,), **tenant)]
 

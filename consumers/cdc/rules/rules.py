@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,7 +14,7 @@ from cachebus.base.ids import check_part
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.consumers.cdc.rules.change import OPS, Op
 from cachebus.consumers.cdc.rules.lines import Lines
-from cachebus.consumers.cdc.rules.template import Template
+from cachebus.consumers.cdc.rules.template import RowTemplate
 from cachebus.consumers.worker.cascades import CascadeRule
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.keys.key import SYSTEM
@@ -27,16 +28,16 @@ class _Model(BaseModel):
 
 
 class _InContext(_Model):
-    agent_id: Template | None = None
-    conversation_id: Template | None = None
-    collection_id: Template | None = None
+    agent_id: RowTemplate | None = None
+    conversation_id: RowTemplate | None = None
+    collection_id: RowTemplate | None = None
 
     @property
-    def contexts(self) -> tuple[Template | None, Template | None, Template | None]:
+    def contexts(self) -> tuple[RowTemplate | None, RowTemplate | None, RowTemplate | None]:
         """Templates of the context ids."""
         return self.agent_id, self.conversation_id, self.collection_id
 
-    def templates(self) -> Iterator[Template]:
+    def templates(self) -> Iterator[RowTemplate]:
         """All templates in it."""
         return (template for template in self.contexts if template is not None)
 
@@ -58,9 +59,9 @@ class RelatedRule(_InContext):
     """Another resource that is invalidated with a row, in the same step."""
 
     data_type: Text = Field(min_length=1)
-    resource_id: Template
+    resource_id: RowTemplate
 
-    def templates(self) -> Iterator[Template]:
+    def templates(self) -> Iterator[RowTemplate]:
         """All templates in it."""
         yield from super().templates()
         yield self.resource_id
@@ -72,8 +73,8 @@ class Rule(_InContext):
     table: Text = Field(pattern=r"^[^.]+\.[^.]+$")
     """Schema and table, as in "shop.orders"; "*" stands for any text in either."""
     data_type: Text = Field(min_length=1)
-    resource_id: Template
-    tenant_id: Template | None = None
+    resource_id: RowTemplate
+    tenant_id: RowTemplate | None = None
     every_context: bool = False
     """Whether the resource is invalidated in every context, too."""
     operations: tuple[Op, ...] = Field(OPS, min_length=1)
@@ -81,14 +82,13 @@ class Rule(_InContext):
     """Updates count only if they change one of these columns, or one that a template needs."""
     replica_identity: Literal["full"] | None = None
     """"full": the table has REPLICA IDENTITY FULL, so old rows are complete. Otherwise only their key is used."""
-    tags: tuple[Template, ...] = ()
+    tags: tuple[RowTemplate, ...] = ()
     scopes: tuple[ScopeRule, ...] = ()
     related: tuple[RelatedRule, ...] = ()
-    on_truncate: tuple[Text, ...] | Literal["all", "ignore"] | None = None
-    """What a truncate invalidates: the caches of these tenants, of "all" that the file names, or, with "ignore",
-    none."""
+    on_truncate: tuple[Text, ...] | Literal["all", "ignore"] = "all"
+    """What a truncate invalidates: the caches of these tenants, of "all", or, with "ignore", none."""
 
-    def templates(self) -> Iterator[Template]:
+    def templates(self) -> Iterator[RowTemplate]:
         """All templates in it."""
         yield from super().templates()
         yield self.resource_id
@@ -98,7 +98,7 @@ class Rule(_InContext):
         for part in (*self.scopes, *self.related):
             yield from part.templates()
 
-    @property
+    @cached_property
     def columns(self) -> frozenset[str]:
         """The columns that its templates need."""
         return frozenset[str]().union(*(template.columns for template in self.templates()))
@@ -122,13 +122,8 @@ class Rule(_InContext):
             raise _at("resource_id", 'is "*": write a whole scope as scopes = [{ data_type = "..." }]')
         if self.every_context and any(self.contexts):
             raise _at("every_context", "is for a rule without context ids")
-        if "truncate" in self.operations and self.on_truncate is None and self.needs_tenants:
-            raise _at(
-                "on_truncate",
-                'is missing: a truncate names no rows, so say whose caches it touches: ["acme", ...], "all" '
-                '(the tenants at the head of the file), or "ignore"',
-            )
-        if "truncate" not in self.operations and self.on_truncate not in (None, "ignore"):
+        given = "on_truncate" in self.model_fields_set
+        if given and "truncate" not in self.operations and self.on_truncate != "ignore":
             raise _at("on_truncate", 'is given, but "truncate" is not among the operations')
         return self
 
@@ -146,8 +141,12 @@ def _at(field: str, problem: str) -> ValueError:
     return _Field(f"{field}: {problem}")
 
 
-class Rules(_Model):
-    """A whole file: rules, cascades, and the tenants for truncates and missed changes."""
+MANY_TENANTS = 1_000
+
+
+class RuleFile(_Model):
+    """A whole file: rules, cascades, and the tenants whose caches a truncate and missed changes may touch, where those
+    are few and no more will come; by default all."""
 
     rule: tuple[Rule, ...] = Field(min_length=1)
     cascade: tuple[CascadeRule, ...] = ()
@@ -156,7 +155,9 @@ class Rules(_Model):
     @field_validator("tenants")
     @classmethod
     def _valid_ids(cls, tenants: tuple[str, ...]) -> tuple[str, ...]:
-        """Check that each is a valid tenant id."""
+        """Check that each is a valid tenant id, and that they are few."""
+        if len(tenants) > MANY_TENANTS:
+            raise ValueError(f"are more than {MANY_TENANTS}: leave them out, and all tenants are meant")
         for tenant in tenants:
             try:
                 check_part("tenant_id", tenant)
@@ -170,7 +171,7 @@ class Rules(_Model):
         return tuple(rule.cascade() for rule in self.cascade)
 
 
-def load_rules(path: Path) -> Rules:
+def load_rules(path: Path) -> RuleFile:
     """The rules of a TOML file; `ConfigError` names the file, the line and the field of all that is wrong."""
     try:
         text = path.read_text(encoding="utf-8")
@@ -182,7 +183,7 @@ def load_rules(path: Path) -> Rules:
         raise ConfigError("; ".join(f"{path}:{problem}" for problem in str(error).split("\n"))) from None
 
 
-def parse_rules(text: str) -> Rules:
+def parse_rules(text: str) -> RuleFile:
     """The rules in this TOML; `ConfigError` has a line for each problem: "7: rule 2: tenant_id: is missing"."""
     try:
         found = tomllib.loads(text)
@@ -190,7 +191,7 @@ def parse_rules(text: str) -> Rules:
         raise ConfigError(f" {error}") from None
     lines = Lines(text)
     try:
-        rules = Rules.model_validate(found)
+        rules = RuleFile.model_validate(found)
     except ValidationError as error:
         told = [_describe(problem, lines) for problem in error.errors() if not _follows(problem, found)]
         raise ConfigError("\n".join(dict.fromkeys(told))) from None
@@ -233,7 +234,7 @@ def _line(where: Sequence[str | int], lines: Lines, message: str) -> str:
     return f"{number or 1}: {place} {message}".replace("  ", " ")
 
 
-def _wrong_cascades(rules: Rules, lines: Lines) -> Iterator[str]:
+def _wrong_cascades(rules: RuleFile, lines: Lines) -> Iterator[str]:
     table = CascadeTable()
     for at, rule in enumerate(rules.cascade):
         try:
@@ -242,14 +243,12 @@ def _wrong_cascades(rules: Rules, lines: Lines) -> Iterator[str]:
             yield _line(["cascade", at], lines, str(error))
 
 
-def _wrong_plans(rules: Rules, lines: Lines) -> Iterator[str]:
+def _wrong_plans(rules: RuleFile, lines: Lines) -> Iterator[str]:
     """Rules whose commands would be wrong for every row: found by trying a row."""
     from cachebus.consumers.cdc.rules.router import Router
 
     router = Router(rules)
     for at, rule in enumerate(rules.rule):
-        if rule.on_truncate == "all" and not rules.tenants and rule.needs_tenants:
-            yield _line(["rule", at, "on_truncate"], lines, 'is "all", but the file has no tenants = [...] at its head')
         try:
             router.try_out(rule)
         except (InvalidKey, ValueError) as error:

@@ -13,8 +13,8 @@ from cachebus.consumers.cdc.rules.change import OddText, Row, UnusableChange
 from cachebus.errors import ConfigError
 
 
-class Template:
-    """`Template("doc:{id}")`: `{id}` stands for the row's column `id`. `ValueError` for a text that is no template.
+class RowTemplate:
+    """`RowTemplate("doc:{id}")`: `{id}` stands for the row's column `id`. `ValueError` for a text that is no template.
 
     It is filled in like the library's own templates. Only text and integers can be part of a name: each source writes
     other values in its own way.
@@ -50,7 +50,7 @@ class Template:
         return self._template.fill(values)
 
     def __repr__(self) -> str:
-        return f"Template({self.text!r})"
+        return f"RowTemplate({self.text!r})"
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:

@@ -4,33 +4,33 @@ it."""
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from pydantic import SecretStr
 
-from cachebus.consumers.cdc.rules.router import Place, Router
+from cachebus.consumers.cdc.rules.router import Place
 from cachebus.consumers.cdc.rules.rules import Rule
-from cachebus.consumers.cdc.slot.pgoutput import FIRST_OWN_TYPE, nameable
+from cachebus.consumers.cdc.slot.identity import (
+    IDENTIFIED,
+    IN_KEY,
+    KEY,
+    PRIMARY_KEY,
+    STORED,
+    UNTOLD,
+    VIRTUAL,
+    known_as,
+    quoted,
+)
+from cachebus.consumers.cdc.slot.pgoutput import FIRST_OWN_TYPE
 from cachebus.consumers.cdc.slot.storage import OWN_TABLES
 from cachebus.consumers.worker.partitions import tree_of
-from cachebus.consumers.worker.source import Finding
 from cachebus.errors import ConfigError
 
 if TYPE_CHECKING:
     import asyncpg
 
-KEY: Final = """i.indisvalid AND i.indimmediate
-  AND CASE c.relreplident WHEN 'i' THEN i.indisreplident WHEN 'd' THEN i.indisprimary ELSE false END"""
-"""SQL: whether an index of a table `c` identifies old rows. A deferrable index does not."""
-IN_KEY: Final = "a.attnum = ANY ((i.indkey::int2[])[0:i.indnkeyatts - 1])"
-"""SQL: whether a column is told of them. Those that the index only includes are not."""
-IDENTIFIED: Final = f"""
-(c.relreplident = 'f' OR EXISTS (SELECT FROM pg_index i WHERE i.indrelid = c.oid AND {KEY}))
-"""
-"""SQL: whether a table `c` allows updates and deletes once it is published."""
 TABLES: Final = f"""
 WITH RECURSIVE kin AS (
   SELECT i.inhrelid AS child, i.inhparent AS ancestor
@@ -38,13 +38,19 @@ WITH RECURSIVE kin AS (
   UNION SELECT i.inhrelid, kin.ancestor FROM kin JOIN pg_inherits i ON i.inhparent = kin.child)
 SELECT c.oid::bigint, n.nspname AS schema, c.relname AS name, c.relreplident::text AS identity,
        c.relkind = 'p' AS partitioned, c.relkind = 'f' AS is_foreign, c.relpersistence = 'u' AS is_unlogged,
+       c.relfilenode || '/' || c.xmin AS version,
        {IDENTIFIED} AND (c.relkind <> 'p' OR EXISTS (
          SELECT FROM pg_index i WHERE i.indrelid = c.oid AND i.indisprimary AND i.indimmediate)) AS identified,
+       {UNTOLD} AS untold, {PRIMARY_KEY} AS primary_key,
        array(SELECT ancestor::bigint FROM kin WHERE child = c.oid) AS ancestors,
        md5(string_agg(a.attnum || ' ' || a.xmin, ',' ORDER BY a.attnum)) AS definition,
        array_agg(a.attname::text ORDER BY a.attnum) AS columns,
-       array_agg(CASE WHEN t.typtype = 'd' THEN t.typbasetype ELSE a.atttypid END ORDER BY a.attnum) AS types,
-       array_agg(a.attgenerated <> '' ORDER BY a.attnum) AS generated,
+       array_agg(CASE WHEN t.typtype = 'd' THEN (
+         WITH RECURSIVE base AS (  -- a domain may be over a domain
+           SELECT t.typtype AS kind, t.typbasetype AS next, t.oid UNION ALL
+           SELECT b.typtype, b.typbasetype, b.oid FROM base JOIN pg_type b ON base.kind = 'd' AND b.oid = base.next)
+         SELECT oid FROM base WHERE kind <> 'd') ELSE a.atttypid END ORDER BY a.attnum) AS types,
+       array_agg(a.attgenerated::text ORDER BY a.attnum) AS generated,
        array_agg(coalesce({IN_KEY}, false) ORDER BY a.attnum) AS in_key
 FROM pg_class c
 JOIN pg_namespace n ON n.oid = c.relnamespace
@@ -56,7 +62,7 @@ WHERE (c.relkind IN ('r', 'p') OR c.relkind = 'f' AND c.oid IN (SELECT child FRO
   AND ($1::text[] IS NULL OR n.nspname || '.' || c.relname = ANY ($1)
     OR c.oid IN (SELECT kin.child FROM kin JOIN pg_class p ON p.oid = kin.ancestor JOIN pg_namespace s
                  ON s.oid = p.relnamespace WHERE s.nspname || '.' || p.relname = ANY ($1)))
-GROUP BY c.oid, n.nspname, c.relname, c.relreplident, c.relkind, c.relpersistence
+GROUP BY c.oid, c.xmin, n.nspname
 ORDER BY 2, 3
 """
 LEAVES: Final = f"""
@@ -70,7 +76,8 @@ SELECT root.oid::bigint AS root, c.oid::bigint AS oid, n.nspname AS schema, c.re
              WHERE i.indrelid = c.oid AND {KEY}) AS key,
        (SELECT string_agg(i.indexrelid || ':' || i.xmin, ',') FROM pg_index i
         WHERE i.indrelid = c.oid AND {KEY}) AS key_version,
-       c.relkind = 'f' AS is_foreign, c.relpersistence = 'u' AS is_unlogged,
+       c.relkind = 'f' AS is_foreign, c.relpersistence = 'u' AS is_unlogged, {IDENTIFIED} AS identified,
+       {UNTOLD} AS untold,
        CASE WHEN c.relkind <> 'r' OR c.oid IN (SELECT relation FROM pg_locks WHERE mode = 'AccessExclusiveLock')
          THEN c.relkind = 'p' ELSE pg_relation_size(c.oid) = 0 END AS is_empty
 FROM unnest($1::bigint[]) AS given
@@ -127,6 +134,10 @@ class Leaf:
     """Whether DETACH CONCURRENTLY has taken its rows from readers of the whole, and is not done yet."""
     is_foreign: bool = False
     is_unlogged: bool = False
+    identified: bool = True
+    """As `Table.identified`."""
+    untold: str = ""
+    """As `Table.untold`."""
 
     @property
     def sql_name(self) -> str:
@@ -159,11 +170,19 @@ class Table:
     identified: bool
     """Whether PostgreSQL allows updates and deletes of its rows once it is published. For a partitioned table, that
     includes partitions that are made later: they inherit a primary key, but no REPLICA IDENTITY."""
+    primary_key: frozenset[str] = frozenset()
+    """Its columns, whatever old rows are told by; none if it is deferrable."""
     types: dict[str, str] = field(default_factory=dict)
     """By OID, the version of each value of its columns' enums, and of each composite type. It changes if that is
     renamed or altered, which changes rows that have it."""
     definition: str = ""
     """A hash of its columns. It changes if they are altered, which may change all rows."""
+    version: str = ""
+    """Of its file, and of its row in the catalogue."""
+    untold: str = ""
+    """The kind of the generated columns in its identity, as `identity.UNTOLD`."""
+    generated: Mapping[str, str] = field(default_factory=dict)
+    """The kind of each generated column, by name."""
     partitioned: bool = False
     is_foreign: bool = False
     is_unlogged: bool = False
@@ -176,7 +195,7 @@ class Table:
     @property
     def full_name(self) -> str:
         """As in "shop.orders"."""
-        return f"{self.schema}.{self.name}"
+        return known_as(self.schema, self.name)
 
     @property
     def sql_name(self) -> str:
@@ -190,9 +209,36 @@ class Table:
         return of if self.identity == "f" else [leaf for leaf in of if not self.key.issubset(leaf.key)]
 
     @property
+    def written(self) -> Sequence[Table | Leaf]:
+        """What is updated as its rows are: itself, or its partitions."""
+        if not self.partitioned:
+            return [self]
+        return [leaf for leaf in self.leaves if not leaf.is_foreign and not leaf.is_unlogged]
+
+    @property
+    def is_publishable(self) -> bool:
+        """Whether PostgreSQL allows updates and deletes of its rows by a publication that has all that can be."""
+        return self.identified and all(one.identified and one.untold != VIRTUAL for one in self.written)
+
+    @property
+    def virtual(self) -> list[str]:
+        """Its columns with which no REPLICA IDENTITY FULL can be."""
+        return [name for name, kind in self.generated.items() if kind == VIRTUAL]
+
+    @property
+    def has_stored(self) -> bool:
+        """Whether it has columns that are to be published before a REPLICA IDENTITY has them."""
+        return STORED in self.generated.values()
+
+    @property
     def told_by(self) -> str:
         """What old rows are told by."""
-        return self.identity if self.identity == "f" else f"{self.identity}: {_listed(self.key)}"
+        return self.identity if self.identity == "f" else f"{self.identity}: {listed(self.key)}"
+
+    @property
+    def oids(self) -> tuple[int, ...]:
+        """Of all that its rows are in."""
+        return self.oid, *(part.oid for part in (*self.leaves, *self.branches))
 
     @property
     def is_told(self) -> bool:
@@ -206,11 +252,6 @@ def plain_url(url: SecretStr) -> str:
     if not re.match(r"postgres(ql)?://", plain):
         raise ConfigError("the database must be a URL like postgresql://user:password@host:5432/name")
     return plain
-
-
-def quoted(name: str) -> str:
-    """A name, quoted for SQL."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 async def tables_of(connection: asyncpg.Connection, rules: Sequence[Rule]) -> list[Table]:
@@ -245,7 +286,7 @@ def kin_of(tables: Sequence[Table]) -> dict[Place, tuple[Place, ...]]:
 
 async def others_of(connection: asyncpg.Connection, rules: Sequence[Rule], tables: Sequence[Table]) -> dict[str, str]:
     """What those names in rules stand for that are no tables, such as views."""
-    there = {table.full_name for table in tables}
+    there = {f"{table.schema}.{table.name}" for table in tables}  # as rules name them
     names = [rule.table for rule in rules if not rule.is_pattern and rule.table not in there]
     found = {}
     for row in await connection.fetch(OTHERS, names) if names else ():
@@ -260,105 +301,14 @@ def _table(row: Any) -> Table:
     columns = list(zip(row["columns"], row["types"], row["generated"], row["in_key"], strict=True))
     told = {name: oid for name, oid, generated, _ in columns if not generated}
     key = frozenset(told if row["identity"] == "f" else (name for name, _, _, in_key in columns if in_key))
-    same = ("oid", "schema", "name", "identity", "identified", "definition", "partitioned", "is_foreign", "is_unlogged")
-    return Table(columns=told, key=key, ancestors=tuple(row["ancestors"]), **{name: row[name] for name in same})
+    same = ["oid", "schema", "name", "identity", "identified", "definition", "version"]
+    same += ["untold", "partitioned", "is_foreign", "is_unlogged"]
+    more = {name: row[name] for name in same}
+    kinds = {name: kind for name, _, kind, _ in columns if kind}
+    more |= {"primary_key": frozenset(row["primary_key"]), "ancestors": tuple(row["ancestors"])}
+    return Table(columns=told, key=key, generated=kinds, **more)
 
 
-def table_findings(
-    router: Router, tables: Sequence[Table], others: Mapping[str, str]
-) -> tuple[list[Finding], list[str]]:
-    """The findings about the tables that rules name, one for each table, and warnings.
-
-    `others`: what those names stand for that are no tables. For a table that only matches a pattern, there is a warning
-    if its rows would become dead letters, but none if PostgreSQL does not send its changes.
-    """
-    problems: dict[str, list[tuple[str, str]]] = defaultdict(list)
-    warnings: list[str] = []
-    for table in tables:
-        for rule in router.rules_of(table.schema, table.name):
-            problems[table.full_name] += _untold(table)
-            if not table.is_told:
-                continue
-            wrong = list(_wrong(rule, table))
-            if rule.is_pattern:
-                warnings += (f"{table.full_name}: {problem}; to mend it: {remedy}" for problem, remedy in wrong)
-            else:
-                problems[table.full_name] += wrong
-            if not wrong:
-                warnings += _doubtful(rule, table)
-    found = [
-        Finding("tables", name, _joined(p for p, _ in wrong), _joined((r for _, r in wrong), " "), missed=True)
-        for name, wrong in problems.items()
-        if wrong
-    ]
-    known = {rule.table for table in tables for rule in router.rules_of(table.schema, table.name)}
-    for rule in router.rules.rule:
-        if rule.table not in known and not rule.is_pattern:
-            found.append(Finding("tables", rule.table, others.get(rule.table, "there is no such table")))
-        elif rule.table not in known:
-            warnings.append(f"rule of {rule.table!r}: there is no such table")
-    return list(dict.fromkeys(found)), list(dict.fromkeys(warnings))
-
-
-def _untold(table: Table) -> Iterator[tuple[str, str]]:
-    """Why PostgreSQL sends no changes of its rows, or not of all."""
-    if table.is_foreign:
-        yield "it is a foreign table that inherits from a rule's: PostgreSQL tells nothing of its rows", ""
-    if table.is_unlogged:
-        remedy = f"ALTER TABLE {table.sql_name} SET LOGGED;"
-        yield "it is UNLOGGED: PostgreSQL tells nothing of its rows (or let no rule fit it)", remedy
-    foreign = [leaf.name for leaf in table.leaves if leaf.is_foreign]
-    if foreign:
-        yield f"its partitions {_listed(foreign)} are foreign tables: PostgreSQL tells nothing of their rows", ""
-    unlogged = [leaf for leaf in table.leaves if leaf.is_unlogged]
-    if unlogged:
-        named = _listed([leaf.name for leaf in unlogged])
-        remedy = " ".join(f"ALTER TABLE {leaf.sql_name} SET LOGGED;" for leaf in unlogged)
-        yield f"its partitions {named} are UNLOGGED: PostgreSQL tells nothing of their rows", remedy
-
-
-def _wrong(rule: Rule, table: Table) -> Iterator[tuple[str, str]]:
-    for column in sorted(rule.columns.union(rule.when)):
-        if column not in table.columns:
-            yield f"it has no column {column!r} (or it is generated, which PostgreSQL does not tell of)", ""
-        elif column in rule.columns and not nameable(table.columns[column]):
-            yield f"column {column!r} is neither text nor a whole number", ""
-    full = f"ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;"
-    if rule.replica_identity == "full" and table.identity != "f":
-        yield 'it is not as replica_identity = "full" says', full
-        return
-    missing = sorted(rule.columns & table.columns.keys() - table.key)
-    if "delete" in rule.operations and missing:
-        needs = f"and the rule needs {_listed(missing)} (or leave deletes out of the rule's operations)"
-        yield f"of a deleted row PostgreSQL tells only {_listed(table.key)}, {needs}", full
-    if other := table.lesser:
-        less = f"that of {_listed([leaf.name for leaf in other])} is less than the table's"
-        identity = _IDENTITIES[table.identity]
-        sql = " ".join(f"ALTER TABLE {leaf.sql_name} REPLICA IDENTITY {identity};" for leaf in other)
-        yield f"partitions have a REPLICA IDENTITY of their own, and {less}", sql
-
-
-_IDENTITIES: Final = {"f": "FULL", "d": "DEFAULT", "n": "NOTHING", "i": "USING INDEX ..."}
-
-
-def _doubtful(rule: Rule, table: Table) -> Iterator[str]:
-    if "update" in rule.operations and table.identity != "f" and (rule.columns - table.key or rule.when):
-        yield (
-            f"rule of {rule.table!r}: of an updated row of {table.full_name} PostgreSQL tells the old "
-            f"{_listed(table.key)} only: what a change of another column leaves behind is not invalidated, and every "
-            f"update counts; to mend it: ALTER TABLE {table.sql_name} REPLICA IDENTITY FULL;"
-        )
-    if table.partitioned:
-        yield (
-            f"{table.full_name} is partitioned: PostgreSQL tells nothing of partitions that are attached, detached, "
-            "truncated or dropped; they are looked for every few seconds, and then all that the table's rules name is "
-            "let go of, for the tenants at the head of the rules"
-        )
-
-
-def _joined(several: Iterable[str], by: str = "; ") -> str:
-    return by.join(dict.fromkeys(one for one in several if one))
-
-
-def _listed(names: Sequence[str] | frozenset[str]) -> str:
+def listed(names: Sequence[str] | frozenset[str]) -> str:
+    """Names in a sentence."""
     return ", ".join(sorted(names)) or "nothing"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
+import asyncpg
+
+IN_NO_ENCODING: Final = (asyncpg.UntranslatableCharacterError, asyncpg.CharacterNotInRepertoireError)
 _PYTHONS: Final = {
     **{f"LATIN{number}": f"iso8859_{part}" for number, part in enumerate((1, 2, 3, 4, 9, 10, 13, 14, 15, 16), 1)},
     **{f"ISO_8859_{part}": f"iso8859_{part}" for part in (5, 6, 7, 8)},

@@ -3,19 +3,22 @@ it."""
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
-from cachebus.consumers.cdc.rules.router import Known, Place
+from cachebus.consumers.cdc.rules.router import DatabaseFacts, Place
 from cachebus.consumers.cdc.slot.catalogue import Table, kin_of
 from cachebus.consumers.cdc.slot.slot import Slot
 
+_PART: Final = r'("(?:[^"]|"")+"|[^."]+)'
+_NAMED: Final = re.compile(rf"{_PART}\.{_PART}")
 Fact = tuple[Place | int, Place]
 """A table, by name or OID, and a name whose rules are for it."""
 
 
-def known_of(tables: Sequence[Table], past: Sequence[Fact] = ()) -> Known:
+def known_of(tables: Sequence[Table], past: Sequence[Fact] = ()) -> DatabaseFacts:
     """What is known of these tables, and of those that were there before."""
     kin: dict[Place, list[Place]] = defaultdict(list)
     names: dict[int, list[Place]] = defaultdict(list)
@@ -24,7 +27,7 @@ def known_of(tables: Sequence[Table], past: Sequence[Fact] = ()) -> Known:
             names[of].append(name)
         else:
             kin[of].append(name)
-    return Known(
+    return DatabaseFacts(
         dict(kin),
         dict(names),
         frozenset(_place(table) for table in tables if table.partitioned),
@@ -42,7 +45,7 @@ class Lineage:
         self._past: dict[Fact, int | None] = {}
         """Each with the position in the log behind which it is not told of, once a look has that."""
 
-    def seen(self, tables: Sequence[Table], remembered: Mapping[str, Any], slot: Slot | None) -> Known:
+    def seen(self, tables: Sequence[Table], remembered: Mapping[str, Any], slot: Slot | None) -> DatabaseFacts:
         """What is known by now. `remembered`: the tables as they were known before, also to another worker. `slot`:
         looked at before the tables were."""
         before, self._now = self._now, set(_facts(tables))
@@ -81,6 +84,13 @@ def _place(table: Table) -> Place:
 
 
 def places_of(name: str) -> list[Place]:
-    """What "schema.table" may be. It is several where a name has a dot itself: too much rather than too little."""
+    """The table that is known by this, as `known_as` says. Of other text it may be several, where a name has a dot
+    itself: too much rather than too little."""
+    if known := _NAMED.fullmatch(name):
+        return [(_plain(known[1]), _plain(known[2]))]
     parts = name.split(".")
     return [(".".join(parts[:at]), ".".join(parts[at:])) for at in range(1, len(parts))]
+
+
+def _plain(part: str) -> str:
+    return part[1:-1].replace('""', '"') if part.startswith('"') else part

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from cachebus.base.log import logger
-from cachebus.consumers.cdc.slot.pgoutput import Begin, Commit, Decoder, PgOutputError, Relation, Told
+from cachebus.consumers.cdc.slot.passed import (
+    LAST,
+    NO_TRANSACTION,
+    PassedOver,
+    Transaction,
+    TransactionProgress,
+    unseen,
+)
+from cachebus.consumers.cdc.slot.pgoutput import ROWS, Begin, Decoder, PgOutputError, Relation, Told
+from cachebus.consumers.cdc.slot.slices import AS_IT_IS, BEGIN, Slices, data_of
 from cachebus.consumers.cdc.slot.storage import OWN_TABLES, lsn_of
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.source import Item
@@ -16,73 +24,30 @@ from cachebus.consumers.worker.source import Item
 if TYPE_CHECKING:
     import asyncpg
 
-FAR, NEAR = 512, 16
-"""For so many rows ahead each row says what they take."""
-SLICE_BYTES: Final = 8 << 20
-PEEK: Final = f"""
-SELECT lsn::text AS lsn, data,
-       coalesce(sum(length(data)) OVER (ROWS BETWEEN 1 FOLLOWING AND {FAR} FOLLOWING), 0) AS far_bytes,
-       coalesce(sum(length(data)) OVER (ROWS BETWEEN 1 FOLLOWING AND {NEAR} FOLLOWING), 0) AS near_bytes
-FROM pg_logical_slot_peek_binary_changes(
-  $1, NULL, $2, 'proto_version', '1', 'publication_names', convert_from($3, 'UTF8'))
-"""
-AS_IT_IS: Final = "BEGIN READ ONLY; SET LOCAL client_encoding TO SQL_ASCII"
-"""The SQL that begins a peek in which the server sends text as it is, without converting it to UTF-8."""
-XID_BITS: Final = 0xFFFFFFFF
+ABOUT: Final = slice(0, 5)
+"""In the message of a row: its kind, and its table's number."""
+_told = Told._make
 
 
 @dataclass(slots=True)
-class Change(Item):
+class SlotChange(Item):
     """A change in the slot: its number in its transaction, and where the last complete transaction before it ends."""
 
-    transaction: int = 0
+    transaction: Transaction = NO_TRANSACTION
     number: int = 0
     behind: int | None = None
 
 
-@dataclass
-class Progress:
-    """How many changes of a transaction are done. The slot can only advance behind the end of a transaction. Without
-    this count, one that is too large for L2 to take in time would be begun again for ever."""
+class PeekQuestion(NamedTuple):
+    """What the server is asked for: the slot, about how many changes, and the publication."""
 
-    transaction: int = 0
-    done: int = 0
-
-
-@dataclass
-class PassedOver:
-    """Transactions that the log has, and that other sessions do not see yet. What is behind them does not wait for
-    them. They are read once more when they are visible, so the slot stays before the first of them."""
-
-    unseen: dict[int, int] = field(default_factory=dict)
-    """The xid of each transaction."""
-    done_to: tuple[int, int] = (0, 0)
-    """All is done up to this change of this transaction, except these transactions."""
-    since_s: float | None = None
-    """Since when there are any."""
-
-    def skip_to(self, transaction: int) -> float:
-        """How many changes of this transaction are done."""
-        if transaction in self.unseen or transaction > self.done_to[0]:
-            return 0
-        return self.done_to[1] if transaction == self.done_to[0] else float("inf")
-
-    def done(self, last: Change) -> None:
-        """All changes up to this one are done."""
-        self.done_to = max(self.done_to, (last.transaction, last.number))
-
-    def heard(self, unseen: dict[int, int], now_s: float) -> None:
-        """A peek has ended, with these transactions not visible yet."""
-        self.unseen = unseen
-        self.since_s = (self.since_s or now_s) if unseen else None
-
-    def are_unseen_by(self, snapshot: str) -> bool:
-        """Whether none of them is visible in this snapshot."""
-        return unseen(set(self.unseen.values()), snapshot) == set(self.unseen.values())
+    slot: str
+    limit: int
+    publication: bytes
 
 
 @dataclass(frozen=True)
-class Unreadable:
+class UnreadableMessage:
     """A message that can't be parsed."""
 
     data: bytes
@@ -94,19 +59,24 @@ class Peek:
     `encoding`: the database's, if the server does not convert its text; "" for UTF-8."""
 
     def __init__(
-        self, progress: Progress, passed: PassedOver, follows: Callable[[Relation], bool], encoding: str = ""
+        self, progress: TransactionProgress, passed: PassedOver, follows: Callable[[Relation], bool], encoding: str = ""
     ) -> None:
         self._encoding = encoding
         self._progress = progress
         self._passed = passed
         self._follows = follows
         self._decoder = Decoder(encoding)
-        self._followed: dict[int, tuple[tuple[Relation, ...], bool | None]] = {}
-        """By `id` of what a message is about, which costs less than all that is in it. None: the worker's own."""
-        self._at = Progress()
+        self._about: dict[bytes, tuple[tuple[Relation, ...], bool | None]] = {}
+        """By how the message of a row begins, with its kind and its table: that table, and whether it is followed."""
+        self._at = TransactionProgress()
+        self.expected: Transaction | None = None
+        """The transaction that must be told of, as one before this session has told of it."""
+        self.has_met: bool | None = None
+        """Whether it was; None: its place in the log is not reached."""
         self._skip_to = 0.0
         self._has_other = False
-        self._cursor: Any = None
+        self.slices: Slices
+        """Its rows; there once it has begun."""
         self._begins = self._ends = ""
         self.limit = 0
         self.count = 0
@@ -120,96 +90,101 @@ class Peek:
         """Transactions that it has told of, and that others may not see yet."""
         self.waited_for: set[int] = set()
         """Those of them for which that was waited."""
-        self.unseen: dict[int, int] = {}
+        self.unseen: dict[Transaction, int] = {}
         """Those that were passed over, of which something is for somebody: their xids."""
         self._xid: int | None = None
         """That of the transaction in hand, where it is passed over."""
         self.first_at_s: float | None = None
         """When the first was committed of which something was given out."""
-        self.over = False
-        """Whether it was heard to its end."""
-        self._far_bytes = self._near_bytes = inf
-        """What the next `FAR` and `NEAR` rows take."""
 
     async def begin(
-        self, connection: asyncpg.Connection, statement: Any, asked: tuple[str, int, bytes], timeout_s: float
+        self, connection: asyncpg.Connection, statement: Any, question: PeekQuestion, timeout_s: float
     ) -> None:
-        """Ask for the next changes. `asked`: the slot, about how many, and the publication. It opens a transaction."""
-        self._timeout_s, self.limit = timeout_s, asked[1]
-        await connection.execute(AS_IT_IS if self._encoding else "BEGIN READ ONLY")
-        self._cursor = await statement.cursor(*asked, timeout=timeout_s)
+        """Ask for the next changes. It opens a transaction."""
+        self.limit = question.limit
+        await connection.execute(AS_IT_IS if self._encoding else BEGIN)
+        self.slices = Slices(await statement.cursor(*question, timeout=timeout_s), timeout_s)
 
     async def rows(self, limit: int) -> list[Any]:
-        """The next rows, none at the end: at most so many, and no more than take `SLICE_BYTES`, but for the last one.
-        The server also sends columns that no rule needs."""
-        rows: list[Any] = []
-        left_bytes = SLICE_BYTES
-        while not self.over and len(rows) < limit and left_bytes > 0:
-            count = min(limit - len(rows), self._fitting(left_bytes))
-            some = await self._cursor.fetch(count, timeout=self._timeout_s)
-            self.over = len(some) < count or not some[-1]["far_bytes"]
-            if some:
-                self._far_bytes, self._near_bytes = some[-1]["far_bytes"], some[-1]["near_bytes"]
-            left_bytes -= sum(len(row["data"]) for row in some)
-            rows += some
+        """The next slice. The server also sends columns that no rule needs."""
+        rows = await self.slices.next(limit)
         self.count += len(rows)
         if rows:
             self._begins = self._begins or rows[0]["lsn"]
             self._ends = rows[-1]["lsn"]
-        begun = (row["data"] for row in rows)
-        self.xids.update(int.from_bytes(data[-4:]) for data in begun if data[:1] == b"B")
+        self.xids.update(int.from_bytes(data[-4:]) for data in map(data_of, rows) if data[:1] == b"B")
         return rows
-
-    def _fitting(self, left_bytes: int) -> int:
-        """How many of the next rows take no more than this, as far as is known; at least one."""
-        return FAR if self._far_bytes <= left_bytes else NEAR if self._near_bytes <= left_bytes else 1
 
     def read(self, rows: Sequence[Any]) -> list[Item]:
         """The items of these rows, without those of transactions whose `xids` are not visible."""
         items: list[Item] = []
         for lsn, data, _, _ in rows:
-            self._take(data, lsn, items)
+            about = self._about.get(data[ABOUT])
+            if about is None:
+                self._take(data, lsn, items)
+                continue
+            relations, followed = about
+            if followed is not None:
+                committed_at_s = self._decoder.committed_at_s
+                raw = _told((data, relations, lsn, committed_at_s)) if followed else None
+                self._add(items, lsn, raw, committed_at_s)
         self.given += len(items)
         if items and self.first_at_s is None:
             self.first_at_s = items[0].sent_s
         return items
 
     @property
+    def over(self) -> bool:
+        """Whether all its rows were taken."""
+        return self.slices.over
+
+    @property
     def limited(self) -> bool:
         """Whether the slot may have more changes than this peek returns."""
         return self.count >= self.limit
+
+    @property
+    def up_to(self) -> Transaction:
+        """The transaction up to which it has told of all, once it is over."""
+        return self._at.transaction if self.limited else LAST
 
     def _take(self, data: bytes, lsn: str, items: list[Item]) -> None:
         try:
             found = self._decoder.read(data, lsn)
         except PgOutputError as error:
             logger.warning("cdc: a message at {} can't be read: {}", lsn, clean(str(error)))
-            self._add(items, lsn, Unreadable(data, str(error)), None)
+            self._add(items, lsn, UnreadableMessage(data, str(error)), None)
             return
         if isinstance(found, Told):
-            _, followed = self._followed.get(id(found.relations)) or self._known(found.relations)
+            followed = self._is_followed(found.relations)
+            if data[:1] in ROWS:
+                self._about[data[ABOUT]] = found.relations, followed
             if followed is not None:
                 self._add(items, lsn, found if followed else None, found.committed_at_s)
+        elif found is None:
+            self._about.clear()  # it may have told of a table anew
         elif isinstance(found, Begin):
             self._begin(found)
-        elif isinstance(found, Commit) and not self.unseen:
+        elif not self.unseen:
             self.last = found.end_lsn
             if self._has_other:
                 self.end = found.end_lsn
 
     def _begin(self, found: Begin) -> None:
         at = self._at
-        at.transaction, at.done, self._has_other = found.lsn, 0, False
-        self._skip_to = self._passed.skip_to(found.lsn)
-        if found.lsn == self._progress.transaction:
+        at.transaction, at.done = Transaction(found.lsn, found.xid, found.committed_at_s), 0
+        self._has_other = False
+        if self.expected is not None and self.has_met is None and found.lsn >= self.expected.lsn:
+            self.has_met = at.transaction == self.expected
+        self._skip_to = self._passed.skip_to(at.transaction)
+        if at.transaction == self._progress.transaction:
             self._skip_to = max(self._skip_to, self._progress.done)
         self._xid = found.xid if found.xid in self.xids else None
 
-    def _known(self, relations: tuple[Relation, ...]) -> tuple[tuple[Relation, ...], bool | None]:
+    def _is_followed(self, relations: tuple[Relation, ...]) -> bool | None:
+        """None: they are the worker's own."""
         others = [one for one in relations if one.table not in OWN_TABLES]
-        followed = any(map(self._follows, others)) if others else None
-        known = self._followed[id(relations)] = relations, followed
-        return known
+        return any(map(self._follows, others)) if others else None
 
     def _add(self, items: list[Item], lsn: str, raw: Any, sent_s: float | None) -> None:
         at = self._at
@@ -219,7 +194,7 @@ class Peek:
             if raw is not None:
                 self.unseen[at.transaction] = self._xid
         elif at.done > self._skip_to:
-            items.append(Change(lsn, raw, sent_s, False, at.transaction, at.done, self.end))
+            items.append(SlotChange(lsn, raw, sent_s, False, at.transaction, at.done, self.end))
 
     @property
     def wal_bytes(self) -> int:
@@ -230,17 +205,3 @@ class Peek:
         """Whether all its transactions are visible in this snapshot, and so in all later ones."""
         self.xids = unseen(self.xids, snapshot)
         return not self.xids
-
-
-def unseen(xids: set[int], snapshot: str) -> set[int]:
-    """The transactions that are not visible in this snapshot."""
-    if not xids:
-        return xids
-    _, end, running = snapshot.split(":")
-    under_way = {int(one) & XID_BITS for one in running.split(",") if one}
-    return {xid for xid in xids if xid in under_way or _is_behind(xid, int(end))}
-
-
-def _is_behind(xid: int, end: int) -> bool:
-    """Whether a transaction is not before `end`, by the 32 bits of its number, which wrap around."""
-    return (xid - end) & XID_BITS < 1 << 31

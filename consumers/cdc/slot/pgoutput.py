@@ -7,7 +7,7 @@ Message Formats".
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
@@ -20,12 +20,16 @@ EPOCH_S: Final = 946_684_800
 BOOL: Final = 16
 WHOLE_NUMBERS: Final = frozenset({20, 21, 23, 26})
 """int8, int2, int4, oid."""
-TEXTS: Final = frozenset({18, 19, 25, 650, 829, 869, 1042, 1043, 2950})
+BPCHAR: Final = 1042
+"""char(n): PostgreSQL fills it up with spaces, which it ignores wherever it compares, so they are no part of it."""
+TEXTS: Final = frozenset({18, 19, 25, 650, 829, 869, BPCHAR, 1043, 2950})
 """char, name, text, cidr, macaddr, inet, bpchar, varchar, uuid."""
 FIRST_OWN_TYPE: Final = 16_384
 """Types from here on are a database's own, such as enums: taken for text."""
+_OF_BPCHAR: Final = (b"\0bpchar\0", b"pg_catalog\0bpchar\0")
+"""Schema and name of what a domain is made of in the end."""
 KEY: Final = 1
-_ROWS: Final[dict[bytes, Op]] = {b"I": "insert", b"U": "update", b"D": "delete"}
+ROWS: Final[dict[bytes, Op]] = {b"I": "insert", b"U": "update", b"D": "delete"}
 _OLD: Final = (b"K", b"O")
 _TEXT, _NULL, _UNCHANGED = b"tnu"
 _NUMBER: Final = slice(1, 5)
@@ -47,7 +51,7 @@ class Begin(NamedTuple):
     committed_at_s: float
     xid: int
     lsn: int = 0
-    """The position of its commit, which no other transaction has."""
+    """The position of its commit, which no other transaction of the same log has."""
 
 
 class Commit(NamedTuple):
@@ -58,7 +62,8 @@ class Commit(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A column of a table; `key`: whether it is part of the table's replica identity."""
+    """A column of a table; `key`: whether it is part of the table's replica identity. Of a domain over `BPCHAR` its
+    type is that."""
 
     name: str
     type_oid: int
@@ -69,7 +74,7 @@ Read = Callable[[bytes], Any]
 """From the text of a value to the value."""
 
 
-class Layout(NamedTuple):
+class RowLayout(NamedTuple):
     """By column: its name, and how it is read (None: not at all)."""
 
     columns: list[tuple[str, Read | None]]
@@ -88,9 +93,9 @@ class Relation:
     encoding: str = ""
     """Python's name of the one that its rows' texts are in, some of which may be no text in it; "" for UTF-8."""
     oid: int = 0
-    _layouts: dict[frozenset[str] | None, Layout] = field(default_factory=dict, repr=False, compare=False)
+    _layouts: dict[frozenset[str] | None, RowLayout] = field(default_factory=dict, repr=False, compare=False)
 
-    def layout(self, wanted: frozenset[str] | None) -> Layout:
+    def layout(self, wanted: frozenset[str] | None) -> RowLayout:
         """How its rows are read where these columns are wanted (None: all)."""
         found = self._layouts.get(wanted)
         if found is None:
@@ -99,7 +104,7 @@ class Relation:
                 for name, oid, _ in self.columns
             ]
             last = max((at for at, (_, read) in enumerate(columns, 1) if read), default=0)
-            found = self._layouts[wanted] = Layout(columns, columns if wanted is None else columns[:last])
+            found = self._layouts[wanted] = RowLayout(columns, columns if wanted is None else columns[:last])
         return found
 
 
@@ -139,7 +144,7 @@ class Told(NamedTuple):
             raise PgOutputError(f"{len(data) - at} bytes too many in a message")
         if old is None and new is None:
             raise PgOutputError("a message is cut short")
-        op = _ROWS[kind]
+        op = ROWS[kind]
         return RowChange(op, relation.schema, relation.table, new, old, self.position, self.committed_at_s)
 
 
@@ -152,31 +157,38 @@ class Decoder:
         self.relations: dict[int, Relation] = {}
         self._alone: dict[bytes, tuple[Relation]] = {}
         """The same, as the messages of rows name them, and are told with them."""
-        self._committed_at_s: float | None = None
+        self._padded = set[int]()
+        """Domains over `BPCHAR`, and over such domains."""
+        self.committed_at_s: float | None = None
+        """When the transaction in hand was committed."""
 
     def read(self, data: bytes, position: str = "") -> Begin | Commit | Told | None:
         """What a message is; None for those that tell of no row. `PgOutputError`, whatever the bytes are."""
-        if data[:1] in _ROWS and len(data) >= _NUMBER.stop:
+        if data[:1] in ROWS and len(data) >= _NUMBER.stop:
             alone = self._alone.get(data[_NUMBER]) or (self._of(_u32.unpack_from(data, 1)[0]),)
-            return Told(data, alone, position, self._committed_at_s)
+            return Told(data, alone, position, self.committed_at_s)
         read = _Reader(data, self._encoding)
         letter = read.letter()
         if letter == "B":
             end_lsn, at_us, xid = read.fields(_begin)
-            self._committed_at_s = _unix_s(at_us)
-            return Begin(self._committed_at_s, xid, end_lsn)
+            self.committed_at_s = _unix_s(at_us)
+            return Begin(self.committed_at_s, xid, end_lsn)
         if letter == "C":
             _, _, end_lsn, at_us = read.fields(_commit)
             return Commit(end_lsn, _unix_s(at_us))
         if letter == "T":
             count, _ = read.fields(_i32)[0], read.letter()
             named = tuple(self._of(read.fields(_u32)[0]) for _ in range(_sane(count, read)))
-            return Told(data, named, position, self._committed_at_s)
+            return Told(data, named, position, self.committed_at_s)
         if letter == "R":
-            oid, relation = _relation(read)
+            oid, relation = _relation(read, self._padded)
             self.relations[oid] = relation
             self._alone[_u32.pack(oid)] = (relation,)
-        elif letter not in "YOM":  # types, origins, and messages that applications write: no rows
+        elif letter == "Y":
+            (oid,) = read.fields(_u32)
+            if data[_NUMBER.stop :] in _OF_BPCHAR:
+                self._padded.add(oid)
+        elif letter not in "OM":  # origins, and messages that applications write: no rows
             raise PgOutputError(f"no message begins with {letter!r}")
         return None
 
@@ -262,14 +274,14 @@ class _Reader:
             raise PgOutputError(f"{self.left()} bytes too many in a message")
 
 
-def _relation(read: _Reader) -> tuple[int, Relation]:
+def _relation(read: _Reader, padded: Container[int]) -> tuple[int, Relation]:
     (oid,) = read.fields(_u32)
     schema, table, identity = read.text() or "pg_catalog", read.text(), read.letter()
     columns = []
     for _ in range(_sane(read.fields(_i16)[0], read)):
         flags, name = ord(read.letter()), read.text()
         type_oid, _ = read.fields(_column)
-        columns.append(Column(name, type_oid, bool(flags & KEY)))
+        columns.append(Column(name, BPCHAR if type_oid in padded else type_oid, bool(flags & KEY)))
     read.end()
     return oid, Relation(schema, table, identity, tuple(columns), read.encoding, oid)
 
@@ -297,6 +309,8 @@ def _reader(type_oid: int, encoding: str) -> Read:
     """How values of a type are read."""
     if type_oid in WHOLE_NUMBERS:
         return _whole_number
+    if type_oid == BPCHAR:
+        return partial(_without_padding, encoding)
     kind: Callable[[str], Any] = str if nameable(type_oid) else "t".__eq__ if type_oid == BOOL else OtherText
     return partial(_text, kind, encoding)
 
@@ -304,6 +318,16 @@ def _reader(type_oid: int, encoding: str) -> Read:
 def _text(kind: Callable[[str], Any], encoding: str, data: bytes) -> Any:
     text = _decoded(data, encoding)
     return OddText(text) if encoding and not _is_text(data, encoding) else kind(text)
+
+
+def _without_padding(encoding: str, data: bytes) -> Any:
+    text = _text(str, encoding, data)
+    return type(text)(unpadded(text))
+
+
+def unpadded(text: str) -> str:
+    """The text of a `BPCHAR` without what fills it up."""
+    return text.rstrip(" ")
 
 
 def _whole_number(data: bytes) -> int:

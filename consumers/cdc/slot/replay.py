@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
-import asyncpg
 from pydantic import SecretStr
 
 from cachebus.base.clock import wall_s
 from cachebus.consumers.cdc.rules.change import OPS, parse_change
 from cachebus.consumers.cdc.rules.router import Router
+from cachebus.consumers.cdc.slot import locks
 from cachebus.consumers.cdc.slot.catalogue import plain_url, tables_of
+from cachebus.consumers.cdc.slot.connecting import connected
 from cachebus.consumers.cdc.slot.lineage import known_of
 from cachebus.consumers.cdc.slot.storage import DEAD, SLOTS
-from cachebus.consumers.worker import database_session
-from cachebus.consumers.worker.apply import REFUSED, Applier
+from cachebus.consumers.worker import table_locks
+from cachebus.consumers.worker.apply import PATIENCE_S, REFUSED, Applier
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.source import Meaning
 from cachebus.errors import ConfigError
 from cachebus.keys.plan import Plan
 
+if TYPE_CHECKING:
+    import asyncpg
+
+COMMAND_TIMEOUT_S: Final = 10.0
 TAKE = f"SELECT id, payload FROM {DEAD} WHERE slot = $1 AND id > $2 ORDER BY id LIMIT $3"
 KEEP = f"UPDATE {DEAD} SET attempts = attempts + 1, reason = $2, at = to_timestamp($3) WHERE id = $1"
 NAMES = f"SELECT slot FROM {SLOTS} UNION SELECT slot FROM {DEAD} ORDER BY slot LIMIT 20"
@@ -39,33 +44,43 @@ async def replay(dsn: SecretStr, slot: str, router: Router, applier: Applier) ->
     """Try all dead letters of a slot once each, and remove those that are applied. If only a part of a letter can be
     applied, that part is, and the letter stays.
 
-    `applier`: open. Raises `OSError` or asyncpg's errors if the database can't be reached. What was applied by then is
-    removed.
+    `applier`: open. Raises one of `OUT_OF_REACH` if the database can't be reached, or somebody has a table locked, or
+    letters, and `L2Unavailable` where L2 is away for ten seconds. What was applied by then is removed, except letters
+    that are locked, and those beside them.
     """
-    connection = await asyncpg.connect(plain_url(dsn))
+    async with connected(plain_url(dsn), slot, command_timeout_s=COMMAND_TIMEOUT_S) as connection:
+        try:
+            return await _replayed(connection, slot, router, applier)
+        except locks.LOCKED:
+            for table in (DEAD, SLOTS):
+                if found := await locks.finding_of(connection, table):
+                    raise locks.TableLocked(found) from None
+            if by := await table_locks.holders_of_rows(connection, DEAD, "slot = $1", slot):
+                stays = "what was set aside is applied, and stays there"
+                raise locks.TableLocked(table_locks.finding("storage", DEAD, by, stays)) from None
+            raise
+
+
+async def _replayed(connection: asyncpg.Connection, slot: str, router: Router, applier: Applier) -> Replayed:
     applied = dead = last = 0
-    try:
-        await connection.execute(database_session.SET)
-        await _known(connection, slot)
-        router.learn(known_of(await tables_of(connection, router.rules.rule)))
-        while rows := await connection.fetch(TAKE, slot, last, AT_ONCE):
-            last = rows[-1]["id"]
-            done: list[int] = []
-            kept: list[tuple[int, str, float]] = []
-            plans: list[Plan] = []
-            for row in rows:
-                mine, problems = _meant(row["payload"], router, applier)
-                plans += mine
-                if problems:
-                    kept.append((row["id"], clean("; ".join(problems)), wall_s()))
-                else:
-                    done.append(row["id"])
-            await applier.apply(plans)
-            await connection.execute(f"DELETE FROM {DEAD} WHERE id = ANY ($1::bigint[])", done)
-            await connection.executemany(KEEP, kept)
-            applied, dead = applied + len(done), dead + len(kept)
-    finally:
-        await connection.close()
+    await _known(connection, slot)
+    router.learn(known_of(await tables_of(connection, router.rules.rule)))
+    while rows := await connection.fetch(TAKE, slot, last, AT_ONCE):
+        last = rows[-1]["id"]
+        done: list[int] = []
+        kept: list[tuple[int, str, float]] = []
+        plans: list[Plan] = []
+        for row in rows:
+            mine, problems = _meant(row["payload"], router, applier)
+            plans += mine
+            if problems:
+                kept.append((row["id"], clean("; ".join(problems)), wall_s()))
+            else:
+                done.append(row["id"])
+        await applier.apply(plans, PATIENCE_S)
+        await connection.execute(f"DELETE FROM {DEAD} WHERE id = ANY ($1::bigint[])", done)
+        await connection.executemany(KEEP, kept)
+        applied, dead = applied + len(done), dead + len(kept)
     return Replayed(applied, dead)
 
 

@@ -4,18 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from asyncpg import InsufficientPrivilegeError, PostgresError
 
-from cachebus.consumers.cdc.slot.storage import Memory
+from cachebus.consumers.cdc.slot.commits import OpenTransaction, ended_by, named
+from cachebus.consumers.cdc.slot.storage import SLOTS, SlotMemory, lsn_text
 from cachebus.consumers.worker.source import Finding
+from cachebus.consumers.worker.transactions import literal
 
 if TYPE_CHECKING:
     import asyncpg
 
 OnLostSlot = Literal["stop", "invalidate"]
+
+
+@dataclass(frozen=True)
+class Names:
+    """The names of what is followed, and the namespace that it is for."""
+
+    slot: str
+    publication: str
+    namespace: str
+    on_lost: OnLostSlot
+
+
 LONGEST_NAME: Final = 63
+UNBEGUN: Final = "what is remembered of it is not there: no worker has begun on it"
+FOLLOWED: Final = """
+EXISTS (SELECT FROM pg_locks l WHERE l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.database = r.datoid
+        AND (l.classid::int8 << 32 | l.objid::int8) = hashtextextended('cachebus-cdc ' || r.slot_name, 0))
+"""
+"""SQL: whether a worker has the lock of the slot `r`, of whatever database that is. Between two peeks no session uses
+the slot."""
 LOOK: Final = """
 SELECT s.plugin, s.database, current_database() AS here, s.active_pid, s.wal_status, s.restart_lsn IS NULL AS unkept,
        s.confirmed_flush_lsn - '0/0'::pg_lsn AS confirmed, to_jsonb(s) ->> 'invalidation_reason' AS reason,
@@ -48,6 +71,22 @@ PASSED: Final = (
 )
 
 
+class Hindrance(NamedTuple):
+    """What is in the way of a slot that is to be made."""
+
+    why: str = ""
+    """As the end of a sentence."""
+    remedy: str = ""
+
+
+class Unseen(NamedTuple):
+    """What may be committed and not visible yet of what the slot was passed by."""
+
+    is_some: bool = False
+    late: Sequence[OpenTransaction] = ()
+    """Who it is by, once that takes long."""
+
+
 class Slot(NamedTuple):
     """The state of a slot."""
 
@@ -78,9 +117,10 @@ def default_name(namespace: str) -> str:
 
 
 async def look(connection: asyncpg.Connection, name: str) -> Slot | None:
-    """The state of the slot; None if there is none."""
+    """The state of the slot; None if there is none, or it is yet being made."""
     row = await connection.fetchrow(LOOK, name)
-    return row and _slot(row)
+    is_begun = row is not None and row["plugin"] is not None and row["confirmed"] is None
+    return None if row is None or is_begun else _slot(row)
 
 
 async def look_at_rights(connection: asyncpg.Connection, name: str) -> list[Finding]:
@@ -91,7 +131,7 @@ async def look_at_rights(connection: asyncpg.Connection, name: str) -> list[Find
         await connection.execute(_TRIED, name)
     except InsufficientPrivilegeError:
         role = await connection.fetchval("SELECT quote_ident(current_user)")
-        remedy = f"ALTER ROLE {role} REPLICATION; (on RDS: GRANT rds_replication TO {role};)"
+        remedy = f"ALTER ROLE {role} REPLICATION; -- on RDS: GRANT rds_replication TO {role};"
         return [Finding("slot", name, "this user may not read it: its role lacks REPLICATION", remedy, stops=True)]
     except PostgresError:
         pass
@@ -123,17 +163,10 @@ def _slot(row: Any) -> Slot:
 
 
 def slot_findings(
-    name: str,
-    slot: Slot | None,
-    memory: Memory | None,
-    namespace: str,
-    on_lost: OnLostSlot,
-    refused: str,
-    *,
-    unseen: bool = False,
+    names: Names, slot: Slot | None, memory: SlotMemory | None, hindrance: Hindrance, unseen: Unseen
 ) -> list[Finding]:
-    """The gravest finding about the slot, if any. `refused`: why the slot could not be created. `unseen`: whether some
-    of what was missed may be invisible yet."""
+    """The gravest finding about the slot, if any. `hindrance`: why it is not made."""
+    name, namespace = names.slot, names.namespace
     if memory is not None and memory.namespace != namespace:
         return [
             Finding(
@@ -141,7 +174,7 @@ def slot_findings(
                 name,
                 f"it serves the namespace {memory.namespace!r}, and this worker is for {namespace!r}",
                 "give this one a slot of its own (--slot), which is the default; or, where the other namespace is no "
-                f"more: SELECT pg_drop_replication_slot({literal(name)}); DELETE FROM cachebus_cdc_slots WHERE slot = "
+                f"more: SELECT pg_drop_replication_slot({literal(name)}); DELETE FROM {memory.lies_in} WHERE slot = "
                 f"{literal(name)};",
                 stops=True,
             )
@@ -152,12 +185,12 @@ def slot_findings(
     if slot is None and memory is not None:
         lost = "it is gone: dropped, or left behind by a failover or an upgrade"
     if lost:
-        return [_lost(name, lost, on_lost)]
+        return [_lost(name, lost, names.on_lost, hindrance)]
     if slot is None:
-        why = f", and this user may not make it ({refused})" if refused else ""
-        return [Finding("slot", name, f"it is not there{why}", f"{made_by(name)};", stops=True)]
+        sql = hindrance.remedy or f"{made_by(name)};"
+        return [Finding("slot", name, f"it is not there{hindrance.why}", sql, stops=True)]
     if memory is None:
-        return [Finding("slot", name, "what is remembered of it is not there: no worker has begun on it", stops=True)]
+        return [Finding("slot", name, UNBEGUN, stops=True)]
     if not memory.whole:
         return [_missed(name, PASSED, unseen)]
     if slot.confirmed > memory.lsn:
@@ -178,22 +211,25 @@ def slot_findings(
     return []
 
 
-def _missed(name: str, problem: str, unseen: bool) -> Finding:
+def _missed(name: str, problem: str, unseen: Unseen) -> Finding:
     """What was missed is made up for once; but while some of it may be invisible, again and again."""
-    if unseen:
+    if unseen.is_some:
         problem += ". Of that some may be committed and not visible yet: it waits for the transactions that ran then"
-    return Finding("slot", name, problem, missed=True, over=not unseen)
+    if unseen.late:
+        problem += f": {named(unseen.late)}"
+    return Finding("slot", name, problem, ended_by(unseen.late), missed=True, over=not unseen.is_some)
 
 
-def _lost(name: str, why: str, on_lost: OnLostSlot) -> Finding:
+def _lost(name: str, why: str, on_lost: OnLostSlot, hindrance: Hindrance) -> Finding:
     problem = f"lost: {why}. Changes were missed, so caches may hold old rows until they expire"
-    if on_lost == "invalidate":
-        return Finding("slot", name, problem, f"{made_by(name)};", stops=True)
+    if on_lost == "invalidate":  # made up for before the new one is made, too: that may take long
+        sql = hindrance.remedy or f"{made_by(name)};"
+        return Finding("slot", name, problem + hindrance.why, sql, missed=True, stops=True)
     return Finding(
         "slot",
         name,
         problem,
-        "start with --on-lost-slot=invalidate: it makes a new slot and invalidates all that the rules name",
+        "start without --on-lost-slot=stop: it makes a new slot and invalidates all that the rules name",
         stops=True,
     )
 
@@ -203,6 +239,14 @@ def made_by(name: str) -> str:
     return f"SELECT pg_create_logical_replication_slot({literal(name)}, 'pgoutput')"
 
 
-def literal(text: str) -> str:
-    """The text, quoted as an SQL literal."""
-    return "'" + text.replace("'", "''") + "'"
+def advance(name: str, target: int) -> str:
+    """The SQL that ends a transaction and advances the slot. The new position is stored durably first; if that fails,
+    the slot stays. If the slot is already beyond it, another worker was there."""
+    slot, lsn = literal(name), lsn_text(target)
+    others = "coalesce(slot_at.at > lsn, false)"
+    return (
+        f"COMMIT; BEGIN; UPDATE {SLOTS} SET lsn = greatest(lsn, '{lsn}'), whole = whole AND NOT {others}, "
+        f"losses = losses + {others}::int FROM (SELECT max(confirmed_flush_lsn) AS at FROM pg_replication_slots "
+        f"WHERE slot_name = {slot}) AS slot_at WHERE slot = {slot}; COMMIT; "
+        f"SELECT pg_replication_slot_advance({slot}, '{lsn}') FROM {SLOTS} WHERE slot = {slot} AND lsn >= '{lsn}'"
+    )

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import asyncpg
-
-from cachebus.consumers.worker.source import Finding
 
 SLOTS: Final = "cachebus_cdc_slots"
 DEAD: Final = "cachebus_cdc_dead"
@@ -19,7 +18,9 @@ MAKE: Final[Mapping[str, str]] = {
     SLOTS: f"""
 CREATE TABLE IF NOT EXISTS {SLOTS} (
   slot text PRIMARY KEY, namespace text NOT NULL, lsn pg_lsn NOT NULL, whole boolean NOT NULL,
-  losses int NOT NULL DEFAULT 0, tables jsonb NOT NULL, made_at timestamptz NOT NULL DEFAULT now())""",
+  losses int NOT NULL DEFAULT 0, held bigint NOT NULL DEFAULT 0, tables jsonb NOT NULL,
+  tables_sum int NOT NULL DEFAULT 0,
+  made_at timestamptz NOT NULL DEFAULT now())""",
     DEAD: f"""
 CREATE TABLE IF NOT EXISTS {DEAD} (
   id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, slot text NOT NULL, source text NOT NULL,
@@ -32,44 +33,50 @@ CREATE TABLE IF NOT EXISTS {HELD} (
   PRIMARY KEY (slot, digest), UNIQUE (slot, shard, id))""",
 }
 COLUMNS: Final[Mapping[str, frozenset[str]]] = {
-    SLOTS: frozenset({"slot", "namespace", "lsn", "whole", "losses", "tables", "made_at"}),
+    SLOTS: frozenset({"slot", "namespace", "lsn", "whole", "losses", "held", "tables", "tables_sum", "made_at"}),
     DEAD: frozenset({"id", "slot", "source", "payload", "digest", "reason", "attempts", "at"}),
     HELD: frozenset({"slot", "digest", "id", "shards", "shard", "command", "at"}),
 }
-_LOOK: Final = """
-SELECT name, r IS NOT NULL AS there,
-       (SELECT array_agg(attname::text) FROM pg_attribute
-        WHERE attrelid = r AND attnum > 0 AND NOT attisdropped) AS has,
-       (SELECT array_agg(needed) FROM unnest(ARRAY['SELECT', 'INSERT', 'UPDATE', 'DELETE']) AS needed
-        WHERE r IS NOT NULL AND NOT has_table_privilege(r, needed)) AS lacks,
-       (SELECT array_agg(quote_ident(rulename)) FROM pg_rewrite
-        WHERE ev_class = r AND is_instead AND ev_enabled <> 'D') AS rules,
-       CASE WHEN row_security_active(r) THEN NOT EXISTS (
-           SELECT FROM pg_policy WHERE polrelid = r AND polpermissive AND polcmd = '*'
-           AND pg_get_expr(polqual, r) = 'true' AND coalesce(pg_get_expr(polwithcheck, r), 'true') = 'true'
-           AND EXISTS (SELECT FROM unnest(polroles) AS one WHERE one = 0 OR pg_has_role(one, 'USAGE')))
-         OR EXISTS (SELECT FROM pg_policy WHERE polrelid = r AND NOT polpermissive) END AS hides
-FROM (SELECT name, to_regclass(name) AS r FROM unnest($1::text[]) AS name) AS named
+_ARE_OURS: Final = "tables_sum = hashtext(tables::text)"
+"""SQL: whether the column `tables` is what a worker has written there last. Others may have put an older state back."""
+
+
+def tables_become(value: str, *, as_a_whole: bool = False) -> str:
+    """SQL that sets the column `tables`, and the sum of it. If others have put an older state there, what is made of
+    that is no better; a new one `as_a_whole` is."""
+    new = f"hashtext(({value})::text)"
+    return f"tables = {value}, tables_sum = " + (
+        new if as_a_whole else f"CASE WHEN {_ARE_OURS} THEN {new} ELSE tables_sum END"
+    )
+
+
+_RECALL: Final = f"""
+SELECT namespace, lsn - '0/0'::pg_lsn AS lsn, whole, losses,
+       CASE WHEN {_ARE_OURS} THEN tables ELSE '{{}}' END AS tables,
+       (SELECT relnamespace::regnamespace::text || '.' || quote_ident(relname) FROM pg_class WHERE oid = s.tableoid)
+         AS lies_in
+FROM {SLOTS} s WHERE slot = $1
 """
-_TRIGGERS: Final = """
-SELECT array_agg(quote_ident(tgname) ORDER BY tgname) FROM pg_trigger
-WHERE tgrelid = to_regclass($1) AND NOT tgisinternal AND tgenabled <> 'D' AND tgtype & 3 = 3
-"""
-"""Triggers that run before a row is written."""
-_RECALL: Final = f"SELECT namespace, lsn - '0/0'::pg_lsn AS lsn, whole, losses, tables FROM {SLOTS} WHERE slot = $1"
 REMEMBER: Final = f"""
-INSERT INTO {SLOTS} (slot, namespace, lsn, whole, tables) VALUES ($1, $2, $3::text::pg_lsn, $4, $5)
-ON CONFLICT (slot) DO UPDATE SET namespace = $2, lsn = $3::text::pg_lsn, whole = $4, tables = $5
+INSERT INTO {SLOTS} (slot, namespace, lsn, whole, tables, tables_sum)
+VALUES ($1, $2, $3::text::pg_lsn, $4, $5::jsonb, hashtext($5::jsonb::text))
+ON CONFLICT (slot) DO UPDATE SET namespace = $2, lsn = $3::text::pg_lsn, whole = $4,
+  {tables_become("$5::jsonb", as_a_whole=True)}
+"""
+_TRIAL: Final = f"""
+INSERT INTO {SLOTS} AS s (slot, namespace, lsn, whole, tables) VALUES ($1, $2, pg_current_wal_flush_lsn(), true, '{{}}')
+ON CONFLICT (slot) DO UPDATE SET namespace = $2, lsn = excluded.lsn, whole = NOT s.whole, losses = s.losses + 1,
+  tables = excluded.tables
 """
 
 
-def sql_of(table: str) -> str:
-    """The SQL that creates the table, in one line."""
-    return " ".join(MAKE[table].split())
+def sql_of(table: str, name: str = "") -> str:
+    """The SQL that creates the table, in one line; under this name with its schema, where one is given."""
+    return " ".join(MAKE[table].split()).replace(f"EXISTS {table}", f"EXISTS {name or table}")
 
 
 @dataclass
-class Memory:
+class SlotMemory:
     """What is remembered of a slot."""
 
     namespace: str
@@ -79,42 +86,11 @@ class Memory:
     whole: bool
     """Whether all changes since the slot's creation were either read or made up for."""
     losses: int = 0
-    """How often it was noticed that others have read from the slot."""
+    """How often it was noticed that changes were missed."""
     tables: dict[str, Any] = field(default_factory=dict)
     """Tables whose changes were all either read or made up for, and what they were known by then."""
-
-
-async def storage_findings(connection: asyncpg.Connection, refused: Mapping[str, str]) -> list[Finding]:
-    """The findings about the three tables. `refused`: why some could not be created."""
-    found = []
-    for row in await connection.fetch(_LOOK, list(OWN_TABLES)):
-        name = row["name"]
-        missing = sorted(COLUMNS[name].difference(row["has"] or ()))
-        if not row["there"]:
-            why = f", and this user may not make it ({refused[name]})" if name in refused else ""
-            found.append(Finding("storage", name, f"it is not there{why}", f"{sql_of(name)};", stops=True))
-        elif missing:
-            found.append(
-                Finding(
-                    "storage",
-                    name,
-                    f"it has no column {', '.join(missing)}: it is another release's",
-                    f"BEGIN; ALTER TABLE {name} RENAME TO {name}_old; {sql_of(name)}; COMMIT;",
-                    stops=True,
-                )
-            )
-        elif row["lacks"]:
-            lacks = ", ".join(row["lacks"])
-            remedy = f"GRANT {lacks} ON {name} TO CURRENT_USER;"
-            found.append(Finding("storage", name, f"this user lacks {lacks}", remedy, stops=True))
-        elif row["rules"]:
-            remedy = " ".join(f"DROP RULE {rule} ON {name};" for rule in row["rules"])
-            found.append(Finding("storage", name, "a rule does something else instead", remedy, stops=True))
-        elif row["hides"]:
-            remedy = f"CREATE POLICY cachebus ON {name} TO CURRENT_USER USING (true) WITH CHECK (true);"
-            problem = "row-level security may hide rows from this worker"
-            found.append(Finding("storage", name, problem, remedy, stops=True))
-    return found
+    lies_in: str = SLOTS
+    """The table in which this is remembered, with its schema, as SQL names it."""
 
 
 class Swallowed(Exception):
@@ -133,37 +109,47 @@ async def change(connection: asyncpg.Connection, table: str, sql: str, *given: A
         raise Swallowed(table)
 
 
-async def swallowing(connection: asyncpg.Connection, table: str, writes: Sequence[tuple[str, Any]]) -> Finding | None:
-    """The finding about a table that has swallowed a row, as long as it still does. The worker's writes, each of which
-    changes a row, are tried in a transaction that is rolled back."""
-    trial = connection.transaction()
-    await trial.start()
-    try:
-        for sql, given in writes:
-            await change(connection, table, sql, *given)
-    except (Swallowed, asyncpg.FeatureNotSupportedError):
-        pass  # the latter: a rule
-    else:
-        return None
-    finally:
-        await trial.rollback()
-    names = await connection.fetchval(_TRIGGERS, table) or []
-    remedy = " ".join(f"ALTER TABLE {table} DISABLE TRIGGER {name};" for name in names)
-    who = f"of the triggers {', '.join(names)} one gives NULL" if names else "nobody knows why"
-    problem = f"what is written there is not kept, nor is it refused: {who}"
-    return Finding("storage", table, problem, remedy, stops=True)
+async def lose(connection: asyncpg.Connection, slot: str) -> None:
+    """Remember that changes of the slot were missed: it is committed when this returns. Each is counted, so that what
+    is made up for by then is not taken for what comes now."""
+    await change(connection, SLOTS, f"UPDATE {SLOTS} SET whole = false, losses = losses + 1 WHERE slot = $1", slot)
 
 
-async def recall(connection: asyncpg.Connection, slot: str) -> Memory | None:
+async def recall(connection: asyncpg.Connection, slot: str) -> SlotMemory | None:
     """What is remembered of the slot; None if nothing is."""
     row = await connection.fetchrow(_RECALL, slot)
-    return row and Memory(row["namespace"], int(row["lsn"]), row["whole"], row["losses"], json.loads(row["tables"]))
+    if row is None:
+        return None
+    tables = readable(json.loads(row["tables"]))
+    return SlotMemory(row["namespace"], int(row["lsn"]), row["whole"], row["losses"], tables, row["lies_in"])
 
 
-async def remember(connection: asyncpg.Connection, slot: str, memory: Memory) -> None:
+def readable(tables: Any) -> dict[str, Any]:
+    """What can be read of the column `tables`. A table of which that can't be counts as never looked at."""
+    return {name: mark for name, mark in tables.items() if _is_mark(mark)} if isinstance(tables, dict) else {}
+
+
+def _is_mark(mark: Any) -> bool:
+    """Whether it has what a look compares with."""
+    if not isinstance(mark, dict):
+        return False
+    lists = (mark.get("rules", []), mark.get("of", []))
+    return (
+        re.match(r"\d+/", str(mark.get("is"))) is not None
+        and all(isinstance(one, dict) for one in (mark.get("parts"), mark.get("types", {})))
+        and all(isinstance(one, list) and all(isinstance(item, str) for item in one) for one in lists)
+    )
+
+
+async def remember(connection: asyncpg.Connection, slot: str, memory: SlotMemory) -> None:
     """Remember this of the slot: it is committed when this returns; `Swallowed`."""
     given = memory.namespace, lsn_text(memory.lsn), memory.whole, as_json(memory.tables)
     await change(connection, SLOTS, REMEMBER, slot, *given)
+
+
+def trial(slot: str, namespace: str) -> list[tuple[str, Any]]:
+    """Writes to try, which are rolled back: of the row of the slot itself, since a trigger may be for it alone."""
+    return 2 * [(_TRIAL, (slot, namespace))]
 
 
 def as_json(tables: dict[str, Any]) -> str:

@@ -9,13 +9,15 @@ from typing import Any
 
 from cachebus.base.log import logger
 from cachebus.consumers.cdc.rules.router import TABLES_REMEMBERED, Router
-from cachebus.consumers.cdc.rules.rules import Rule, Rules
+from cachebus.consumers.cdc.rules.rules import Rule, RuleFile
 from cachebus.consumers.cdc.topics.debezium import parse_envelope
-from cachebus.consumers.topics.brokers import Brokers, Topic
+from cachebus.consumers.topics.brokers import BrokerAdmin, Topic
 from cachebus.consumers.topics.inspection import MISSING
 from cachebus.consumers.topics.membership import Membership
 from cachebus.consumers.topics.progress import place_of
 from cachebus.consumers.topics.source import TopicSource
+from cachebus.consumers.topics.tools import created_dead
+from cachebus.consumers.worker import commands
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter
 from cachebus.consumers.worker.source import Finding, Item, Meaning
@@ -25,13 +27,11 @@ from cachebus.producers.command import Command
 from cachebus.settings import Settings
 
 NOTHING = Meaning()
-ALL_DEAD = 20
-"""If so many messages of a topic in a row can't be used, the format is wrong, and not a single row."""
 NAMED = 5
 """How many tables a warning names."""
 READABLE = (
     "what the connector writes must be whole envelopes as JSON: value.converter=org.apache.kafka.connect.json."
-    "JsonConverter, without ExtractNewRecordState; then replay-dead"
+    "JsonConverter, without ExtractNewRecordState"
 )
 
 
@@ -54,6 +54,8 @@ class KafkaSource:
     """More client settings of aiokafka, such as those of TLS and SASL."""
     namespace: str = "cachebus"
     """The namespace of the caches. A worker takes it from its settings."""
+    shards: int = 1
+    """How many shards the cache has. A worker takes it from its settings."""
 
     def client(self) -> dict[str, Any]:
         """The arguments of all clients."""
@@ -74,10 +76,12 @@ class KafkaSource:
 class DebeziumSource(TopicSource):
     """Debezium's topics, routed by rules."""
 
-    if_unnamed = "Name tenants at the head of the rules, or invalidate it by hand"
+    if_all_is_dead = READABLE
 
-    def __init__(self, rules: Rules, given: KafkaSource) -> None:
+    def __init__(self, rules: RuleFile, given: KafkaSource) -> None:
         super().__init__("cdc", given.membership())
+        self.options = {"--source": "kafka", **self.options}
+        self.variables = (*self.variables, commands.L2)
         try:
             self._fits = re.compile(f"(?:{given.topics})\\Z")
         except re.error as error:
@@ -86,13 +90,17 @@ class DebeziumSource(TopicSource):
             raise ConfigError(f"dead letters can't go to {self.membership.dead_topic}, where changes come from")
         self._pattern = given.topics
         self._rules = rules
-        self._router = Router(rules)
+        self._router = Router(rules, given.shards)
         self.said = self._router.said
-        self._dead: dict[str, tuple[int, str]] = {}
-        """How many messages of a topic could not be used since the last one that could, and why."""
         self._tables: set[str] = set()
         """Tables of which messages have come."""
-        self._warned = ""
+        self._doubts = [
+            f"rule of {rule.table!r}: PostgreSQL's old rows count by their key alone; if the table has REPLICA "
+            'IDENTITY FULL, say so by replica_identity = "full"'
+            for rule in rules.rule
+            if rule.replica_identity is None and not {"update", "delete"}.isdisjoint(rule.operations)
+        ]
+        """Warnings about rules, whatever comes."""
 
     @property
     def subscription(self) -> dict[str, Any]:
@@ -110,19 +118,6 @@ class DebeziumSource(TopicSource):
 
     def mean(self, item: Item) -> Meaning:
         """See `TopicSource.mean`."""
-        topic = item.raw.topic
-        try:
-            meaning = self._meaning(item)
-        except ValueError as error:
-            self._is_dead(topic, str(error))
-            raise
-        if meaning.problems and not meaning.commands:
-            self._is_dead(topic, meaning.problems[0])
-        elif topic in self._dead:
-            del self._dead[topic]
-        return meaning
-
-    def _meaning(self, item: Item) -> Meaning:
         change = parse_envelope(item.raw.value, item.raw.key)
         if change is None:
             return NOTHING
@@ -131,8 +126,9 @@ class DebeziumSource(TopicSource):
             self._tables.add(f"{change.schema}.{change.table}")
         return self._router.meaning(change)
 
-    def _is_dead(self, topic: str, why: str) -> None:
-        self._dead[topic] = self._dead.get(topic, (0, ""))[0] + 1, why
+    def origin(self, partition: str) -> str:
+        """See `TopicSource.origin`: the topic, which is a table's, whatever the partition."""
+        return partition.rpartition("/")[0]
 
     def letter(self, record: Any, reason: str) -> DeadLetter:
         """See `TopicSource.letter`."""
@@ -141,7 +137,7 @@ class DebeziumSource(TopicSource):
     async def prepare(self) -> None:
         """See `TopicSource.prepare`. Nothing: Debezium creates its topics."""
 
-    async def look_at(self, brokers: Brokers, topics: Mapping[str, Topic]) -> list[Finding]:
+    async def look_at(self, brokers: BrokerAdmin, topics: Mapping[str, Topic]) -> list[Finding]:
         """See `TopicSource.look_at`."""
         findings: list[Finding] = []
         if not self.named(topics):
@@ -153,40 +149,35 @@ class DebeziumSource(TopicSource):
                     "look at --topics, at the connector's topic.prefix, and at this user's rights",
                 )
             )
-        self._warn(self._unmatched(self.named(topics)))
-        for topic, (count, why) in self._dead.items():
-            if count >= ALL_DEAD:
-                said = f"no message of it can be used, one after the other: {clean(why)}"
-                findings.append(Finding("topic", clean(topic), said, READABLE))
+        self._warn([*self._doubts, *self._unmatched(self.named(topics))])
         dead = self.membership.dead_topic
         if dead not in topics:
-            findings.append(Finding("topic", dead, MISSING, f"kafka-topics.sh --create --topic {dead} --partitions 1"))
+            findings.append(Finding("topic", dead, MISSING, created_dead(self.membership.access, dead)))
         return findings
 
-    def _unmatched(self, named: Sequence[str]) -> str:
+    def _unmatched(self, named: Sequence[str]) -> list[str]:
         """A warning if a rule's table has neither messages nor a topic, and a topic has no rule: a name may be
         mistyped. (A table that was never written has no topic either, so that alone is no reason.)"""
         places = {".".join(name.split(".")[-2:]) for name in named if name.count(".") > 1} | self._tables
         rules = [one for one in self._rules.rule if not any(self._is_of(one, place) for place in places)]
         others = sorted(place for place in places if not self._router.rules_of(*place.split(".", 1)))
         if not rules or not others:
-            return ""
+            return []
         tables = ", ".join(dict.fromkeys(repr(one.table) for one in rules[:NAMED]))
-        return (
-            f"no topic and no message is of the tables that these rules name: {tables}; and no rule is for "
-            f"{', '.join(others[:NAMED])}. Is a name mistyped?"
-        )
+        unused = f"no topic and no message is of the tables that these rules name: {tables}"
+        return [f"{unused}; and no rule is for {', '.join(others[:NAMED])}. Is a name mistyped?"]
 
     def _is_of(self, rule: Rule, place: str) -> bool:
         return any(one is rule for one in self._router.rules_of(*place.split(".", 1)))
 
-    def _warn(self, warning: str) -> None:
-        """Log the warning, unless it is the same as the last one."""
-        if warning and warning != self._warned:
-            logger.warning("cdc: {}", clean(warning, 2000))
-        self._warned = warning
+    def _warn(self, warnings: Sequence[str]) -> None:
+        """Log each warning, unless it was one of the last check."""
+        for warning in warnings:
+            if warning not in self.warnings:
+                logger.warning("cdc: {}", clean(warning, 2000))
+        self.warnings = warnings
 
-    def scopes(self, findings: Sequence[Finding]) -> tuple[list[Command], list[str]]:
+    def scopes(self, findings: Sequence[Finding]) -> list[Command]:
         """See `TopicSource.scopes`: all that the rules name."""
         return self._router.missed(self._rules.rule)
 
@@ -196,13 +187,6 @@ class TopicsWorker(SourceWorker):
 
     source: DebeziumSource
 
-    def __init__(self, settings: Settings, rules: Rules, source: KafkaSource) -> None:
-        self.given = replace(source, namespace=settings.namespace)
+    def __init__(self, settings: Settings, rules: RuleFile, source: KafkaSource) -> None:
+        self.given = replace(source, namespace=settings.namespace, shards=settings.shards)
         super().__init__("cdc", DebeziumSource(rules, self.given), settings, rules.cascades)
-        for rule in rules.rule:
-            if rule.replica_identity is None and not {"update", "delete"}.isdisjoint(rule.operations):
-                logger.warning(
-                    "cdc: rule of {!r}: PostgreSQL's old rows count by their key alone; if the table has REPLICA "
-                    'IDENTITY FULL, say so by replica_identity = "full"',
-                    rule.table,
-                )

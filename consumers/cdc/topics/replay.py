@@ -6,15 +6,18 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any, Final
 
+from cachebus.base.clock import monotonic
+from cachebus.bus.kafka.brokers import Brokers
 from cachebus.consumers.cdc.rules.router import Router
 from cachebus.consumers.cdc.slot.replay import Replayed
 from cachebus.consumers.cdc.topics.debezium import parse_envelope
 from cachebus.consumers.cdc.topics.kafka import KafkaSource
 from cachebus.consumers.topics.dead_topic import DeadTopic, letter_of
 from cachebus.consumers.topics.replay import each_letter
-from cachebus.consumers.worker.apply import AWAY_S, REFUSED, Applier
+from cachebus.consumers.worker.apply import AWAY, AWAY_S, PATIENCE_S, REFUSED, Applier
 from cachebus.consumers.worker.clean import clean, describe
 from cachebus.consumers.worker.dead import DeadLetter
+from cachebus.errors import L2Unavailable
 from cachebus.keys.plan import Plan
 
 UNSURE: Final = b"{}"
@@ -25,11 +28,12 @@ async def replay_topic(source: KafkaSource, router: Router, applier: Applier) ->
     """Try all dead letters that are in the topic now, once each. Those that fail again are appended, with one attempt
     more.
 
-    `applier`: open. The offsets of the group "NAME-replay" keep how far it has come. Raises aiokafka's errors. What was
-    not committed is tried again by the next replay.
+    `applier`: open. The offsets of the group "NAME-replay" keep how far it has come. Raises aiokafka's errors, and
+    `L2Unavailable` where L2 is away for ten seconds. What was not committed is tried again by the next replay.
     """
     member = source.membership()
-    dead_topic = DeadTopic(member.clients, member.dead_topic)
+    brokers = Brokers(member.access)
+    dead_topic = DeadTopic(member, brokers)
     applied = dead = 0
 
     async def tried(records: Sequence[Any]) -> None:
@@ -39,7 +43,10 @@ async def replay_topic(source: KafkaSource, router: Router, applier: Applier) ->
             await dead_topic.put(still)
         applied, dead = applied + len(records) - len(still), dead + len(still)
 
-    await each_letter(member, dead_topic, tried)
+    try:
+        await each_letter(member, dead_topic, tried)
+    finally:
+        await brokers.forget()
     return Replayed(applied, dead)
 
 
@@ -49,12 +56,15 @@ async def _tried(records: Sequence[Any], router: Router, applier: Applier) -> li
     letters = [letter_of(record) for record in records]
     planned = [_planned(letter, router, applier) for letter in letters]
     plans = [(plan, problems) for found, problems in planned for plan in found]
+    until_s = monotonic() + PATIENCE_S
     while plans:
-        carried = await applier.carry([plan for plan, _ in plans])
+        carried = await applier.carry([plan for plan, _ in plans], max(0.0, until_s - monotonic()))
         for place, error in carried.failed.items():
             plans[place][1].append(describe(error))
-        plans = [plans[place] for place in sorted(carried.away)]
+        plans = [plans[place] for place in sorted(carried.away | carried.late)]
         if plans:
+            if monotonic() >= until_s:
+                raise L2Unavailable(AWAY)
             await asyncio.sleep(AWAY_S)
     return [
         letter._replace(reason=clean("; ".join(problems)), attempts=letter.attempts + 1)

@@ -17,13 +17,13 @@ from cachebus.keys.key import shard_of
 from cachebus.tools.harness.messages import Tick
 from cachebus.tools.verify.checker.explanation import Explainer, Known
 from cachebus.tools.verify.checker.history import History, writes_of
-from cachebus.tools.verify.checker.loads import Excuses, Load, Span, loads_of
+from cachebus.tools.verify.checker.loads import Excuses, ItemLoad, Span, loads_of
 from cachebus.tools.verify.fleet import data_types
 from cachebus.tools.verify.fleet.disturbances import ENTERED, EVERY_S, FLUSHED, GAP, L2_FAILED, LATE, STALLED
 from cachebus.tools.verify.fleet.history_log import all_records
-from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.items import SourceItem
 from cachebus.tools.verify.fleet.setup import bound_of, guard_max_s, has_room, l2_timeout_s
-from cachebus.tools.verify.target.testbed import Done
+from cachebus.tools.verify.target.testbed import InjectedFault
 
 START_S = 3.0
 """A fleet starts within this time, and with it the first epoch."""
@@ -44,14 +44,14 @@ class Evidence:
     """All that is known of a run."""
 
     directory: Path
-    items: list[Item]
+    items: list[SourceItem]
     lives: dict[str, Span]
     """From when until when each process ran, by node and life, as in "2.1"."""
     ticks: list[Tick]
     """The last of each process."""
-    faults: list[Done]
+    faults: list[InjectedFault]
     ends_leases: frozenset[str]
-    """The names of faults that may end leases of loads on every node."""
+    """The names of faults that may end fill leases on every node."""
     away: list[Span]
     """When nobody could reach the server."""
     bound_s: float
@@ -60,7 +60,7 @@ class Evidence:
     not_ready: tuple[int, ...] = ()
     """Nodes that were not at work again once the faults were over."""
     held: int = 0
-    """Leases of loads that were still held when no load was under way."""
+    """Fill leases that were still held when no load was under way."""
     left: Mapping[int, str] = field(default_factory=dict)
     """Tasks and sockets that a node did not give back, by node."""
     shards: int = 1
@@ -120,7 +120,7 @@ class Evidence:
             lambda node: self.records(node, "disturbances"),
         )
 
-    def loads(self) -> list[Load]:
+    def loads(self) -> list[ItemLoad]:
         """Of all nodes."""
         return [
             load
@@ -163,11 +163,11 @@ class Evidence:
             *((from_s, until_s + age_s) for node in self.lives for from_s, until_s in self._amiss(node, ENTERED)),
         ]
 
-    def kept(self, load: Load) -> bool:
+    def kept(self, load: ItemLoad) -> bool:
         """Whether the node keeps the loaded value in L1 for D at least."""
         return data_types.POLICIES[self.items[load.item].data_type].l1 and has_room(int(number_of(load.node)))
 
-    def asked_s(self, load: Load) -> float:
+    def asked_s(self, load: ItemLoad) -> float:
         """The earliest time at which the load may have been asked for. Its value counts as that old. The loader starts
         a turn of the event loop later, which is long where the process stood still."""
         return min(
@@ -196,7 +196,7 @@ class Evidence:
             found[node] = Excuses((from_s, until_s + after_s) for from_s, until_s in spans)
         return found
 
-    def shard_of(self, item: Item) -> int | None:
+    def shard_of(self, item: SourceItem) -> int | None:
         """The item's shard; None in the other namespace, for which faults do not name their shards."""
         return None if item.cache_index else shard_of(item.tenant or "", self.shards)
 
@@ -224,7 +224,7 @@ class Evidence:
         return found
 
     def leases_deleted(self) -> Excuses:
-        """When a fault deleted the leases of loads."""
+        """When a fault deleted the fill leases."""
         return Excuses([(done.from_s, done.until_s) for done in self.faults if done.fault == "del-leases"])
 
     def stalls(self) -> Excuses:

@@ -9,13 +9,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from cachebus.tools.verify.checker.history import Stale, Write
-from cachebus.tools.verify.checker.loads import Load
+from cachebus.tools.verify.checker.history import StaleRead, Write
+from cachebus.tools.verify.checker.loads import ItemLoad
 from cachebus.tools.verify.fleet.disturbances import DISTURBANCES, LATE
-from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.items import SourceItem
 from cachebus.tools.verify.fleet.reading import VERBS as READ_VERBS
 from cachebus.tools.verify.fleet.writing import VERBS as WRITE_VERBS
-from cachebus.tools.verify.target.testbed import Done
+from cachebus.tools.verify.target.testbed import InjectedFault
 
 LINES_MAX = 40
 """The most lines of one explanation: the latest are kept."""
@@ -29,17 +29,17 @@ Known = Sequence[tuple[int, int, float]]
 class Explainer:
     """Explains findings in one history."""
 
-    items: Sequence[Item]
+    items: Sequence[SourceItem]
     writes: Sequence[Write]
     applied: Callable[[str], Known]
     """What a node had applied, by node and life."""
     lives: Mapping[str, tuple[float, float]]
     """From when until when each process ran."""
-    faults: Sequence[Done]
+    faults: Sequence[InjectedFault]
     disturbances: Callable[[str], Sequence[tuple[int, float, float]]]
     """What a node noticed itself, by node and life: kind, from when, until when."""
 
-    def explain_read(self, stale: Stale) -> tuple[str, ...]:
+    def explain_read(self, stale: StaleRead) -> tuple[str, ...]:
         """What led to a stale read. Times are seconds from the read's beginning."""
         write = self._missed(stale)
         zero_s = stale.started_s
@@ -56,7 +56,7 @@ class Explainer:
                 lines.append(f"           node {node} {self._knew(node, zero_s, write)}")
         return (*lines, *self._broken(since_s, zero_s, zero_s))
 
-    def explain_loads(self, first: Load, second: Load, before_s: float) -> tuple[str, ...]:
+    def explain_loads(self, first: ItemLoad, second: ItemLoad, before_s: float) -> tuple[str, ...]:
         """Two loads, and what happened from `before_s` before the first: writes of the item, disturbances of the nodes,
         and faults. Times are seconds from the first load's beginning."""
         zero_s, since_s = first.began_s, first.began_s - before_s
@@ -107,7 +107,7 @@ class Explainer:
                 where = f"node {done.node}" if done.node else "the server"
                 yield _line(done.from_s - zero_s, f"{done.fault} of {where}, until {done.until_s - zero_s:+.3f} s")
 
-    def _missed(self, stale: Stale) -> Write | None:
+    def _missed(self, stale: StaleRead) -> Write | None:
         fitting = [
             w
             for w in self.writes
@@ -142,7 +142,7 @@ def _joined(spans: Sequence[tuple[int, float, float]]) -> Iterator[tuple[int, fl
         yield kind, since_s, last_s
 
 
-def _wrote(write: Write, item: Item) -> str:
+def _wrote(write: Write, item: SourceItem) -> str:
     became = "had returned" if write.returned_s else "was left, and its guard is over"
     event = f" as {write.epoch:016x}.{write.seq}" if write.epoch else ""
     return f"node {write.node}: {WRITE_VERBS[write.verb]}, for version {write.version} of {item}, {became}{event}"

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from cachebus.consumers.worker.retry import LONGEST_S
-from cachebus.tools.verify.checker.history import Stale
+from cachebus.tools.verify.checker.history import StaleRead
 from cachebus.tools.verify.checker.loads import Excuses
 from cachebus.tools.verify.fleet.disturbances import FLUSHED
 from cachebus.tools.verify.fleet.writing import BY_WORKER
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cachebus.tools.verify.checker.judge import Judgement
 
 
-def check_fault_free(case: Judgement, late: Sequence[Stale]) -> None:
+def check_fault_free(case: Judgement, late: Sequence[StaleRead]) -> None:
     """Find flushes, late invalidations and leaks. `late`: reads that were older than half of the bound."""
     evidence, impaired = case.evidence, case.evidence.impaired()
     for node in evidence.lives:
@@ -43,6 +43,6 @@ def check_fault_free(case: Judgement, late: Sequence[Stale]) -> None:
         case.found("left", f"node {number} had {what} more than at its start")
 
 
-def _any(impaired: dict[str, Excuses], stale: Stale) -> bool:
+def _any(impaired: dict[str, Excuses], stale: StaleRead) -> bool:
     """Whether any node was impaired: it may be the one that wrote."""
     return any(excuses.overlap(stale.started_s - stale.age_s, stale.started_s) for excuses in impaired.values())

@@ -12,7 +12,7 @@ from cachebus.tools.verify.checker.loads import Excuses, Span
 from cachebus.tools.verify.checker.verdict import EDGES_S, bucket_of
 from cachebus.tools.verify.fleet.guarded_writes import GUARDED
 from cachebus.tools.verify.fleet.history_log import ITEM_MASK, VERB_SHIFT, WAITED
-from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.items import SourceItem
 from cachebus.tools.verify.fleet.reading import L2
 from cachebus.tools.verify.fleet.setup import DB_TIMEOUT_S
 from cachebus.tools.verify.fleet.writing import (
@@ -66,7 +66,7 @@ class Write(NamedTuple):
         return self.guard_ends_s + (DB_TIMEOUT_S if lost else 0.0)
 
 
-class Stale(NamedTuple):
+class StaleRead(NamedTuple):
     """A stale read: it gave a version that a write had replaced."""
 
     node: str
@@ -79,26 +79,26 @@ class Stale(NamedTuple):
     """The least version that it should have given."""
 
 
-Table = list[tuple[list[float], list[int]] | None]
+RecordTable = list[tuple[list[float], list[int]] | None]
 """By item: times in order, and the newest version by each of them."""
 
 
 def writes_of(node: str, records: Iterable[tuple[Any, ...]]) -> Iterator[Write]:
     """The writes in a node's log."""
-    for mark, version, called_s, returned_s, failed_s, epoch, seq in records:
-        verb, item = mark >> VERB_SHIFT, mark & ITEM_MASK
+    for code, version, called_s, returned_s, failed_s, epoch, seq in records:
+        verb, item = code >> VERB_SHIFT, code & ITEM_MASK
         verb, waited, ends_s = verb & ~WAITED, bool(verb & WAITED), 0.0
         if verb == GUARDED:
             failed_s, ends_s = 0.0, failed_s
         yield Write(node, verb, item, version, called_s, returned_s, failed_s, epoch, seq, waited, ends_s)
 
 
-def _table(items: int, rows: Iterable[tuple[int, float, int]]) -> Table:
+def _table(items: int, rows: Iterable[tuple[int, float, int]]) -> RecordTable:
     """The table of these triples of item, time and version."""
     by_item: dict[int, list[tuple[float, int]]] = {}
     for item, at_s, version in rows:
         by_item.setdefault(item, []).append((at_s, version))
-    table: Table = [None] * items
+    table: RecordTable = [None] * items
     for item, group in by_item.items():
         group.sort()
         # Calls may return in another order than their changes were committed in: the highest version counts.
@@ -106,7 +106,7 @@ def _table(items: int, rows: Iterable[tuple[int, float, int]]) -> Table:
     return table
 
 
-def _least_version(table: Table, item: int, at_s: float) -> int:
+def _least_version(table: RecordTable, item: int, at_s: float) -> int:
     """The least version that a read which began at this time should give, by this table; 0 for any."""
     known = table[item]
     before = 0 if known is None else bisect_left(known[0], at_s)
@@ -135,13 +135,13 @@ class History:
         """When guards were over, and the newest version that was committed behind one by then, invalidated or not."""
         self.latest = self._latest()
         self.named = self.table(which=lambda write: write.verb in ENDS_LEASES - {EVERY_CONTEXT})
-        """As `returned`, for writes that remove the item's record, and leave no mark in L2."""
+        """As `returned`, for writes that remove the item's record, and leave no code in L2."""
         self.unsure = {
             (w.item, w.version) for w in self.writes if w.verb in VALUE_WRITES and (not w.returned_s or w.failed_s)
         }
         """Values whose write raised or never returned: they may enter the cache at any time after the call."""
 
-    def table(self, node: str | None = None, which: Callable[[Write], bool] | None = None) -> Table:
+    def table(self, node: str | None = None, which: Callable[[Write], bool] | None = None) -> RecordTable:
         """When writes returned, and the newest version by then. `node`: of one node alone. `which`: of some writes."""
         return _table(
             self.items,
@@ -172,7 +172,7 @@ class History:
         lacking = {item for item, version in newest.items() if confirmed.get(item, 1) < version}
         return sorted(lacking | {item for item, _ in self.unsure})
 
-    def touching(self, items: Sequence[Item | None], node: str = "") -> dict[int, Excuses]:
+    def touching(self, items: Sequence[SourceItem | None], node: str = "") -> dict[int, Excuses]:
         """When a write (of this node) was under way that may remove what is cached of an item, by item. The write of a
         scope touches every item in it."""
         spans: dict[int, list[Span]] = {}
@@ -204,7 +204,7 @@ class History:
         }
 
     def ending_leases(self) -> dict[int, list[tuple[float, float]]]:
-        """When a write was under way that ends a load's lease, by item; for ever if it never returned, since its
+        """When a write was under way that ends a fill lease, by item; for ever if it never returned, since its
         message may still arrive."""
         spans: dict[int, list[tuple[float, float]]] = {}
         for write in self.writes:
@@ -231,20 +231,20 @@ class ReadCheck:
     beyond: int = 0
     own_missed: int = 0
     worst_age_s: float = 0.0
-    worst: list[Stale] = field(default_factory=list)
+    worst: list[StaleRead] = field(default_factory=list)
     """G1: beyond the bound (`beyond`), the first of each item."""
-    missed: list[Stale] = field(default_factory=list)
+    missed: list[StaleRead] = field(default_factory=list)
     """G2: a node did not see its own write (`own_missed`)."""
     fills: int = 0
-    filled: list[Stale] = field(default_factory=list)
+    filled: list[StaleRead] = field(default_factory=list)
     """G5: L2 gave a record after a write had removed it (`fills`)."""
     unseen: int = 0
-    waited: list[Stale] = field(default_factory=list)
+    waited: list[StaleRead] = field(default_factory=list)
     """G4: a node did not see a write that had waited for the nodes (`unseen`)."""
-    late: list[Stale] = field(default_factory=list)
+    late: list[StaleRead] = field(default_factory=list)
     """Reads that were older than half of the bound."""
     outlived: int = 0
-    guarded: list[Stale] = field(default_factory=list)
+    guarded: list[StaleRead] = field(default_factory=list)
     """G6: a value outlived the guard behind which it was replaced (`outlived`)."""
 
     def add(self, node: str, batches: Iterable[Sequence[tuple[int, int, float]]], bound_s: float) -> Iterator[None]:
@@ -256,21 +256,21 @@ class ReadCheck:
         )
         for batch in batches:
             self.judged += len(batch)
-            for mark, version, started_s in batch:  # ten million times in a long run: kept plain for speed
-                item = mark & ITEM_MASK
+            for code, version, started_s in batch:  # ten million times in a long run: kept plain for speed
+                item = code & ITEM_MASK
                 if latest[item] <= version:
                     continue
                 if _least_version(returned, item, started_s) > version:
-                    self._stale(node, mark, version, started_s, bound_s)
+                    self._stale(node, code, version, started_s, bound_s)
                     mine = own[item]
                     if mine is not None and mine[1][-1] > version:
-                        self._own(node, mark, version, started_s, mine)
+                        self._own(node, code, version, started_s, mine)
                 if _least_version(self.history.guarded, item, started_s) > version:
-                    self._outlived(node, mark, version, started_s)
+                    self._outlived(node, code, version, started_s)
             yield
 
-    def _stale(self, node: str, mark: int, version: int, started_s: float, bound_s: float) -> None:
-        item = mark & ITEM_MASK
+    def _stale(self, node: str, code: int, version: int, started_s: float, bound_s: float) -> None:
+        item = code & ITEM_MASK
         known = self.history.returned[item]
         if known is None or (item, version) in self.history.unsure:
             self.unsure += 1
@@ -278,10 +278,10 @@ class ReadCheck:
         place = bisect_right(known[1], version)
         age_s = started_s - known[0][place]
         self.ages[bucket_of(age_s)] += 1
-        if mark >> VERB_SHIFT == L2:
-            self._from_l2(node, mark, version, started_s)
+        if code >> VERB_SHIFT == L2:
+            self._from_l2(node, code, version, started_s)
         self.worst_age_s = max(self.worst_age_s, age_s)
-        stale = Stale(node, mark >> VERB_SHIFT, item, version, started_s, age_s, known[1][place])
+        stale = StaleRead(node, code >> VERB_SHIFT, item, version, started_s, age_s, known[1][place])
         if age_s > bound_s / 2 and len(self.late) < LATE_MAX:
             self.late.append(stale)
         if age_s > bound_s:
@@ -292,39 +292,39 @@ class ReadCheck:
             self.unseen += 1
             self._keep(self.waited, stale._replace(missed=due))
 
-    def _outlived(self, node: str, mark: int, version: int, started_s: float) -> None:
-        item = mark & ITEM_MASK
+    def _outlived(self, node: str, code: int, version: int, started_s: float) -> None:
+        item = code & ITEM_MASK
         known = self.history.guarded[item]
         if known is None or (item, version) in self.history.unsure:
             return
         self.outlived += 1
         place = bisect_right(known[1], version)
         age_s, missed = started_s - known[0][place], known[1][place]
-        self._keep(self.guarded, Stale(node, mark >> VERB_SHIFT, item, version, started_s, age_s, missed))
+        self._keep(self.guarded, StaleRead(node, code >> VERB_SHIFT, item, version, started_s, age_s, missed))
 
-    def _from_l2(self, node: str, mark: int, version: int, started_s: float) -> None:
+    def _from_l2(self, node: str, code: int, version: int, started_s: float) -> None:
         """A read of L2 alone, after a write of this key returned. That write removed the record: if it is there, a fill
         put it there afterwards."""
-        named = self.history.named[mark & ITEM_MASK]
+        named = self.history.named[code & ITEM_MASK]
         before = 0 if named is None else bisect_left(named[0], started_s)
         if named is None or not before or named[1][before - 1] <= version:
             return
         self.fills += 1
         place = bisect_right(named[1], version)
-        stale = Stale(node, L2, mark & ITEM_MASK, version, started_s, started_s - named[0][place], named[1][place])
+        stale = StaleRead(node, L2, code & ITEM_MASK, version, started_s, started_s - named[0][place], named[1][place])
         self._keep(self.filled, stale)
 
-    def _own(self, node: str, mark: int, version: int, started_s: float, mine: tuple[list[float], list[int]]) -> None:
-        item, before = mark & ITEM_MASK, bisect_left(mine[0], started_s)
+    def _own(self, node: str, code: int, version: int, started_s: float, mine: tuple[list[float], list[int]]) -> None:
+        item, before = code & ITEM_MASK, bisect_left(mine[0], started_s)
         if not before or mine[1][before - 1] <= version or (item, version) in self.history.unsure:
             return
         self.own_missed += 1
         place = bisect_right(mine[1], version)
         self._keep(
             self.missed,
-            Stale(node, mark >> VERB_SHIFT, item, version, started_s, started_s - mine[0][place], mine[1][place]),
+            StaleRead(node, code >> VERB_SHIFT, item, version, started_s, started_s - mine[0][place], mine[1][place]),
         )
 
-    def _keep(self, kept: list[Stale], stale: Stale) -> None:
+    def _keep(self, kept: list[StaleRead], stale: StaleRead) -> None:
         if len(kept) < self.kept_max and all(stale.item != other.item for other in kept):
             kept.append(stale)

@@ -11,9 +11,9 @@ from functools import cache, partial
 from cachebus.tools.verify.checker.evidence import Evidence
 from cachebus.tools.verify.checker.explanation import Explainer
 from cachebus.tools.verify.checker.fault_free import check_fault_free
-from cachebus.tools.verify.checker.history import History, ReadCheck, Stale
+from cachebus.tools.verify.checker.history import History, ReadCheck, StaleRead
 from cachebus.tools.verify.checker.load_timing import LoadTimes, loaded_too_soon, served, unexcused
-from cachebus.tools.verify.checker.loads import Excuses, Load, overlapping, reloaded_without_l2, unexplained
+from cachebus.tools.verify.checker.loads import Excuses, ItemLoad, overlapping, reloaded_without_l2, unexplained
 from cachebus.tools.verify.checker.verdict import Finding, Verdict
 from cachebus.tools.verify.fleet import anomalies
 from cachebus.tools.verify.fleet.guarded_writes import GUARDED
@@ -128,7 +128,7 @@ async def _reads(case: Judgement) -> ReadCheck:
     return check
 
 
-def _in_words(case: Judgement, stale: Stale) -> str:
+def _in_words(case: Judgement, stale: StaleRead) -> str:
     item = case.evidence.items[stale.item]
     return (
         f"node {stale.node} read version {stale.version} of {item}, "
@@ -140,11 +140,11 @@ def _tokens(case: Judgement) -> int:
     """G3, I7."""
     seen = 0
     for node in case.evidence.lives:
-        for mark, version, started_s, least, kind in case.evidence.records(node, "tokens"):
+        for code, version, started_s, least, kind in case.evidence.records(node, "tokens"):
             seen += 1
-            item = mark & ITEM_MASK
+            item = code & ITEM_MASK
             if version < least and (item, version) not in case.history.unsure:
-                stale = Stale(node, mark >> VERB_SHIFT, item, version, started_s, 0.0, least)
+                stale = StaleRead(node, code >> VERB_SHIFT, item, version, started_s, 0.0, least)
                 case.found(
                     "I7" if kind == SESSION_TOKEN else "G3",
                     f"node {node} read version {version} of {case.evidence.items[item]} with the token of {least}",
@@ -158,8 +158,8 @@ def _anomalies(case: Judgement) -> None:
     evidence, impaired = case.evidence, cache(case.evidence.impaired)
     items, excused, paused = evidence.items, evidence.data_loss(), evidence.paused()
     for node in evidence.lives:
-        for mark, kind, a, b, at_s in evidence.records(node, "anomalies"):
-            item = items[mark & ITEM_MASK]
+        for code, kind, a, b, at_s in evidence.records(node, "anomalies"):
+            item = items[code & ITEM_MASK]
             explain: Callable[[], tuple[str, ...]] = tuple
             if kind == anomalies.UNAVAILABLE:
                 if impaired(evidence.shard_of(item))[node].overlap(at_s, at_s + a / 1000):
@@ -173,7 +173,7 @@ def _anomalies(case: Judgement) -> None:
             case.found(anomalies.PROMISES[kind], f"node {node}: {item} {told}", explain)
 
 
-def _loads(case: Judgement, loads: list[Load]) -> int:
+def _loads(case: Judgement, loads: list[ItemLoad]) -> int:
     """I13: one load at a time. Returns how many loads overlapped, excused or not."""
     evidence, history, lead_s = case.evidence, case.history, case.lead_s
     pairs = overlapping(loads)
@@ -192,15 +192,15 @@ def _loads(case: Judgement, loads: list[Load]) -> int:
     return len(pairs)
 
 
-async def _lives(case: Judgement, loads: list[Load]) -> None:
+async def _lives(case: Judgement, loads: list[ItemLoad]) -> None:
     """Expiry: no read gives a value that was loaded too long ago."""
     evidence = case.evidence
     lives = LoadTimes(evidence.items, loads, evidence.stalls(), STALLED_BOUNDS * evidence.largest_bound_s)
     for node in evidence.lives:
         for batch in records(evidence.directory, node, "reads"):
-            for mark, version, started_s in batch:
-                if lives.outlived(mark, version, started_s):
-                    what = f"node {node} read version {version} of {evidence.items[mark & ITEM_MASK]}"
+            for code, version, started_s in batch:
+                if lives.outlived(code, version, started_s):
+                    what = f"node {node} read version {version} of {evidence.items[code & ITEM_MASK]}"
                     case.found("life", f"{what}, which nobody had loaded for longer than it lives")
             await asyncio.sleep(0)
         for item, started_s, answered_s in evidence.records(node, "absent"):
@@ -209,7 +209,7 @@ async def _lives(case: Judgement, loads: list[Load]) -> None:
                 case.found("life", f"{what}, which nobody had found for longer than that lasts")
 
 
-def _rests(case: Judgement, loads: list[Load]) -> None:
+def _rests(case: Judgement, loads: list[ItemLoad]) -> None:
     """Rests: no node asks a source again too soon."""
     evidence = case.evidence
     pairs = unexcused(
@@ -232,7 +232,7 @@ def _rests(case: Judgement, loads: list[Load]) -> None:
 def _at_rest(case: Judgement) -> int:
     """I14, and no lease is left. Returns how many items were looked at."""
     if case.evidence.held:
-        case.found("lease", f"{case.evidence.held} leases of loads are held, and nobody loads")
+        case.found("lease", f"{case.evidence.held} fill leases are held, and nobody loads")
     looked = 0
     source = case.evidence.versions
     for node in case.evidence.lives:

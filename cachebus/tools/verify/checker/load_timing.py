@@ -16,10 +16,10 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from cachebus.tools.verify.checker.loads import Excuses, Load
+from cachebus.tools.verify.checker.loads import Excuses, ItemLoad
 from cachebus.tools.verify.fleet import data_types
 from cachebus.tools.verify.fleet.history_log import ITEM_MASK
-from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.items import SourceItem
 from cachebus.tools.verify.fleet.loaders import ORDINARY
 
 EARLY: Final = 0.65
@@ -37,7 +37,9 @@ Shown = Iterable[Sequence[tuple[int, float, float]]]
 class LoadTimes:
     """When each item was loaded, and when it was found absent."""
 
-    def __init__(self, items: Sequence[Item], loads: Iterable[Load], stalls: Excuses, stalled_s: float) -> None:
+    def __init__(
+        self, items: Sequence[SourceItem], loads: Iterable[ItemLoad], stalls: Excuses, stalled_s: float
+    ) -> None:
         """`stalls`: when any node may have stood still. It may store a loaded value `stalled_s` later then."""
         self._items, self._stalls, self._stalled_s = items, stalls, stalled_s
         self._found: dict[tuple[int, bool], list[tuple[float, float]]] = {}
@@ -48,9 +50,9 @@ class LoadTimes:
         for ended in self._found.values():
             ended.sort()
 
-    def outlived(self, mark: int, version: int, started_s: float) -> bool:
+    def outlived(self, code: int, version: int, started_s: float) -> bool:
         """Whether a read gave a value that no node has loaded within its life."""
-        item = self._items[mark & ITEM_MASK]
+        item = self._items[code & ITEM_MASK]
         life_s = data_types.MAX_AGE_S.get(item.data_type)
         if life_s is None or item.owned or data_types.is_absent(item.data_type, version):
             return False
@@ -77,11 +79,13 @@ class LoadTimes:
         return any(began_s < until_s for _, began_s in ended[place:])
 
 
-def loaded_too_soon(items: Sequence[Item], loads: Iterable[Load], fill_s: float) -> Iterator[tuple[Load, Load]]:
+def loaded_too_soon(
+    items: Sequence[SourceItem], loads: Iterable[ItemLoad], fill_s: float
+) -> Iterator[tuple[ItemLoad, ItemLoad]]:
     """Pairs of loads of an item by one node, of which the second came before it was due. Where the first one failed,
     that counts only if the node had something to serve in between: see `served`. `fill_s`: so long after its load a
     value may come to L2, and to those who have loaded in vain meanwhile."""
-    last: dict[tuple[str, int], Load] = {}
+    last: dict[tuple[str, int], ItemLoad] = {}
     answered: dict[int, float] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
         before, answered_s = last.get((load.node, load.item)), answered.get(load.item, 0.0)
@@ -101,9 +105,11 @@ def loaded_too_soon(items: Sequence[Item], loads: Iterable[Load], fill_s: float)
             yield before, load
 
 
-def served(pairs: Iterable[tuple[Load, Load]], shown: Callable[[str], Shown]) -> list[tuple[Load, Load]]:
+def served(
+    pairs: Iterable[tuple[ItemLoad, ItemLoad]], shown: Callable[[str], Shown]
+) -> list[tuple[ItemLoad, ItemLoad]]:
     """Those pairs whose first load succeeded, or between which a read of the node gave something."""
-    found, failed = [], dict[str, dict[int, list[tuple[Load, Load]]]]()
+    found, failed = [], dict[str, dict[int, list[tuple[ItemLoad, ItemLoad]]]]()
     for first, second in pairs:
         if first.version:
             found.append((first, second))
@@ -120,7 +126,7 @@ def served(pairs: Iterable[tuple[Load, Load]], shown: Callable[[str], Shown]) ->
     return found
 
 
-def _fits(pair: tuple[Load, Load], started_s: float, answered_s: float) -> bool:
+def _fits(pair: tuple[ItemLoad, ItemLoad], started_s: float, answered_s: float) -> bool:
     """Whether a read shows that there was something to serve after the first load, which failed. It was answered before
     the second load began, or by a fallback when that failed as well."""
     first, second = pair
@@ -131,14 +137,14 @@ def _fits(pair: tuple[Load, Load], started_s: float, answered_s: float) -> bool:
 
 
 def unexcused(
-    pairs: Iterable[tuple[Load, Load]],
+    pairs: Iterable[tuple[ItemLoad, ItemLoad]],
     writes: Mapping[int, Excuses],
     trouble: Mapping[str, Excuses],
     deleted: Excuses,
     lead_s: float,
-) -> list[tuple[Load, Load]]:
-    """Those pairs for which nothing explains the second load. `deleted`: when leases were deleted, so that L2 refused
-    what was loaded under one."""
+) -> list[tuple[ItemLoad, ItemLoad]]:
+    """Those pairs for which nothing explains the second load. `deleted`: when fill leases were deleted, so that L2
+    refused what was loaded under one."""
     none: Any = Excuses(())
     return [
         (first, second)

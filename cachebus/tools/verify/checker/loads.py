@@ -26,7 +26,7 @@ GRACE: Final = 0.9
 """A value that was loaded without L2 lives for this share of D at least: deadlines are rounded."""
 
 
-class Load(NamedTuple):
+class ItemLoad(NamedTuple):
     """A load of an item, in `monotonic` seconds."""
 
     node: str
@@ -58,17 +58,17 @@ class Excuses:
         return place < len(self._from) and self._from[place] <= until_s
 
 
-def loads_of(node: str, records: Iterable[tuple[int, int, float, float]], node_ended_s: float) -> Iterable[Load]:
+def loads_of(node: str, records: Iterable[tuple[int, int, float, float]], node_ended_s: float) -> Iterable[ItemLoad]:
     """The loads in a node's log. One that was under way when the node ended counts as ended then."""
-    for mark, version, began_s, ended_s in records:
+    for code, version, began_s, ended_s in records:
         ended_s = ended_s or node_ended_s
-        yield Load(node, mark & ITEM_MASK, mark >> VERB_SHIFT, version, began_s, ended_s)
+        yield ItemLoad(node, code & ITEM_MASK, code >> VERB_SHIFT, version, began_s, ended_s)
 
 
-def overlapping(loads: Iterable[Load]) -> list[tuple[Load, Load]]:
+def overlapping(loads: Iterable[ItemLoad]) -> list[tuple[ItemLoad, ItemLoad]]:
     """Pairs of loads of one item, the second of which began while the first was under way."""
     pairs = []
-    latest: dict[int, Load] = {}
+    latest: dict[int, ItemLoad] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
         before = latest.get(load.item)
         if before is not None and load.began_s < before.ended_s:
@@ -79,13 +79,13 @@ def overlapping(loads: Iterable[Load]) -> list[tuple[Load, Load]]:
 
 
 def unexplained(
-    pairs: Iterable[tuple[Load, Load]],
+    pairs: Iterable[tuple[ItemLoad, ItemLoad]],
     ends: Mapping[int, Excuses],
     trouble: Mapping[str, Excuses],
     faults: Excuses,
     *,
     lead_s: float,
-) -> list[tuple[Load, Load]]:
+) -> list[tuple[ItemLoad, ItemLoad]]:
     """Those pairs for which nothing ended the first lease. `lead_s`: how long before its load a lease may be
     granted."""
     none, found = Excuses(()), []
@@ -97,22 +97,22 @@ def unexplained(
 
 
 def reloaded_without_l2(
-    loads: Iterable[Load],
+    loads: Iterable[ItemLoad],
     away: Sequence[Span],
     forgot: Mapping[str, Excuses],
     writes: Mapping[str, Mapping[int, Excuses]],
     bound_s: float,
     lead_s: float,
-    kept: Callable[[Load], bool],
-    asked_s: Callable[[Load], float],
-) -> list[tuple[Load, Load]]:
+    kept: Callable[[ItemLoad], bool],
+    asked_s: Callable[[ItemLoad], float],
+) -> list[tuple[ItemLoad, ItemLoad]]:
     """Pairs of ordinary loads of one item by one node, too soon after each other, while nobody reached the server.
 
     `writes`: the node's own, by node and item. `kept`: whether the node keeps the loaded value in L1. `asked_s`: how
     old that value counts.
     """
     none, found = Excuses(()), []
-    last: dict[tuple[str, int], Load] = {}
+    last: dict[tuple[str, int], ItemLoad] = {}
     for load in sorted(loads, key=lambda load: load.began_s):
         if load.kind != ORDINARY or not kept(load) or not any(a + lead_s <= load.began_s < b for a, b in away):
             last.pop((load.node, load.item), None)

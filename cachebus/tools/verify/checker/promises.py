@@ -20,7 +20,7 @@ PROMISES: Final = {
     "rest": "a source that has just failed is left alone by who has something to serve, and one that answered as well",
     "own fate": "no read is cancelled, or called closed, by what befell another",
     "circle": "a load that waits for itself is told so",
-    "lease": "at rest nobody holds the lease of a load",
+    "lease": "at rest nobody holds a fill lease",
     "add": "what is absent can be added",
     "counter": "an increment with a request id counts at most once",
     "time": "a read that asks no source waits for L2 no longer than 1.25 time-outs, whatever becomes of the servers",

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, HistoryLog
-from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.items import SourceItem
 
 FOREIGN, CHANGED, SHARED, CANCELLED, CLOSED, CYCLE_UNDETECTED, COUNTED_TWICE, ADD_REFUSED, TOO_SLOW, UNAVAILABLE = (
     range(1, 11)
@@ -44,6 +44,6 @@ class Anomalies:
     def __init__(self, log: HistoryLog) -> None:
         self._log = log
 
-    def note(self, kind: int, item: Item, at_s: float, *, verb: int = 0, a: int = 0, b: int = 0) -> None:
-        """Record an anomaly. `a`, `b`: the figures of its description."""
-        self._log.add(item.number | verb << VERB_SHIFT, kind, a, b, at_s)
+    def note(self, kind: int, item: SourceItem, at_s: float, *, verb: int = 0, ab: tuple[int, int] = (0, 0)) -> None:
+        """Record an anomaly. `ab`: the figures a and b of its description."""
+        self._log.add(item.number | verb << VERB_SHIFT, kind, *ab, at_s)

@@ -10,7 +10,7 @@ from cachebus.tools.verify.fleet import anomalies, data_types
 from cachebus.tools.verify.fleet.anomalies import Anomalies
 from cachebus.tools.verify.fleet.disturbances import LoopLag
 from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, HistoryLog
-from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.items import SourceItem
 from cachebus.tools.verify.fleet.loaders import Uncacheable
 from cachebus.tools.verify.fleet.source_of_truth import SourceOfTruth
 
@@ -46,13 +46,15 @@ class Answers:
         self._source, self._reads, self._shown, self._anomalies, self._clock = source, reads, shown, anomalies, clock
         self.answered = self.absent = self.failed = self.given_up = 0
 
-    def check_duration(self, item: Item, verb: int, started_s: float) -> None:
+    def check_duration(self, item: SourceItem, verb: int, started_s: float) -> None:
         """A read that asks no source has ended: record an anomaly if it took too long."""
         took_s = self._clock() - started_s
         if took_s > self._longest_s and took_s - self._loop_lag.since(started_s) > self._longest_s:
-            self._anomalies.note(anomalies.TOO_SLOW, item, started_s, verb=verb, a=int(1000 * took_s))
+            self._anomalies.note(anomalies.TOO_SLOW, item, started_s, verb=verb, ab=(int(1000 * took_s), 0))
 
-    def note(self, item: Item, verb: int, value: Any, started_s: float, *, loads: bool = False, wider: int = 0) -> int:
+    def note(
+        self, item: SourceItem, verb: int, value: Any, started_s: float, *, loads: bool = False, wider: int = 0
+    ) -> int:
         """Record an answer; returns its version, 0 for none. `loads`: the read may load, so None means that the source
         has nothing. `wider`: the number of an item whose value the read may give instead."""
         if value is None:
@@ -60,7 +62,7 @@ class Answers:
         self.answered += 1
         found, version, tenant = data_types.parse(value)
         if found not in (item.number, wider or item.number) or tenant != (item.tenant or ""):
-            self._anomalies.note(anomalies.FOREIGN, item, started_s, verb=verb, a=found, b=version)
+            self._anomalies.note(anomalies.FOREIGN, item, started_s, verb=verb, ab=(found, version))
             return 0
         self._reads.add(found | verb << VERB_SHIFT, version, started_s)
         if item.data_type in data_types.REST_S:
@@ -69,7 +71,7 @@ class Answers:
             self._check_value(item, verb, value, version, started_s)
         return int(version)
 
-    def _none(self, item: Item, verb: int, started_s: float, *, loads: bool) -> int:
+    def _none(self, item: SourceItem, verb: int, started_s: float, *, loads: bool) -> int:
         """Record "not found". It does not tell its version: the newest one in which the item is absent is assumed,
         which is in the library's favour."""
         if not loads:
@@ -85,7 +87,7 @@ class Answers:
             self._anomalies.note(anomalies.CHANGED, item, started_s, verb=verb)
         return version
 
-    def _check_value(self, item: Item, verb: int, value: Any, version: int, started_s: float) -> None:
+    def _check_value(self, item: SourceItem, verb: int, value: Any, version: int, started_s: float) -> None:
         """Record an anomaly if the value is not what was stored, or has what another caller put into it."""
         if item.data_type == "odd":
             whole = type(value) is list and all(type(part) is Uncacheable for part in value[3:])
@@ -94,23 +96,23 @@ class Answers:
         if not whole:
             mutated = item.data_type in data_types.COPIED and data_types.is_mutated(value)
             kind = anomalies.SHARED if mutated else anomalies.CHANGED
-            self._anomalies.note(kind, item, started_s, verb=verb, b=version)
+            self._anomalies.note(kind, item, started_s, verb=verb, ab=(0, version))
         if item.data_type in data_types.COPIED:
             data_types.mutate(value)
 
-    def raised(self, item: Item, verb: int, error: BaseException, started_s: float) -> None:
+    def raised(self, item: SourceItem, verb: int, error: BaseException, started_s: float) -> None:
         """A read failed, as it may while L2 or the source is impaired."""
         self.failed += 1
         if isinstance(error, L2Unavailable):
             self._anomalies.note(
-                anomalies.UNAVAILABLE, item, started_s, verb=verb, a=int(1000 * (self._clock() - started_s))
+                anomalies.UNAVAILABLE, item, started_s, verb=verb, ab=(int(1000 * (self._clock() - started_s)), 0)
             )
         if isinstance(error, LoadTimeout) and CUT_SHORT in str(error):
             self._anomalies.note(anomalies.CANCELLED, item, started_s, verb=verb)
         elif CLOSED in str(error) or (isinstance(error, ConfigError) and CIRCLE not in str(error)):
             self._anomalies.note(anomalies.CLOSED, item, started_s, verb=verb)
 
-    def cancelled(self, item: Item, verb: int, started_s: float) -> None:
+    def cancelled(self, item: SourceItem, verb: int, started_s: float) -> None:
         """A read was cancelled, though nobody cancelled its caller."""
         self.failed += 1
         self._anomalies.note(anomalies.CANCELLED, item, started_s, verb=verb)

@@ -16,7 +16,7 @@ from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import InvalidationFailed
 from cachebus.producers.command import Invalidate
 from cachebus.settings import Settings
-from cachebus.tools.verify.fleet.items import Item as Subject
+from cachebus.tools.verify.fleet.items import SourceItem
 
 HOLD_S: Final = 0.5
 LIMIT: Final = 50
@@ -42,7 +42,7 @@ class CommandQueue(Source):
         self._next = 0
         self._added = asyncio.Event()
 
-    async def invalidate(self, subject: Subject) -> None:
+    async def invalidate(self, subject: SourceItem) -> None:
         """Return when the worker has invalidated the item."""
         agent, conversation, collection = subject.contexts
         command = Invalidate(

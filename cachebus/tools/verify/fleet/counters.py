@@ -9,7 +9,7 @@ from cachebus import Cache, CacheBusError
 from cachebus.base.clock import Clock
 from cachebus.tools.verify.fleet.anomalies import COUNTED_TWICE, Anomalies
 from cachebus.tools.verify.fleet.data_types import TTL_S
-from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.items import SourceItem
 
 EVERY_S: Final = 0.02
 
@@ -17,7 +17,7 @@ EVERY_S: Final = 0.02
 class CounterLoop:
     """Increments one counter until told to stop."""
 
-    def __init__(self, cache: Cache, item: Item, name: str, anomalies: Anomalies, clock: Clock) -> None:
+    def __init__(self, cache: Cache, item: SourceItem, name: str, anomalies: Anomalies, clock: Clock) -> None:
         self._cache, self._item, self._name, self._anomalies, self._clock = cache, item, name, anomalies, clock
         self._stopping = False
         self.counted = 0
@@ -45,5 +45,5 @@ class CounterLoop:
                 continue
             self.counted = number
             if stands > number:
-                self._anomalies.note(COUNTED_TWICE, self._item, at_s, a=stands, b=number)
+                self._anomalies.note(COUNTED_TWICE, self._item, at_s, ab=(stands, number))
             return

@@ -11,7 +11,7 @@ from typing import Final
 from cachebus import Cache, CacheBusError
 from cachebus.base.clock import Clock
 from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, HistoryLog
-from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.items import SourceItem
 from cachebus.tools.verify.fleet.setup import DB_TIMEOUT_S, guard_max_s
 from cachebus.tools.verify.fleet.source_of_truth import RECENT, SourceOfTruth
 
@@ -35,7 +35,7 @@ class GuardedWriter:
         self._time_s = guard_max_s(bound_s)
 
     async def write(
-        self, item: Item, read: Callable[[Item], Awaitable[None]], *, abandon_after_s: float | None = None
+        self, item: SourceItem, read: Callable[[SourceItem], Awaitable[None]], *, abandon_after_s: float | None = None
     ) -> bool:
         """Write an item behind a guard; returns whether the write completed.
 
@@ -43,7 +43,7 @@ class GuardedWriter:
         without it, all that is random.
         """
         waits, called_s, place = self._rng.random() < 0.3, self._clock(), -1
-        mark = item.number | (GUARDED | (WAITED if waits else 0)) << VERB_SHIFT
+        code = item.number | (GUARDED | (WAITED if waits else 0)) << VERB_SHIFT
         version, ends_s = 0, 0.0
         guard = self._caches[item.cache_index].write_guard(
             [(item.data_type, item.resource_id, *item.contexts)],
@@ -56,7 +56,7 @@ class GuardedWriter:
             async with guard:
                 entered_s = self._clock()
                 ends_s = entered_s + self._time_s
-                place = self._log.add(mark, 0, called_s, 0.0, ends_s, 0, 0)
+                place = self._log.add(code, 0, called_s, 0.0, ends_s, 0, 0)
                 chance = abandon_after_s is None
                 await asyncio.sleep(
                     self._rng.uniform(0.0, DB_TIMEOUT_S / 3) if abandon_after_s is None else abandon_after_s
@@ -70,7 +70,7 @@ class GuardedWriter:
                 version = self._source.raise_version(item.number)
                 if self._clock() > entered_s + DB_TIMEOUT_S:
                     ends_s = 0.0  # no database would commit so late: only the invalidation itself promises anything
-                self._log.change(place, mark, version, called_s, 0.0, ends_s, 0, 0)
+                self._log.change(place, code, version, called_s, 0.0, ends_s, 0, 0)
                 await asyncio.sleep(self._rng.uniform(0.0, DB_TIMEOUT_S / 3))
                 self._source.recent[self._rng.randrange(RECENT)] = item.number
                 if not chance or self._rng.random() < ABANDONED_SHARE:
@@ -78,5 +78,5 @@ class GuardedWriter:
         except (_Abandoned, CacheBusError):
             return False
         receipt = guard.receipt
-        self._log.change(place, mark, version, called_s, self._clock(), ends_s, int(receipt.epoch, 16), receipt.seq)
+        self._log.change(place, code, version, called_s, self._clock(), ends_s, int(receipt.epoch, 16), receipt.seq)
         return True

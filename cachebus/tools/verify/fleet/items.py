@@ -21,7 +21,7 @@ Place = tuple[str | None, str | None, str | None, str | None]
 NO_CONTEXTS: Final[Contexts] = (None, None, None)
 
 
-class Item(NamedTuple):
+class SourceItem(NamedTuple):
     """An item of the source, which has versions. `number` counts from 1."""
 
     number: int
@@ -54,75 +54,72 @@ class Item(NamedTuple):
         return f"{self.tenant or '-'} {self.data_type} {self.resource_id}{contexts}{elsewhere}"
 
 
-def make_items(caches: int = CACHES) -> list[Item]:
+def make_items(caches: int = CACHES) -> list[SourceItem]:
     """All items, by number. The list's first place is empty."""
     items: list[Any] = [None]
     for cache_index in range(caches):
         for tenant in TENANTS[: 1 if cache_index else None]:
-            _add_tenant(items, tenant, cache_index)
+            # Both caches have items of the same names, to see that they are never mixed up. The second has fewer.
+            _Maker(items, tenant, cache_index).add_all(60 if cache_index == 0 else 10)
+    systems = _Maker(items, None)
     for i in range(10):
-        _add(items, None, "system", f"s{i}")
+        systems.add("system", f"s{i}")
     return items
 
 
-def _add(
-    items: list[Any],
-    tenant: str | None,
-    data_type: str,
-    resource_id: str,
-    contexts: Contexts = NO_CONTEXTS,
-    *,
-    tags: Sequence[str] = (),
-    owned: bool = False,
-    general: int = 0,
-    cache_index: int = 0,
-) -> int:
-    number = len(items)
-    place = tenant, *contexts
-    items.append(
-        Item(
-            number, tenant, data_type, resource_id, contexts, tuple(tags), owned, general or number, place, cache_index
+class _Maker:
+    """Makes the items of one tenant, in one cache."""
+
+    def __init__(self, items: list[Any], tenant: str | None, cache_index: int = 0) -> None:
+        self._items, self._tenant, self._cache_index = items, tenant, cache_index
+
+    def add(self, data_type: str, resource_id: str, *, tags: Sequence[str] = (), owned: bool = False) -> SourceItem:
+        """An item without contexts."""
+        number, place = len(self._items), (self._tenant, *NO_CONTEXTS)
+        item = SourceItem(
+            number,
+            self._tenant,
+            data_type,
+            resource_id,
+            NO_CONTEXTS,
+            tuple(tags),
+            owned,
+            number,
+            place,
+            self._cache_index,
         )
-    )
-    return number
+        self._items.append(item)
+        return item
+
+    def add_narrower(self, broad: SourceItem, contexts: Contexts) -> None:
+        """The same as a broad one, in contexts."""
+        place = self._tenant, *contexts
+        self._items.append(broad._replace(number=len(self._items), contexts=contexts, place=place))
+
+    def add_all(self, some: int) -> None:
+        """All but those of the system, of each data type about so many."""
+        for i in range(some):
+            self.add("config", f"c:{i}", tags=(f"plan:{i % TAGS}",), owned=True)
+            self.add("page", f"{i}", tags=(f"t{i % TAGS}",))
+        for i in range(some // 3):
+            self.add_narrower(self.add("answer", f"q{i}"), (f"a{i % 3}", None, f"c{i % 2}"))
+            for data_type in ("quick", "profile", "blob", "odd"):
+                self.add(data_type, f"{i}")
+            broad = self.add("remote", f"{i}", tags=(f"t{i % TAGS}",))
+            if i % 2:
+                self.add_narrower(broad, (f"a{i % 3}", None, None))
+            broad = self.add("maybe", f"{i}")
+            if i % 2:
+                self.add_narrower(broad, (f"a{i % 3}", None, None))
+            self.add("claim", f"{i}", owned=True)
+        for i in range(2 * some // 3):
+            self.add("deed", f"{i}")
+        for i in range(some // 10):
+            self.add("profile", f"own {i}", owned=True)
+            self.add("bulk", f"{i}", owned=i % 2 == 0)
 
 
-def _add_tenant(items: list[Any], tenant: str, cache_index: int) -> None:
-    """Both caches have items of the same names, to see that they are never mixed up. The second has fewer."""
-    some = 60 if cache_index == 0 else 10
-    for i in range(some):
-        _add(items, tenant, "config", f"c:{i}", tags=(f"plan:{i % TAGS}",), owned=True, cache_index=cache_index)
-        _add(items, tenant, "page", f"{i}", tags=(f"t{i % TAGS}",), cache_index=cache_index)
-    for i in range(some // 3):
-        broad = _add(items, tenant, "answer", f"q{i}", cache_index=cache_index)
-        contexts = f"a{i % 3}", None, f"c{i % 2}"
-        _add(items, tenant, "answer", f"q{i}", contexts, general=broad, cache_index=cache_index)
-        for data_type in ("quick", "profile", "blob", "odd"):
-            _add(items, tenant, data_type, f"{i}", cache_index=cache_index)
-        broad = _add(items, tenant, "remote", f"{i}", tags=(f"t{i % TAGS}",), cache_index=cache_index)
-        if i % 2:
-            _add(
-                items,
-                tenant,
-                "remote",
-                f"{i}",
-                (f"a{i % 3}", None, None),
-                tags=(f"t{i % TAGS}",),
-                general=broad,
-                cache_index=cache_index,
-            )
-        broad = _add(items, tenant, "maybe", f"{i}", cache_index=cache_index)
-        if i % 2:
-            _add(items, tenant, "maybe", f"{i}", (f"a{i % 3}", None, None), general=broad, cache_index=cache_index)
-        _add(items, tenant, "claim", f"{i}", owned=True, cache_index=cache_index)
-    for i in range(2 * some // 3):
-        _add(items, tenant, "deed", f"{i}", cache_index=cache_index)
-    for i in range(some // 10):
-        _add(items, tenant, "profile", f"own {i}", owned=True, cache_index=cache_index)
-        _add(items, tenant, "bulk", f"{i}", owned=i % 2 == 0, cache_index=cache_index)
-
-
-def by_popularity(items: Sequence[Item], seed: str) -> list[Item]:
+def by_popularity(items: Sequence[SourceItem], seed: str) -> list[SourceItem]:
     """The items by popularity, in the same order on all nodes, for reads and for writes."""
     order = list(items)
     Random(seed).shuffle(order)
@@ -134,7 +131,7 @@ def popularity(count: int, skew: float) -> list[float]:
     return list(accumulate(1 / (rank + 1) ** skew for rank in range(count)))
 
 
-def keys_of(items: Sequence[Item]) -> list[Key]:
+def keys_of(items: Sequence[SourceItem]) -> list[Key]:
     """The keys of these items, in a namespace of one shard."""
     space = Keyspace(1)
     return [space.key(i.data_type, i.resource_id, i.tenant, *i.contexts) for i in items if i is not None]

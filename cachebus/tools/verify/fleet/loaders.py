@@ -12,7 +12,7 @@ from cachebus.base.clock import Clock
 from cachebus.tools.verify.fleet.anomalies import CYCLE_UNDETECTED, Anomalies
 from cachebus.tools.verify.fleet.data_types import LOAD_S, as_loaded
 from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, HistoryLog
-from cachebus.tools.verify.fleet.items import Item
+from cachebus.tools.verify.fleet.items import SourceItem
 from cachebus.tools.verify.fleet.setup import LEASE_MS
 from cachebus.tools.verify.fleet.source_of_truth import SourceOfTruth
 
@@ -45,7 +45,7 @@ class Loaders:
     def __init__(
         self,
         caches: Sequence[Cache],
-        items: Sequence[Item],
+        items: Sequence[SourceItem],
         source: SourceOfTruth,
         log: HistoryLog,
         anomalies: Anomalies,
@@ -61,11 +61,11 @@ class Loaders:
         self.special: list[Any] = [item and self._loader(item, SPECIAL) for item in items]
         """For reads that skip L1, or carry a token, by item."""
 
-    def _loader(self, item: Item, kind: int) -> Load:
+    def _loader(self, item: SourceItem, kind: int) -> Load:
         async def load() -> Any:
             self.loads += 1
-            began_s, version, mark = self._clock(), 0, item.number | kind << VERB_SHIFT
-            place = self._log.add(mark, 0, began_s, 0.0)
+            began_s, version, code = self._clock(), 0, item.number | kind << VERB_SHIFT
+            place = self._log.add(code, 0, began_s, 0.0)
             half_s = self._latency_s() / 2
             try:
                 await asyncio.sleep(half_s)
@@ -75,22 +75,22 @@ class Loaders:
                 value = as_loaded(item.data_type, item.value(version))
                 if item.data_type == "odd" and self._rng.random() < 0.1:
                     value.append(Uncacheable())
-                    mark = item.number | UNKEPT << VERB_SHIFT
+                    code = item.number | UNKEPT << VERB_SHIFT
                 return value
             except ConfigError:
-                mark = item.number | UNKEPT << VERB_SHIFT  # it waits for itself, which is no failure of the source
+                code = item.number | UNKEPT << VERB_SHIFT  # it waits for itself, which is no failure of the source
                 raise
             except asyncio.CancelledError:
                 if self._clock() - began_s < LOAD_S * 0.9:
-                    mark = item.number | UNKEPT << VERB_SHIFT  # nobody waits any more, so the source did not fail
+                    code = item.number | UNKEPT << VERB_SHIFT  # nobody waits any more, so the source did not fail
                 await asyncio.sleep(self._rng.uniform(*TIDY_S))
                 raise
             finally:
-                self._log.change(place, mark, version, began_s, self._clock())
+                self._log.change(place, code, version, began_s, self._clock())
 
         return load
 
-    async def _misbehave(self, item: Item) -> None:
+    async def _misbehave(self, item: SourceItem) -> None:
         """Fail, hang, be cancelled or ask for the own key: by the node's orders, and at random for the type "odd"."""
         now_s = self._clock()
         if now_s < self.sour_until_s:
@@ -109,7 +109,7 @@ class Loaders:
         if kind < 0.15:
             await self._ask_itself(item)
 
-    async def _ask_itself(self, item: Item) -> None:
+    async def _ask_itself(self, item: SourceItem) -> None:
         """Ask for the key that is being loaded. The library must refuse that at once, by the error for a circle."""
         cache = self._caches[item.cache_index]
         started_s = self._clock()

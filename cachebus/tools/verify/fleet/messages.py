@@ -1,4 +1,4 @@
-"""What a node process is given at its start (a `Job`), and the orders that it takes afterwards."""
+"""What a node process is given at its start (a `VerifyJob`), and the orders that it takes afterwards."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ SWAP: Final = "swap"
 STOP: Final = "stop"
 
 
-class Job(msgspec.Struct, frozen=True):
+class VerifyJob(msgspec.Struct, frozen=True):
     """All that a node process needs to know. Holds credentials, so it is never put into an argument list or a log."""
 
     node: int
@@ -70,4 +70,4 @@ def name_of(node: int, life: int) -> str:
     return f"{node}.{life}"
 
 
-decode_job = msgspec.json.Decoder(Job).decode
+decode_job = msgspec.json.Decoder(VerifyJob).decode

@@ -18,7 +18,7 @@ from typing import Final
 
 from cachebus import Cache, CacheBusError, L2Unavailable, lifespan
 from cachebus.base.clock import monotonic
-from cachebus.tools.harness.messages import TICK_S, Done, Failed, Ready, Said, Tick
+from cachebus.tools.harness.messages import TICK_S, Done, Failed, OrderDone, Ready, Tick
 from cachebus.tools.harness.talk import hear, next_order, say
 from cachebus.tools.verify.fleet import data_types, messages
 from cachebus.tools.verify.fleet.anomalies import Anomalies
@@ -28,9 +28,9 @@ from cachebus.tools.verify.fleet.counters import CounterLoop
 from cachebus.tools.verify.fleet.disturbances import LoopLag, record_disturbances
 from cachebus.tools.verify.fleet.guarded_writes import GuardedWriter
 from cachebus.tools.verify.fleet.history_log import KINDS, HistoryLog
-from cachebus.tools.verify.fleet.items import Item, make_items
+from cachebus.tools.verify.fleet.items import SourceItem, make_items
 from cachebus.tools.verify.fleet.loaders import Loaders
-from cachebus.tools.verify.fleet.messages import Job, decode_job
+from cachebus.tools.verify.fleet.messages import VerifyJob, decode_job
 from cachebus.tools.verify.fleet.publishing import FaultyPublisher
 from cachebus.tools.verify.fleet.reading import Readers
 from cachebus.tools.verify.fleet.setup import l2_timeout_s, probe_interval_s, settings_of
@@ -82,7 +82,9 @@ async def _main() -> int:
 class _Node:
     """The caches of one process, their load, and the parent's orders."""
 
-    def __init__(self, job: Job, caches: Sequence[Cache], items: Sequence[Item], source: SourceOfTruth) -> None:
+    def __init__(
+        self, job: VerifyJob, caches: Sequence[Cache], items: Sequence[SourceItem], source: SourceOfTruth
+    ) -> None:
         self._job, self._caches, self._items, self._source = job, caches, items, source
         self._logs = {kind: HistoryLog(Path(job.directory), job.name, kind) for kind in KINDS}
         for cache in caches:
@@ -216,7 +218,7 @@ class _Node:
                 await self._writers.settle([int(number) for number in argument.split(",")])
             elif order == messages.LOOK:
                 await self._look()
-            say(Said(self._job.node, order, said))
+            say(OrderDone(self._job.node, order, said))
 
     async def _be_quiet(self, load: asyncio.Task[None]) -> str:
         self._readers.stop()
@@ -254,7 +256,7 @@ class _Node:
             versions = [await self._version(item, use_memory=memory) for memory in (True, False)]
             self._logs["rest"].add(item.number, *versions)
 
-    async def _version(self, item: Item, *, use_memory: bool) -> int:
+    async def _version(self, item: SourceItem, *, use_memory: bool) -> int:
         while True:
             with suppress(L2Unavailable):
                 cache = self._caches[item.cache_index]
@@ -290,7 +292,7 @@ class _Node:
         stats = [cache.stats() for cache in self._caches]
         types = [each for one in stats for each in one.types.values()]
         return {
-            "stand-ins": sum(each.stale_served for each in types),
+            "fallbacks": sum(each.fallbacks for each in types),
             "loads of what is absent": sum(each.not_found for each in types),
             "loads that failed": sum(each.load_errors for each in types),
             "loads behind a guard": sum(one.guarded_loads for one in stats),

@@ -12,16 +12,16 @@ from typing import Any, Final, Self
 
 from cachebus.base.clock import monotonic
 from cachebus.tools.harness.messages import GO, Tick
-from cachebus.tools.harness.supervisor import START_S, STOP_S, NodeCrashed, NodeProcess
+from cachebus.tools.harness.supervisor import START_S, NodeCrashed, NodeProcess, end_all, until_ready, until_stopped
 from cachebus.tools.verify.fleet import messages
-from cachebus.tools.verify.fleet.messages import Job
+from cachebus.tools.verify.fleet.messages import VerifyJob
 
 MODULE: Final = "cachebus.tools.verify.fleet.node"
 ASK_S: Final = 60.0
 
 
 @dataclass
-class Life:
+class ProcessLife:
     """One process of a node, from its start to its end, with its last figures."""
 
     process: NodeProcess
@@ -31,32 +31,33 @@ class Life:
     tick: Tick | None = None
 
 
-class Fleet:
+class FleetUnderTest:
     """All node processes. An async context manager: entering waits until all are connected, leaving ends all."""
 
-    def __init__(self, job_of: Callable[[int, int], Job], nodes: int) -> None:
+    def __init__(self, job_of: Callable[[int, int], VerifyJob], nodes: int) -> None:
         self._job_of = job_of
         self._nodes = nodes
-        self._now: dict[int, Life] = {}
+        self._now: dict[int, ProcessLife] = {}
         self._begun: Counter[int] = Counter()
-        self.lives: list[Life] = []
+        self.lives: list[ProcessLife] = []
 
     async def __aenter__(self) -> Self:
         try:
             for node in range(1, self._nodes + 1):
                 await self._begin(node)
-            async with asyncio.timeout(START_S):
-                for life in self._now.values():
-                    await life.process.ready
-        except BaseException as error:
-            await self._end()
-            if isinstance(error, TimeoutError):
-                raise NodeCrashed(f"the nodes were not ready in {START_S:g} s") from None
+            await until_ready(self._processes)
+        except BaseException:
+            await end_all(self._processes)
             raise
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._end()
+        await end_all(self._processes)
+
+    @property
+    def _processes(self) -> list[NodeProcess]:
+        """Those that run now, or did last."""
+        return [life.process for life in self._now.values()]
 
     @property
     def numbers(self) -> range:
@@ -112,14 +113,9 @@ class Fleet:
 
     async def stop(self) -> None:
         """Have all nodes stop. Their last figures are in `lives`."""
-        for life in self._now.values():
-            life.process.order(f"{messages.STOP}\n".encode())
-        done = [life.process.done for life in self._now.values()]
-        _, late = await asyncio.wait(done, timeout=STOP_S)
-        if late:
-            raise NodeCrashed(f"{len(late)} nodes did not stop in {STOP_S:g} s")
-        for future in done:
-            future.result()
+        for process in self._processes:
+            process.order(f"{messages.STOP}\n".encode())
+        await until_stopped(self._processes)
 
     async def _begin(self, node: int) -> None:
         self._begun[node] += 1
@@ -129,10 +125,7 @@ class Fleet:
             life.tick = tick
 
         process = NodeProcess(job, on_tick, module=MODULE)
-        life = Life(process, job.name, monotonic())
+        life = ProcessLife(process, job.name, monotonic())
         self._now[node] = life
         self.lives.append(life)
         await process.start()
-
-    async def _end(self) -> None:
-        await asyncio.gather(*(life.process.end() for life in self._now.values()))

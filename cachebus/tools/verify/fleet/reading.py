@@ -13,7 +13,7 @@ from cachebus.tools.demo.traffic import Pace
 from cachebus.tools.verify.fleet.answers import Answers
 from cachebus.tools.verify.fleet.data_types import QUICK_TTL_S
 from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, HistoryLog
-from cachebus.tools.verify.fleet.items import Item, by_popularity, popularity
+from cachebus.tools.verify.fleet.items import SourceItem, by_popularity, popularity
 from cachebus.tools.verify.fleet.loaders import Loaders, Odd
 from cachebus.tools.verify.fleet.source_of_truth import RECENT, SESSIONS, SourceOfTruth, Token
 
@@ -54,7 +54,7 @@ class Readers:
     def __init__(
         self,
         caches: Sequence[Cache],
-        items: Sequence[Item],
+        items: Sequence[SourceItem],
         source: SourceOfTruth,
         loaders: Loaders,
         answers: Answers,
@@ -110,7 +110,7 @@ class Readers:
         finally:
             pacing.cancel()
 
-    async def own(self, item: Item) -> None:
+    async def own(self, item: SourceItem) -> None:
         """Read what this node has just written."""
         await self._ask(item, OWN, self._by_loading(item), loads=True)
 
@@ -123,7 +123,7 @@ class Readers:
             self.begun += 1
             await by_verb[verb](self._recently_written(item) if self._rng.random() < RECENT_SHARE else item)
 
-    def _choose(self, order_seed: str) -> Iterator[tuple[Item, int]]:
+    def _choose(self, order_seed: str) -> Iterator[tuple[SourceItem, int]]:
         order = by_popularity(self._items[1:], order_seed)
         weights = popularity(len(order), SKEW)
         while True:
@@ -132,18 +132,18 @@ class Readers:
 
     # -- the verbs ----------------------------------------------------------------------------------------------------
 
-    def _by_loading(self, item: Item, **how: Any) -> Any:
+    def _by_loading(self, item: SourceItem, **how: Any) -> Any:
         loader = self._loaders.special if "use_memory" in how or "after" in how else self._loaders.ordinary
         return self._caches[item.cache_index].get_or_load(
             item.data_type, item.resource_id, loader[item.number], *item.place, tags=item.tags, **how
         )
 
-    def _by_getting(self, item: Item, **how: Any) -> Any:
+    def _by_getting(self, item: SourceItem, **how: Any) -> Any:
         return self._caches[item.cache_index].get(item.data_type, item.resource_id, *item.place, **how)
 
     async def _ask(
         self,
-        item: Item,
+        item: SourceItem,
         verb: int,
         question: Any,
         *,
@@ -181,29 +181,29 @@ class Readers:
             return 0
         return self._answers.note(item, verb, value, started_s, loads=loads, wider=wider)
 
-    async def _load(self, item: Item) -> None:
+    async def _load(self, item: SourceItem) -> None:
         await self._ask(item, LOAD, self._by_loading(item), loads=True)
 
-    async def _get(self, item: Item) -> None:
+    async def _get(self, item: SourceItem) -> None:
         await self._ask(item, GET, self._by_getting(item))
 
-    async def _get_l2(self, item: Item) -> None:
+    async def _get_l2(self, item: SourceItem) -> None:
         await self._ask(item, L2, self._by_getting(item, use_memory=False))
 
-    async def _load_l2(self, item: Item) -> None:
+    async def _load_l2(self, item: SourceItem) -> None:
         await self._ask(item, LOAD_L2, self._by_loading(item, use_memory=False), loads=True)
 
-    async def _load_ttl(self, item: Item) -> None:
+    async def _load_ttl(self, item: SourceItem) -> None:
         await self._ask(item, TTL, self._by_loading(item, ttl=QUICK_TTL_S), loads=True)
 
-    async def _search(self, item: Item) -> None:
+    async def _search(self, item: SourceItem) -> None:
         await self._ask(item, SEARCH, self._by_getting(item, search_hierarchy=True), wider=item.general)
 
-    async def _search_load(self, item: Item) -> None:
+    async def _search_load(self, item: SourceItem) -> None:
         question = self._by_loading(item, search_hierarchy=True)
         await self._ask(item, SEARCH_LOAD, question, loads=True, wider=item.general)
 
-    async def _aside(self, item: Item) -> None:
+    async def _aside(self, item: SourceItem) -> None:
         """By the cache-aside helper. It uses the process-wide cache only, and returns an error instead of raising
         it."""
         if item.cache_index or item.tags:
@@ -211,7 +211,7 @@ class Readers:
             return
         await self._ask(item, ASIDE, self._from_aside(item), loads=True, wider=item.general)
 
-    async def _from_aside(self, item: Item) -> Any:
+    async def _from_aside(self, item: SourceItem) -> Any:
         agent_id, conversation_id, collection_id = item.contexts
         value, metrics = await get_with_cache_aside(
             item.data_type,
@@ -226,10 +226,10 @@ class Readers:
             raise metrics["error"]
         return value
 
-    async def _cached(self, item: Item) -> None:
+    async def _cached(self, item: SourceItem) -> None:
         await self._ask(item, CACHED, self._functions[item.number](), loads=True)
 
-    def _function(self, item: Item) -> Any:
+    def _function(self, item: SourceItem) -> Any:
         agent, conversation, collection = item.contexts
 
         @cached(
@@ -247,7 +247,7 @@ class Readers:
 
         return function
 
-    async def _many(self, item: Item) -> None:
+    async def _many(self, item: SourceItem) -> None:
         alike = self._alike[item.cache_index, item.tenant, item.data_type]
         ids = self._rng.sample(alike, min(3, len(alike)))
         started_s = self._clock()
@@ -261,11 +261,11 @@ class Readers:
             self._answers.note(asked, MANY, found.get(resource_id), started_s)
         self.begun += len(ids) - 1
 
-    def _recently_written(self, item: Item) -> Item:
+    def _recently_written(self, item: SourceItem) -> SourceItem:
         """An item that was written a moment ago, most likely by another node; the given one if there is none yet."""
         return self._items[self._source.recent[self._rng.randrange(RECENT)] or item.number]
 
-    async def _token(self, item: Item) -> None:
+    async def _token(self, item: SourceItem) -> None:
         item = self._recently_written(item)
         token = self._source.find(item.number)
         if token is None:
@@ -273,7 +273,7 @@ class Readers:
         else:
             await self._after(item, token, ANY_TOKEN)
 
-    async def _session(self, item: Item) -> None:
+    async def _session(self, item: SourceItem) -> None:
         """A read of a session, which moves from node to node with the newest token of what it has read."""
         slot = self._source.session(self._rng.randrange(SESSIONS))
         held = self._source.find(slot)
@@ -289,7 +289,7 @@ class Readers:
         if newest is not None and held.version < newest.version <= version:
             self._source.leave(slot, newest)
 
-    async def _after(self, item: Item, token: Token, kind: int) -> int:
+    async def _after(self, item: SourceItem, token: Token, kind: int) -> int:
         verb = TOKEN if kind == ANY_TOKEN else SESSION
         started_s = self._clock()
         loads = self._rng.random() < 0.5

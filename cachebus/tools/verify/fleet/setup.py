@@ -6,7 +6,7 @@ from typing import Any
 
 from cachebus import Settings
 from cachebus.tools.verify.fleet.data_types import POLICIES
-from cachebus.tools.verify.fleet.messages import Job
+from cachebus.tools.verify.fleet.messages import VerifyJob
 
 LEASE_MS = 400
 WIDER = 2.0
@@ -49,7 +49,7 @@ def has_room(node: int) -> bool:
     return node % 3 != 0
 
 
-def settings_of(job: Job, cache_index: int = 0) -> Settings:
+def settings_of(job: VerifyJob, cache_index: int = 0) -> Settings:
     """The library's settings for one of the caches of a job."""
     interval_s = probe_interval_s(job.bound_s)
     return Settings(
@@ -73,7 +73,7 @@ def settings_of(job: Job, cache_index: int = 0) -> Settings:
     )
 
 
-def _kafka(job: Job) -> dict[str, Any]:
+def _kafka(job: VerifyJob) -> dict[str, Any]:
     if not job.kafka:
         return {}
     return {"bus": "kafka", "kafka_bootstrap_servers": job.kafka, "kafka_topic": TOPIC, "kafka_partitions": PARTITIONS}

@@ -19,7 +19,7 @@ from cachebus.tools.verify.fleet.anomalies import ADD_REFUSED, Anomalies
 from cachebus.tools.verify.fleet.command_queue import CommandQueue
 from cachebus.tools.verify.fleet.guarded_writes import GUARDED, GuardedWriter
 from cachebus.tools.verify.fleet.history_log import VERB_SHIFT, WAITED, HistoryLog
-from cachebus.tools.verify.fleet.items import NO_CONTEXTS, TAGS, TENANTS, Item, by_popularity, popularity
+from cachebus.tools.verify.fleet.items import NO_CONTEXTS, TAGS, TENANTS, SourceItem, by_popularity, popularity
 from cachebus.tools.verify.fleet.source_of_truth import RECENT, SourceOfTruth, Token
 
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
@@ -66,7 +66,7 @@ GUARDED_TYPE_SHARE: Final = 0.7
 WAIT_SHARE: Final = 0.12
 """The share of writes with `wait="nodes"`."""
 ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED, GUARDED, CLAIM, FEW, BY_WORKER})
-"""Verbs that name a key, and so end a load's lease on it. The others leave a mark in L2."""
+"""Verbs that name a key, and so end a fill lease on it. The others leave a mark in L2."""
 VALUE_WRITES: Final = frozenset({SET, ADD, CLAIM})
 """Verbs that bring a value. One whose outcome is unknown may still arrive later."""
 WRITERS: Final = 8
@@ -81,7 +81,7 @@ SCOPES: Final = frozenset({EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, EVERY_TENA
 OF_ALL_TENANTS: Final = frozenset({EVERY_TENANT, EVERYTHING})
 OF_ALL_TYPES: Final = frozenset({TAG, TENANT, EVERYTHING})
 
-Call = Callable[[Wait | None], Awaitable[Any]]
+WriteCall = Callable[[Wait | None], Awaitable[Any]]
 """Makes the call, with what it is to wait for."""
 
 
@@ -91,7 +91,7 @@ class Writers:
     def __init__(
         self,
         caches: Sequence[Cache],
-        items: Sequence[Item],
+        items: Sequence[SourceItem],
         source: SourceOfTruth,
         log: HistoryLog,
         anomalies: Anomalies,
@@ -102,7 +102,7 @@ class Writers:
         node: int,
         nodes: int,
         rate: float,
-        read_own: Callable[[Item], Awaitable[None]],
+        read_own: Callable[[SourceItem], Awaitable[None]],
         order_seed: str,
         commands: CommandQueue,
     ) -> None:
@@ -169,11 +169,11 @@ class Writers:
 
     # -- what to write ------------------------------------------------------------------------------------------------
 
-    def _weighed(self, items: list[Item]) -> list[float]:
+    def _weighed(self, items: list[SourceItem]) -> list[float]:
         items.sort(key=self._rank.__getitem__)  # what is often read is often written
         return popularity(len(items), SKEW)
 
-    def _pick(self, items: list[Item]) -> Item:
+    def _pick(self, items: list[SourceItem]) -> SourceItem:
         return self._rng.choices(items, cum_weights=self._hot[id(items)])[0]
 
     async def _write_owned(self, verb: int) -> None:
@@ -193,7 +193,7 @@ class Writers:
             self._busy.discard(item.number)
         await self._read_back([item])
 
-    async def _put(self, verb: int, item: Item) -> None:
+    async def _put(self, verb: int, item: SourceItem) -> None:
         """`set`, `add` or a removal."""
         version = self._source.versions[item.number] if verb == ADD else self._source.raise_version(item.number)
         value = item.value(version)
@@ -212,7 +212,7 @@ class Writers:
                 ),
             )
 
-    async def _claim(self, item: Item) -> None:
+    async def _claim(self, item: SourceItem) -> None:
         """Remove the item at the source, then bring it back by `add`. A cached "not found" must not be in its way."""
         while item.value(self._source.versions[item.number]) is not None:
             version = self._source.raise_version(item.number)
@@ -228,13 +228,13 @@ class Writers:
                     self._anomalies.note(ADD_REFUSED, item, at_s, verb=CLAIM)
             await self._perform(DELETE, {item: version}, partial(self._invalidate, item))
 
-    def _cache(self, item: Item) -> Cache:
+    def _cache(self, item: SourceItem) -> Cache:
         return self._caches[item.cache_index]
 
-    def _add(self, item: Item, value: Any) -> Awaitable[bool]:
+    def _add(self, item: SourceItem, value: Any) -> Awaitable[bool]:
         return self._cache(item).add(item.data_type, item.resource_id, value, None, *item.place, tags=item.tags)
 
-    def _invalidate(self, item: Item, wait: Wait | None = None) -> Awaitable[Receipt]:
+    def _invalidate(self, item: SourceItem, wait: Wait | None = None) -> Awaitable[Receipt]:
         return self._cache(item).invalidate(item.data_type, item.resource_id, *item.place, wait=wait)
 
     async def _write_guarded(self) -> None:
@@ -255,7 +255,7 @@ class Writers:
         await self._perform(verb, versions, call)
         await self._read_back(items)
 
-    def _choose_write(self, verb: int) -> tuple[list[Item], Call]:
+    def _choose_write(self, verb: int) -> tuple[list[SourceItem], WriteCall]:
         """The items that change, and the call that invalidates them."""
         item = self._pick(self._in_contexts if verb in (EVERY_CONTEXT, CONTEXT) else self._shared)
         cache, cache_index = self._cache(item), item.cache_index
@@ -298,27 +298,27 @@ class Writers:
             return few, lambda wait: cache.invalidate_targets(targets, item.tenant, wait=wait)
         return [item], partial(self._invalidate, item)
 
-    def _sample(self, cache_index: int, fits: Callable[[Item], bool]) -> list[Item]:
+    def _sample(self, cache_index: int, fits: Callable[[SourceItem], bool]) -> list[SourceItem]:
         found = [item for item in self._shared if item.cache_index == cache_index and fits(item)]
         return self._rng.sample(found, min(3, len(found)))
 
     # -- invalidating -------------------------------------------------------------------------------------------------
 
-    async def _perform(self, verb: int, versions: dict[Item, int], call: Call) -> object:
+    async def _perform(self, verb: int, versions: dict[SourceItem, int], call: WriteCall) -> object:
         """Call until it returns, and record when. Until then it promises nothing. Returns what the call returned."""
         called_s, failed_s = self._clock(), 0.0
         waits = verb not in (ADD, CLAIM, SETTLED, BY_WORKER) and self._rng.random() < WAIT_SHARE
         named = (verb | (WAITED if waits else 0)) << VERB_SHIFT
-        marks = {item: (item.number | named, version) for item, version in versions.items()}
-        places = {item: self._log.add(*mark, called_s, 0.0, 0.0, 0, 0) for item, mark in marks.items()}
+        codes = {item: (item.number | named, version) for item, version in versions.items()}
+        places = {item: self._log.add(*code, called_s, 0.0, 0.0, 0, 0) for item, code in codes.items()}
         while True:
             try:
                 receipt = await call("nodes" if waits else None)
                 break
             except CacheBusError:
                 failed_s = self._clock()
-                for item, mark in marks.items():
-                    self._log.change(places[item], *mark, called_s, 0.0, failed_s, 0, 0)
+                for item, code in codes.items():
+                    self._log.change(places[item], *code, called_s, 0.0, failed_s, 0, 0)
                 self.repeated += 1
                 if self._stopping:
                     return None
@@ -326,23 +326,23 @@ class Writers:
         if receipt is False and verb == CLAIM:
             return receipt  # nothing was stored, so no cache was told
         returned_s = self._clock()
-        for item, mark in marks.items():
+        for item, code in codes.items():
             part = self._part_of(item, receipt)
             epoch, seq = (0, 0) if part is None else (int(part.epoch, 16), part.seq)
-            self._log.change(places[item], *mark, called_s, returned_s, failed_s, epoch, seq)
+            self._log.change(places[item], *code, called_s, returned_s, failed_s, epoch, seq)
             if epoch:
                 self._source.leave(item.number, Token(item.number, versions[item], str(part)))
                 self._source.recent[self._rng.randrange(RECENT)] = item.number
         self.written += 1
         return receipt
 
-    def _part_of(self, item: Item, receipt: object) -> Receipt | None:
+    def _part_of(self, item: SourceItem, receipt: object) -> Receipt | None:
         """The receipt in the item's shard; None for what has none."""
         if not isinstance(receipt, Receipt):
             return None
         return receipt.of(shard_of(item.tenant or "", self._cache(item).settings.shards))
 
-    async def _read_back(self, items: list[Item]) -> None:
+    async def _read_back(self, items: list[SourceItem]) -> None:
         if self._rng.random() < 0.5 and not self._stopping:
             for item in items:
                 await self._read_own(item)

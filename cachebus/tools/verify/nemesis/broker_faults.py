@@ -6,19 +6,22 @@ from collections.abc import Callable
 from typing import Final
 
 from cachebus.tools.harness.proxy import Proxy
+from cachebus.tools.harness.stream import Direction
 from cachebus.tools.verify.fleet import messages
 from cachebus.tools.verify.fleet.setup import PARTITIONS
 from cachebus.tools.verify.nemesis.network_faults import DELAY_S
-from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, pause
 
 MUTE_S: Final = 0.1
+RATE: Final = (500, 20_000)
+"""Bytes a second over a slow way: from hardly one event to all that a node publishes."""
 PARTITIONS_MAX: Final = 8
 
 
 async def _pause(testbed: Testbed, occurrence: Occurrence) -> None:
     await testbed.required_broker.pause()
     try:
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
     finally:
         await testbed.required_broker.resume()
 
@@ -29,7 +32,7 @@ def _crash(*, loses: bool) -> Act:
         try:
             if loses:
                 await testbed.required_broker.empty()
-            await rest(occurrence.lasts_s)
+            await pause(occurrence.lasts_s)
         finally:
             await testbed.required_broker.start()
 
@@ -49,7 +52,7 @@ def _through(change: Callable[[Proxy, Occurrence], None]) -> Act:
         proxy = testbed.required_broker.proxies[occurrence.node]
         try:
             change(proxy, occurrence)
-            await rest(occurrence.lasts_s)
+            await pause(occurrence.lasts_s)
         finally:
             proxy.restore()
 
@@ -61,12 +64,35 @@ def _delay(proxy: Proxy, occurrence: Occurrence) -> None:
     proxy.delay(lambda: dice.uniform(*DELAY_S))
 
 
+def _slow(*directions: Direction) -> Callable[[Proxy, Occurrence], None]:
+    def change(proxy: Proxy, occurrence: Occurrence) -> None:
+        proxy.slow(_rate(occurrence), directions=directions)
+
+    return change
+
+
+def _rate(occurrence: Occurrence) -> float:
+    least, most = RATE
+    return float(least * (most / least) ** occurrence.dice().random())
+
+
+async def _slow_for_all(testbed: Testbed, occurrence: Occurrence) -> None:
+    proxies = testbed.required_broker.proxies.values()
+    try:
+        for proxy in proxies:
+            proxy.slow(_rate(occurrence), directions=("up",))
+        await pause(occurrence.lasts_s)
+    finally:
+        for proxy in proxies:
+            proxy.slow(None)
+
+
 async def _forget(testbed: Testbed, occurrence: Occurrence) -> None:
     """The node receives nothing. When it does again, the messages that it has missed are deleted."""
     proxy = testbed.required_broker.proxies[occurrence.node]
     try:
         proxy.hold(directions=("down",))
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
         await testbed.required_broker.forget()
     finally:
         proxy.restore()
@@ -75,7 +101,7 @@ async def _forget(testbed: Testbed, occurrence: Occurrence) -> None:
 def _publishing(how: str) -> Act:
     async def act(testbed: Testbed, occurrence: Occurrence) -> None:
         testbed.fleet.order(occurrence.node, how, occurrence.lasts_s)
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
 
     return act
 
@@ -83,9 +109,9 @@ def _publishing(how: str) -> Act:
 async def _killed(testbed: Testbed, occurrence: Occurrence) -> None:
     """What the node writes in its last moments reaches L2, and never Kafka."""
     testbed.fleet.order(occurrence.node, messages.MUTE, 60.0)
-    await rest(MUTE_S)
+    await pause(MUTE_S)
     await testbed.fleet.kill(occurrence.node)
-    await rest(occurrence.lasts_s)
+    await pause(occurrence.lasts_s)
     await testbed.fleet.start(occurrence.node)
 
 
@@ -103,6 +129,7 @@ BROKER_FAULTS: Final = (
         _crash(loses=False),
     ),
     Fault("broker-empty", "broker", "SIGKILL, and a restart with an empty disk", (0.2, 1.0), _crash(loses=True)),
+    Fault("broker-slow", "broker", "0.5 to 20 kB a second reach Kafka from each node", (0.5, 4.0), _slow_for_all),
     Fault("topic-deleted", "broker", "the topic is deleted", (0.0, 0.0), _delete_topic),
     Fault("topic-widened", "broker", "the topic is given more partitions", (0.0, 0.0), _widen_topic),
     _fault(
@@ -130,6 +157,8 @@ BROKER_FAULTS: Final = (
         (0.3, 2.0),
         _through(lambda proxy, _: proxy.hold(directions=("down",))),
     ),
+    _fault("bus-slow-up", "0.5 to 20 kB a second pass from it to Kafka", (0.5, 4.0), _through(_slow("up"))),
+    _fault("bus-slow-down", "0.5 to 20 kB a second pass from Kafka to it", (0.5, 4.0), _through(_slow("down"))),
     _fault("bus-delay", "all bytes between it and Kafka come 10 to 200 ms late", (0.3, 1.5), _through(_delay)),
     _fault("bus-forget", "it hears nothing, and what it missed has left the topic", (0.2, 3.0), _forget),
     _fault("bus-double", "it publishes every event twice", (0.5, 2.0), _publishing(messages.TWICE)),

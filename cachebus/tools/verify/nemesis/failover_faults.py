@@ -8,11 +8,11 @@ from typing import Final
 
 from cachebus.base.clock import monotonic
 from cachebus.tools.harness.proxy import Proxy
-from cachebus.tools.servers.redis import EmbeddedServer
+from cachebus.tools.servers.redis import EmbeddedServer, instead_of
 from cachebus.tools.verify.nemesis.group_faults import NONE, group_of, of_group, succeeded, was_away
 from cachebus.tools.verify.target.group import GroupUnderTest
 from cachebus.tools.verify.target.node_proxies import NodeProxies
-from cachebus.tools.verify.target.testbed import Occurrence, Testbed, rest
+from cachebus.tools.verify.target.testbed import Occurrence, Testbed, pause
 
 FROZEN_MS: Final = 3_500
 """Who is silent for so long is held for dead. The promises need more than three seconds: for so long a primary may
@@ -42,12 +42,12 @@ async def _frozen(testbed: Testbed, occurrence: Occurrence) -> frozenset[int] | 
             proxy.hold()
         await group.promoted(names, primary)
         was_away(testbed, frozen_s)
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
         primary.resume()
         _restored(clients)
-        await rest(dice.uniform(*LATE_S))
+        await pause(dice.uniform(*LATE_S))
         _restored(network)
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
     finally:
         primary.resume()
         _restored([*clients, *network, *tellers])
@@ -95,8 +95,8 @@ async def _unseen(testbed: Testbed, occurrence: Occurrence) -> None:
         else:
             primary.kill()
             async with succeeded(testbed, names, primary):
-                await rest(occurrence.lasts_s / 2)
-        await rest(occurrence.lasts_s / 2)
+                await pause(occurrence.lasts_s / 2)
+        await pause(occurrence.lasts_s / 2)
     finally:
         _restored(ways)
     await group.followed()
@@ -111,16 +111,16 @@ async def _newcomer(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
     replicas = [] if primary is None else await group.replicas(primary)
     if primary is None or not replicas:
         return NONE
-    shards = await group.shards_at(primary)
+    shards = await group.shards_beside(names, primary)
     fresh = await group.replace(dice.choice(replicas))
     await group.follow(fresh, primary)
-    await rest(dice.choice((0.0, occurrence.lasts_s / 2)))
+    await pause(dice.choice((0.0, occurrence.lasts_s / 2)))
     primary.kill()
     async with succeeded(testbed, names, primary):
         heir = await group.primary(names, but=primary)
         if heir is not None and heir is not fresh:
             await group.follow(fresh, heir)
-        await rest(occurrence.lasts_s / 2)
+        await pause(occurrence.lasts_s / 2)
     await group.followed()
     return shards
 
@@ -133,12 +133,13 @@ async def _impostor(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
     primary = await group.primary(names)
     if primary is None:
         return NONE
-    shards = await group.shards_at(primary)
+    shards = await group.shards_beside(names, primary)
     gone_s = monotonic()
-    with group.instead(primary, clustered=dice.random() < 0.5):
+    conf = ["cluster-enabled yes"] if dice.random() < 0.5 else []
+    with instead_of(primary, *conf):
         await group.promoted(names, primary)
         was_away(testbed, gone_s)
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
     primary.start()
     await group.followed()
     return shards

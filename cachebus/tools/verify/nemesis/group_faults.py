@@ -15,7 +15,7 @@ from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.servers.redis_group import ask
 from cachebus.tools.verify.target.group import GroupUnderTest
 from cachebus.tools.verify.target.node_proxies import NodeProxies
-from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, pause
 
 NONE: Final = frozenset[int]()
 SETTLED_S: Final = 4.0
@@ -37,19 +37,19 @@ def _failover(*, loses: bool) -> Act:
         primary = await group.primary(names)
         if primary is None:
             return NONE
-        shards = await group.shards_at(primary)
+        shards = await group.shards_beside(names, primary)
         replicas = await group.replicas(primary) if loses else []
         for replica in replicas:
             replica.pause()  # the primary alone has what is written from now on
         try:
             if loses:
-                await rest(occurrence.lasts_s / 2)
+                await pause(occurrence.lasts_s / 2)
             primary.kill()
         finally:
             for replica in replicas:
                 replica.resume()
         async with succeeded(testbed, names, primary):
-            await rest(occurrence.lasts_s / 2)
+            await pause(occurrence.lasts_s / 2)
         await group.followed()
         return shards
 
@@ -80,14 +80,14 @@ async def _pause(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
     primary = await group.primary(names)
     if primary is None:
         return NONE
-    shards = await group.shards_at(primary)
+    shards = await group.shards_beside(names, primary)
     primary.pause()
     paused_s = monotonic()
     promoted = asyncio.create_task(group.promoted(names, primary))
     try:
         await asyncio.wait([promoted], timeout=occurrence.lasts_s)
         was_away(testbed, paused_s)
-        await rest(max(0.0, occurrence.lasts_s - (monotonic() - paused_s)))
+        await pause(max(0.0, occurrence.lasts_s - (monotonic() - paused_s)))
     finally:
         primary.resume()
         promoted.cancel()
@@ -107,7 +107,7 @@ async def _move(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
 def _half_moved(*, hangs: bool) -> Act:
     async def act(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
         dice, group = occurrence.dice(), group_of(testbed)
-        return await group.half_move(group.some_shard(dice), dice, lambda: rest(occurrence.lasts_s), hangs=hangs)
+        return await group.half_move(group.some_shard(dice), dice, lambda: pause(occurrence.lasts_s), hangs=hangs)
 
     return act
 
@@ -122,7 +122,7 @@ async def _uncover(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
     try:
         for server in group.data:
             await group.command(server, "CLUSTER", "DELSLOTS", slot)
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
     finally:
         # A node may have learned it from others first, and refuse; and the slot's owner may have died meanwhile.
         for server in group.data:
@@ -134,9 +134,9 @@ async def _uncover(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
 async def _hand_over(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
     dice, group = occurrence.dice(), group_of(testbed)
     names = group.some_shard(dice)
-    shards = await group.shards_at(await group.primary(names))
+    shards = await group.shards_beside(names, await group.primary(names))
     await group.hand_over(names, dice)
-    await rest(occurrence.lasts_s)
+    await pause(occurrence.lasts_s)
     await group.followed()
     return shards
 
@@ -163,7 +163,7 @@ async def _split(testbed: Testbed, occurrence: Occurrence) -> None:
         await group.written(promoted, within_s=SETTLED_S)
         for road in roads:
             road.lead(group.dials[group.place(promoted)])
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
     finally:
         for road in roads:
             road.lead(group.dials[place])
@@ -179,7 +179,7 @@ async def _sentinels_away(testbed: Testbed, occurrence: Occurrence) -> None:
     try:
         for sentinel in sentinels:
             sentinel.pause()
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
     finally:
         for sentinel in sentinels:
             sentinel.resume()
@@ -187,15 +187,16 @@ async def _sentinels_away(testbed: Testbed, occurrence: Occurrence) -> None:
 
 async def _no_replicas(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
     group = group_of(testbed)
-    primary = await group.primary(group.some_shard(occurrence.dice()))
+    names = group.some_shard(occurrence.dice())
+    primary = await group.primary(names)
     if primary is None:
         return NONE
-    shards = await group.shards_at(primary)
+    shards = await group.shards_beside(names, primary)
     had = (await ask(primary, "CONFIG", "GET", "min-replicas-to-write"))[1].decode()
     refused_s = monotonic()
     try:
         await group.command(primary, "CONFIG", "SET", "min-replicas-to-write", "9")
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
     finally:
         was_away(testbed, refused_s)
         await group.command(primary, "CONFIG", "SET", "min-replicas-to-write", had)
@@ -212,7 +213,7 @@ def _at_primary(*command: str, own: Callable[[ShardNames], str] | None = None) -
         if primary is None:
             return NONE
         await group.command(primary, *command, *(() if own is None else (own(names),)))
-        return await group.shards_at(primary)
+        return await group.shards_beside(names, primary)
 
     return act
 

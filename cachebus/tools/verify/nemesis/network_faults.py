@@ -10,22 +10,22 @@ from cachebus.tools.harness.frames import garbled, garbled_head, is_message
 from cachebus.tools.harness.stream import Direction, Spoil
 from cachebus.tools.verify.fleet.setup import l2_timeout_s
 from cachebus.tools.verify.target.node_proxies import NodeProxies, NodeProxy
-from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, pause
 
 SHARE: Final = 0.3
 """The share of messages that faults of single messages affect."""
 DELAY_S: Final = (0.01, 0.2)
 
 
-Change = Callable[[NodeProxy, Occurrence, Testbed], None]
+ProxyChange = Callable[[NodeProxy, Occurrence, Testbed], None]
 
 
-def _through(change: Change) -> Act:
+def _through(change: ProxyChange) -> Act:
     async def act(testbed: Testbed, occurrence: Occurrence) -> None:
         proxy = testbed.proxies[occurrence.node]
         try:
             change(proxy, occurrence, testbed)
-            await rest(occurrence.lasts_s)
+            await pause(occurrence.lasts_s)
         finally:
             proxy.restore()
 
@@ -42,7 +42,7 @@ async def _late(testbed: Testbed, occurrence: Occurrence) -> None:
     proxy = testbed.proxies[occurrence.node]
     try:
         proxy.hold(("data",), ("down",))
-        await rest(l2_timeout_s(testbed.bound_s) * 1.2)
+        await pause(l2_timeout_s(testbed.bound_s) * 1.2)
     finally:
         proxy.restore()
 
@@ -52,12 +52,12 @@ async def _torn(testbed: Testbed, occurrence: Occurrence) -> None:
     try:
         for _ in range(3):
             proxy.tear()
-            await rest(occurrence.lasts_s / 3)
+            await pause(occurrence.lasts_s / 3)
     finally:
         proxy.restore()
 
 
-def _messages(spoil: Callable[[Random, bytes], list[bytes]]) -> Change:
+def _messages(spoil: Callable[[Random, bytes], list[bytes]]) -> ProxyChange:
     def change(proxy: NodeProxy, occurrence: Occurrence, _: Testbed) -> None:
         dice = occurrence.dice()
         proxy.spoil(lambda frame: spoil(dice, frame) if is_message(frame) else [frame])
@@ -90,7 +90,7 @@ def _sometimes(dice: Random, frame: bytes, other: list[bytes]) -> list[bytes]:
     return other if dice.random() < SHARE else [frame]
 
 
-def _fault(name: str, what: str, lasts: tuple[float, float], change: Change) -> Fault:
+def _fault(name: str, what: str, lasts: tuple[float, float], change: ProxyChange) -> Fault:
     return Fault(name, "network", what, lasts, _through(change))
 
 
@@ -99,14 +99,17 @@ def _from_one(*directions: Direction) -> Act:
 
     async def act(testbed: Testbed, occurrence: Occurrence) -> frozenset[int]:
         roads, group = testbed.proxies[occurrence.node], testbed.server.group
-        primary = None if group is None else await group.primary(group.some_shard(occurrence.dice()))
-        if group is None or primary is None or not isinstance(roads, NodeProxies):
+        if group is None or not isinstance(roads, NodeProxies):
             return frozenset()
-        shards = await group.shards_at(primary)
+        names = group.some_shard(occurrence.dice())
+        primary = await group.primary(names)
+        if primary is None:
+            return frozenset()
+        shards = await group.shards_beside(names, primary)
         road = roads.to(group.place(primary))
         try:
             road.hold(directions=directions)
-            await rest(occurrence.lasts_s)
+            await pause(occurrence.lasts_s)
         finally:
             road.restore()
         return shards

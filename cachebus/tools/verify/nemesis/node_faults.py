@@ -7,7 +7,7 @@ from typing import Final
 
 from cachebus.base.clock import monotonic
 from cachebus.tools.verify.fleet import messages
-from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, pause
 
 GATHER_S: Final = 0.3
 
@@ -15,21 +15,21 @@ GATHER_S: Final = 0.3
 async def _stop(testbed: Testbed, occurrence: Occurrence) -> None:
     testbed.fleet.signal(occurrence.node, signal.SIGSTOP)
     try:
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
     finally:
         testbed.fleet.signal(occurrence.node, signal.SIGCONT)
 
 
 async def _kill(testbed: Testbed, occurrence: Occurrence) -> None:
     await testbed.fleet.kill(occurrence.node)
-    await rest(occurrence.lasts_s)
+    await pause(occurrence.lasts_s)
     await testbed.fleet.start(occurrence.node)
 
 
 def _ordered(order: str) -> Act:
     async def act(testbed: Testbed, occurrence: Occurrence) -> None:
         testbed.fleet.order(occurrence.node, order, occurrence.lasts_s)
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
 
     return act
 
@@ -42,11 +42,11 @@ async def _newborn(testbed: Testbed, occurrence: Occurrence) -> None:
         for proxy in others:
             proxy.hold()
         await testbed.fleet.kill(occurrence.node)
-        await rest(GATHER_S)
+        await pause(GATHER_S)
         began_s = monotonic()
         await testbed.machine.command("FLUSHALL")
         await testbed.fleet.start(occurrence.node)
-        await rest(max(0.0, occurrence.lasts_s - (monotonic() - began_s)))
+        await pause(max(0.0, occurrence.lasts_s - (monotonic() - began_s)))
     finally:
         for proxy in others:
             proxy.restore()

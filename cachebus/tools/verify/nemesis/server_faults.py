@@ -9,7 +9,7 @@ from cachebus.base.clock import monotonic
 from cachebus.l2.names import ShardNames
 from cachebus.tools.verify.fleet import messages
 from cachebus.tools.verify.target.server import ServerProcess
-from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, rest
+from cachebus.tools.verify.target.testbed import Act, Fault, Occurrence, Testbed, pause
 
 OLD: Final = "old.rdb"
 GUARDED_FOR_S, LOST_FOR_S = 0.05, 0.25
@@ -58,7 +58,7 @@ def _meanwhile(config: tuple[str, str], normal: str) -> Act:
     async def act(testbed: Testbed, occurrence: Occurrence) -> None:
         try:
             await testbed.machine.command("CONFIG", "SET", *config)
-            await rest(occurrence.lasts_s)
+            await pause(occurrence.lasts_s)
         finally:
             await testbed.machine.command("CONFIG", "SET", config[0], normal)
 
@@ -69,9 +69,9 @@ async def _lose_guard(testbed: Testbed, occurrence: Occurrence) -> None:
     """A standing guard is lost. A node then reads behind it, commits, and abandons it: no level may keep what it
     read."""
     testbed.fleet.order(1 + occurrence.seed % len(testbed.fleet.numbers), messages.GUARD, LOST_FOR_S + GUARDED_FOR_S)
-    await rest(GUARDED_FOR_S)
+    await pause(GUARDED_FOR_S)
     await testbed.machine.command("UNLINK", testbed.machine.names.meta)
-    await rest(LOST_FOR_S)
+    await pause(LOST_FOR_S)
 
 
 async def _busy(testbed: Testbed, occurrence: Occurrence) -> None:
@@ -83,7 +83,7 @@ async def _pause(testbed: Testbed, occurrence: Occurrence) -> None:
     await testbed.machine.pause()
     paused_s = monotonic()
     try:
-        await rest(occurrence.lasts_s)
+        await pause(occurrence.lasts_s)
     finally:
         testbed.away.append((paused_s, monotonic()))
         await testbed.machine.resume()
@@ -98,7 +98,7 @@ def _restart(
         gone_s = monotonic()
         try:
             await after(testbed.machine)
-            await rest(occurrence.lasts_s / 4)
+            await pause(occurrence.lasts_s / 4)
         finally:
             testbed.away.append((gone_s, monotonic()))
             await testbed.machine.start()
@@ -116,7 +116,7 @@ async def _keep(testbed: Testbed, _: Occurrence) -> None:
 
 async def _keep_old(testbed: Testbed, occurrence: Occurrence) -> None:
     await testbed.machine.keep(OLD)
-    await rest(occurrence.lasts_s)  # what is written meanwhile is lost
+    await pause(occurrence.lasts_s)  # what is written meanwhile is lost
 
 
 async def _as_it_is(_: ServerProcess) -> None:
@@ -132,7 +132,7 @@ async def _back_up(testbed: Testbed, _: Occurrence) -> None:
 
 async def _of_the_log(testbed: Testbed, occurrence: Occurrence) -> None:
     await testbed.machine.enable_aof()
-    await rest(occurrence.lasts_s)
+    await pause(occurrence.lasts_s)
     try:
         await _restart(_nothing, lambda machine: machine.truncate_aof(occurrence.dice()))(testbed, occurrence)
     finally:
@@ -151,7 +151,7 @@ SERVER_FAULTS: Final = (
     _fault("del-marks", "the marks of scopes and tags are evicted", _del_own(lambda names: names.all_marks)),
     _fault("del-log", "the log is evicted", _del_own(lambda names: [names.log]), mild=True),
     _fault("del-nodes", "the list of nodes is evicted", _del_own(lambda names: [names.nodes]), mild=True),
-    _fault("del-leases", "all leases of loads are evicted", _del_some(lambda m: m.names.lease_prefix, 1)),
+    _fault("del-leases", "all fill leases are evicted", _del_some(lambda m: m.names.fill_lease_prefix, 1)),
     _fault("del-records", "half of all records are evicted", _del_some(lambda m: m.names.record_prefix, 2), mild=True),
     _fault("xtrim", "the log is trimmed to its last two entries", _trim, mild=True),
     _fault("script-flush", "SCRIPT FLUSH", _commands(("SCRIPT", "FLUSH")), mild=True),

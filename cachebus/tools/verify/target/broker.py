@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, Final
 
-from cachebus.bus.kafka.client import Endings, quietly
+from cachebus.bus.kafka.client import quietly
+from cachebus.bus.kafka.endings import Endings
 from cachebus.resp import Address
 from cachebus.tools.harness.proxy import HOST, Proxy, dialer
 from cachebus.tools.servers.daemon import free_port

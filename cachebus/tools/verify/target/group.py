@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from random import Random
 from typing import Final, Literal
 
@@ -97,6 +97,19 @@ class GroupUnderTest:
         """The shards with items that lie on these primaries now."""
         return frozenset(
             [shard for shard in self._shards if await self.primary(ShardNames(self.namespace, shard)) in primaries]
+        )
+
+    async def shards_beside(self, names: ShardNames, primary: EmbeddedServer | None) -> frozenset[int]:
+        """The shards on this primary, at which a look has found the shard with these names: that one is among them,
+        whoever has it by now."""
+        return self.only(names) | await self.shards_at(primary)
+
+    def shards_in(self, slots: Sequence[range] | None) -> frozenset[int]:
+        """The shards with items that lie in these slots of a Cluster; None: all that there are."""
+        return frozenset(
+            shard
+            for shard in self._shards
+            if slots is None or any(slot_of(ShardNames(self.namespace, shard).log) in span for span in slots)
         )
 
     @property
@@ -220,17 +233,6 @@ class GroupUnderTest:
         """Have a server be a replica of a primary, if both are there."""
         with suppress(L2Unavailable):
             await self._group.follow(server, primary)
-
-    @contextmanager
-    def instead(self, gone: EmbeddedServer, *, clustered: bool) -> Iterator[EmbeddedServer]:
-        """An empty server at the address of one, which is killed: a node of a Cluster of its own, or of none. The other
-        one does not come back by itself."""
-        gone.kill()
-        server = EmbeddedServer(gone.binary, port=gone.port, conf=["cluster-enabled yes"] if clustered else [])
-        try:
-            yield server.start()
-        finally:
-            server.stop()
 
     async def replace(self, gone: EmbeddedServer) -> EmbeddedServer:
         """A new server, which has nothing and follows nobody, in the place of one that never comes back."""

@@ -9,11 +9,12 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple, Self
 
 from cachebus.base.clock import monotonic
+from cachebus.base.patience import Patience
 from cachebus.errors import L2Unavailable
 from cachebus.resp import Connection, ended, parse_address
 from cachebus.tools.servers.redis import EmbeddedServer
 from cachebus.tools.verify.target.group import GroupUnderTest
-from cachebus.tools.verify.target.testbed import Done
+from cachebus.tools.verify.target.testbed import InjectedFault
 
 BY_ITSELF: Final = "by-itself"
 """The name under which this counts among the faults."""
@@ -24,7 +25,7 @@ AFTER_S: Final = 1.0
 """A fault may show for so long after its end."""
 
 
-class Standing(NamedTuple):
+class ServerState(NamedTuple):
     """What a server says of itself. Another role or replication is a failover; one more copy, a replica that had lost
     touch."""
 
@@ -33,6 +34,8 @@ class Standing(NamedTuple):
     copies: int
     """How many replicas have copied all data from it."""
     takes_writes: bool
+    shards: frozenset[int]
+    """Those with items that it is the primary of, by its own word: others hear of a failover later."""
 
 
 @dataclass
@@ -40,7 +43,7 @@ class _Known:
     """A server, as it was at the last look."""
 
     connection: Connection | None = None
-    standing: Standing | None = None
+    standing: ServerState | None = None
     seen_s: float = 0.0
     """When it was last seen in order."""
     shards: frozenset[int] | None = None
@@ -52,7 +55,7 @@ class GroupWatch:
     """Looks at each server of a group all the time; an async context manager."""
 
     group: GroupUnderTest
-    amiss: list[Done] = field(default_factory=list)
+    amiss: list[InjectedFault] = field(default_factory=list)
     """Each time that something was, and is no more."""
     _known: dict[int, _Known] = field(default_factory=dict)
 
@@ -94,40 +97,38 @@ class GroupWatch:
             known.connection = None
             return
         changed = known.standing is not None and known.standing[:3] != standing[:3]
+        concerned = standing.shards | (known.standing or standing).shards
         if changed or not standing.takes_writes:
-            known.shards = (known.shards or frozenset()) | await self.group.shards_at(server)
+            known.shards = concerned | (known.shards or frozenset())
         elif known.shards is not None:
-            known.shards |= await self.group.shards_at(server)
+            known.shards |= concerned
             self.amiss.append(self._amiss(known))
             known.shards = None
         known.standing = standing
         if known.shards is None:
             known.seen_s = began_s
 
-    def _amiss(self, known: _Known) -> Done:
-        return Done(BY_ITSELF, 0, known.seen_s, monotonic(), known.shards)
+    def _amiss(self, known: _Known) -> InjectedFault:
+        return InjectedFault(BY_ITSELF, 0, known.seen_s, monotonic(), known.shards)
 
-    async def _ask(self, server: EmbeddedServer, known: _Known) -> Standing:
+    async def _ask(self, server: EmbeddedServer, known: _Known) -> ServerState:
         connection = known.connection
         if connection is None:
             address = parse_address(server.url)
-            connection = await Connection.open(address, timeout_s=ANSWER_S, connect_timeout_s=ANSWER_S, clock=monotonic)
+            connection = await Connection.open(address, Patience(ANSWER_S, ANSWER_S, monotonic))
             known.connection = connection
-        facts = dict[str, str]()
-        for command in (
-            ("INFO", "replication"),
-            ("INFO", "stats"),
-            *([("CLUSTER", "INFO")] if self.group.cluster else []),
-        ):
-            lines = (await connection.call(*command)).decode().splitlines()
-            facts |= dict(line.partition(":")[::2] for line in lines)
+        cluster = [("CLUSTER", "INFO"), ("CLUSTER", "NODES")] if self.group.cluster else []
+        asked = [("INFO", "replication"), ("INFO", "stats"), *cluster]
+        texts = [(await connection.call(*words)).decode() for words in asked]
+        facts = dict(line.partition(":")[::2] for text in texts[:3] for line in text.splitlines())
         if facts["role"] != "master":
-            return Standing(facts["role"], "", 0, takes_writes=True)
+            return ServerState(facts["role"], "", 0, takes_writes=True, shards=frozenset())
         writes = int(facts.get("min_slaves_good_slaves", 0)) >= self.group.least
         writes = writes and facts.get("cluster_state", "ok") == "ok"
-        return Standing(facts["role"], facts["master_replid"], int(facts["sync_full"]), writes)
+        shards = self.group.shards_in(_own_slots(texts[3]) if cluster else None)
+        return ServerState(facts["role"], facts["master_replid"], int(facts["sync_full"]), writes, shards)
 
-    def unprovoked(self, injected: Iterable[Done]) -> list[Done]:
+    def unprovoked(self, injected: Iterable[InjectedFault]) -> list[InjectedFault]:
         """Whatever was amiss, but for what a fault of the same servers explains."""
         faults = [done for done in injected if not done.node]
         still = [known for known in self._known.values() if known.shards is not None]
@@ -138,7 +139,15 @@ class GroupWatch:
         ]
 
 
-def _explains(fault: Done, seen: Done) -> bool:
-    if fault.from_s > seen.from_s or seen.until_s > fault.until_s + AFTER_S:
+def _own_slots(nodes: str) -> list[range]:
+    """The slots that whoever gave this text of CLUSTER NODES says that it has."""
+    (own,) = (line.split()[8:] for line in nodes.splitlines() if "myself" in line.split()[2])
+    spans = [span.partition("-") for span in own if not span.startswith("[")]  # one in brackets is on its way
+    return [range(int(first), int(last or first) + 1) for first, _, last in spans]
+
+
+def _explains(fault: InjectedFault, seen: InjectedFault) -> bool:
+    # It was in order at `from_s`, and was found to be amiss by the look after that one.
+    if fault.from_s > seen.from_s + EVERY_S + ANSWER_S or seen.until_s > fault.until_s + AFTER_S:
         return False
     return fault.shards is None or (seen.shards is not None and seen.shards <= fault.shards)

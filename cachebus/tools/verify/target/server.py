@@ -17,7 +17,7 @@ from cachebus.errors import ConfigError
 from cachebus.keys.key import Key
 from cachebus.l2.names import ShardNames
 from cachebus.resp import parse_address
-from cachebus.tools.demo.server import Server, asked, purge
+from cachebus.tools.demo.server import DemoServer, asked, purge
 from cachebus.tools.harness.proxy import HOST, Dial, dialer
 from cachebus.tools.servers.redis import EmbeddedServer, ServerBinary, best_server
 
@@ -92,8 +92,8 @@ class ServerProcess:
             return f"-{error}"
 
     async def held_leases(self) -> int:
-        """How many leases of loads are held. Resting ones do not count."""
-        told = await self.command("EVAL", _HELD, "0", f"{self.names.lease_prefix}*")
+        """How many fill leases are held. Resting ones do not count."""
+        told = await self.command("EVAL", _HELD, "0", f"{self.names.fill_lease_prefix}*")
         return int(told.removeprefix(":"))
 
     async def pause(self) -> None:
@@ -172,7 +172,7 @@ class ServerProcess:
 class Standalone:
     """One server, reached through a proxy for each node."""
 
-    def __init__(self, server: Server, name: str, machine: ServerProcess | None) -> None:
+    def __init__(self, server: DemoServer, name: str, machine: ServerProcess | None) -> None:
         self.name, self.label, self.namespace = name, server.label, server.namespace
         self.machine = machine
         self.group: GroupUnderTest | None = None
@@ -221,7 +221,7 @@ async def standing(
     await asked(address)
     label = f"{address}, under the namespace {namespace}, which is removed in the end"
     try:
-        yield Standalone(Server(url, address, namespace, label), "yours", None)
+        yield Standalone(DemoServer(url, address, namespace, label), "yours", None)
     finally:
         await purge(address, namespace, keys)
 
@@ -236,7 +236,7 @@ async def _own(binary: ServerBinary, namespace: str) -> AsyncIterator[ServerUnde
     with embedded:
         label = f"{embedded.binary.name} of its own, on port {embedded.port}"
         try:
-            server = Server(embedded.url, parse_address(embedded.url), namespace, label)
+            server = DemoServer(embedded.url, parse_address(embedded.url), namespace, label)
             yield Standalone(server, embedded.binary.name, machine)
         finally:
             if embedded.running:

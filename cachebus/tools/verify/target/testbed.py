@@ -9,7 +9,7 @@ from random import Random
 from typing import Literal, NamedTuple
 
 from cachebus.base.clock import monotonic
-from cachebus.tools.verify.fleet.processes import Fleet
+from cachebus.tools.verify.fleet.processes import FleetUnderTest
 from cachebus.tools.verify.target.broker import Broker
 from cachebus.tools.verify.target.node_proxies import NodeProxy
 from cachebus.tools.verify.target.server import ServerProcess, ServerUnderTest
@@ -17,7 +17,7 @@ from cachebus.tools.verify.target.server import ServerProcess, ServerUnderTest
 Where = Literal["network", "server", "node", "source", "group", "broker", "bus"]
 
 
-class Done(NamedTuple):
+class InjectedFault(NamedTuple):
     """An injected fault: on which node (0 for the server), and from when until when, in `monotonic` seconds."""
 
     fault: str
@@ -36,10 +36,10 @@ class Testbed:
     server: ServerUnderTest
     proxies: dict[int, NodeProxy]
     """By node; empty where nodes reach the server directly."""
-    fleet: Fleet
+    fleet: FleetUnderTest
     broker: Broker | None = None
     """What carries the events, where that is not the server."""
-    done: list[Done] = field(default_factory=list)
+    done: list[InjectedFault] = field(default_factory=list)
     under_way: dict[str, float] = field(default_factory=dict)
     """Faults that are at work now, with the time of their beginning."""
     away: list[tuple[float, float]] = field(default_factory=list)
@@ -97,7 +97,7 @@ class Fault:
     own: bool = False
     """Whether it needs a server of the run's own, though it is not a fault of the server alone."""
     ends_leases: bool = False
-    """Whether it may end the leases of loads, on any node."""
+    """Whether it may end the fill leases, on any node."""
 
 
 async def inject(testbed: Testbed, occurrence: Occurrence) -> None:
@@ -110,9 +110,9 @@ async def inject(testbed: Testbed, occurrence: Occurrence) -> None:
         shards = await occurrence.fault.act(testbed, occurrence)
     finally:
         del testbed.under_way[name]
-        testbed.done.append(Done(occurrence.fault.name, occurrence.node, from_s, monotonic(), shards))
+        testbed.done.append(InjectedFault(occurrence.fault.name, occurrence.node, from_s, monotonic(), shards))
 
 
-async def rest(seconds: float) -> None:
+async def pause(seconds: float) -> None:
     """Wait while a fault lasts."""
     await asyncio.sleep(seconds)
