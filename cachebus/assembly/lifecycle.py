@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from anyio import get_cancelled_exc_class
+
 from cachebus.assembly.factory import Parts, build
 from cachebus.assembly.figures import OFF, figures, health_of, is_ready
 from cachebus.assembly.world import World
@@ -133,6 +135,7 @@ class Life:
             parts.cascades.register(cascade)
         if self.settings.enabled:
             try:
+                get_cancelled_exc_class()  # anyio imports the rest of itself at its first use: before L2 is asked
                 await attach(parts)
             except BaseException:
                 self._parts = None
