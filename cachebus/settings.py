@@ -25,6 +25,7 @@ from cachebus.base.providers import (
 from cachebus.base.urls import CLUSTER_SCHEMES, SCHEMES, as_redis, brokers, safe
 from cachebus.errors import ConfigError
 from cachebus.policy import Policy, PolicyOptions, closest, unknown
+from cachebus.values.secret_keys import KeyProvider, encryption_of
 
 CLUSTER_SHARDS = 64
 SHARDS_MAX = 1024
@@ -36,6 +37,7 @@ Seconds = Annotated[float, Field(allow_inf_nan=False)]
 PatienceSeconds = Annotated[float, Field(allow_inf_nan=False, ge=0.01, le=3600)]
 """Less than a network takes would fail every call; more is none."""
 Credentials = Annotated[CredentialProvider | AsyncCredentialProvider | str | None, PlainValidator(credentials_of)]
+Encryption = Annotated[KeyProvider | SecretStr | None, PlainValidator(encryption_of)]
 Tokens = Annotated[TokenProvider | str | None, PlainValidator(tokens_of)]
 
 
@@ -92,6 +94,8 @@ class SettingsOptions(TypedDict, total=False):
     log_max_len: int
     log_max_bytes: int
     keep_without_l2: bool
+    encryption: KeyProvider | str | SecretStr | None
+    encryption_required: bool
     policies: Mapping[str, Policy | PolicyOptions]
 
 
@@ -209,6 +213,13 @@ class Settings(BaseSettings):
     keep_without_l2: bool = Field(
         True, description="whether what is loaded while L2 is out of reach may be kept, for staleness_bound_s"
     )
+    encryption: Encryption = Field(
+        None,
+        repr=False,
+        description="keys that encrypt values in L2: ID:KEY, with 32 bytes in base64, several by commas (the first "
+        "encrypts, all decrypt), file:PATH, provider:module:name, or a callable",
+    )
+    encryption_required: bool = Field(True, description="whether values that lie in L2 unencrypted count as absent")
     policies: dict[str, Policy] = Field(default_factory=dict, description="by data type")
 
     def __init__(self, **values: Unpack[SettingsOptions]) -> None:

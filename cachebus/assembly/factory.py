@@ -45,6 +45,8 @@ from cachebus.reading.parts import LoadParts
 from cachebus.reading.read import Reader
 from cachebus.reading.waiting import Waiters
 from cachebus.settings import Settings
+from cachebus.values.cipher import ValueCipher
+from cachebus.values.key_source import KeySource
 from cachebus.writing.confirm import Confirmer
 from cachebus.writing.delivery import Delivery
 from cachebus.writing.guard import Guards
@@ -101,6 +103,8 @@ class Parts:
     explainer: KeyExplainer
     writing: Writing
     listening: Listening
+    keys: KeySource | None
+    """What gives the keys that encrypt values."""
     world: World | None
     """Kept alive by those who share it."""
 
@@ -114,7 +118,8 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     home = Home()
     in_memory = settings.url.get_secret_value().startswith("memory://")
     world = (world or world_of(settings, clock)) if in_memory else None
-    policies, cascades = PolicyTable(settings.policies), CascadeTable()
+    cipher, keys = _encryption(settings)
+    policies, cascades = PolicyTable(settings.policies, cipher), CascadeTable()
     keyspace = Keyspace(settings.shards)
     node, waiters, attention = _node(settings, clock), Waiters(), Attention(settings.shards)
     inquiries = Inquiries(clock)
@@ -142,6 +147,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         explainer=KeyExplainer(store, bus, inquiries, clock, node),
         writing=writing,
         listening=_listening(settings, store, bus, receiver, writing),
+        keys=keys,
         world=world,
     )
 
@@ -185,6 +191,14 @@ def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus)
         guards=Guards(node, writer, enabled=settings.enabled),
         repeating=EpochResender(node, delivery, resend_buffer),
     )
+
+
+def _encryption(settings: Settings) -> tuple[ValueCipher | None, KeySource | None]:
+    """What encrypts values, and what gives it its keys."""
+    if settings.encryption is None:
+        return None, None
+    cipher = ValueCipher(settings.namespace, required=settings.encryption_required)
+    return cipher, KeySource(settings.encryption, cipher, settings.connect_timeout_s)
 
 
 def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, writing: Writing) -> Listening:

@@ -58,6 +58,8 @@ async def stop(parts: Parts) -> None:
     finally:
         parts.listening.heartbeat.cancel()
         parts.writing.pending.abandon()
+        if parts.keys is not None:
+            parts.keys.close()
         try:
             await parts.bus.close()
         finally:
@@ -133,6 +135,8 @@ class Life:
             parts.cascades.register(cascade)
         if self.settings.enabled:
             try:
+                if parts.keys is not None:
+                    await parts.keys.open()
                 await attach(parts)
             except BaseException:
                 self._parts = None
@@ -228,7 +232,7 @@ class Life:
 
     def _with_model(self, data_type: str, policy: Policy) -> Policy:
         model, _ = self._models.get(data_type, (None, None))
-        if model is None or policy.model is not None or policy.codec != "msgpack":
+        if model is None or policy.model is not None or policy.codec != "msgpack" or policy.decode is not None:
             return policy
         return policy.model_copy(update={"model": model})
 

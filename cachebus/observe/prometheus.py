@@ -54,6 +54,8 @@ _COUNTS = {
     "pending_delivered": ("pending_delivered", "Invalidations that waited for L2, and were delivered"),
     "pending_lost": ("pending_lost", "Invalidations that waited for L2 until the cache was closed"),
     "records_corrupt": ("records_corrupt", "Records in L2 that were damaged, or another key's"),
+    "records_of_other_versions": ("records_of_other_versions", "Records in L2 of another version of their policy"),
+    "records_not_decrypted": ("records_not_decrypted", "Records in L2 that were not decrypted, or not encrypted"),
     "l2_errors": ("l2_errors", "Operations on L2 that failed"),
     "l1_evictions": ("l1_evictions", "Entries that left L1 for want of room"),
 }
