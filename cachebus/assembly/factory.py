@@ -118,7 +118,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     home = Home()
     in_memory = settings.url.get_secret_value().startswith("memory://")
     world = (world or world_of(settings, clock)) if in_memory else None
-    cipher, keys = _encryption(settings)
+    cipher, keys = encryption_of(settings)
     policies, cascades = PolicyTable(settings.policies, cipher), CascadeTable()
     keyspace = Keyspace(settings.shards)
     node, waiters, attention = _node(settings, clock), Waiters(), Attention(settings.shards)
@@ -193,7 +193,7 @@ def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus)
     )
 
 
-def _encryption(settings: Settings) -> tuple[ValueCipher | None, KeySource | None]:
+def encryption_of(settings: Settings) -> tuple[ValueCipher | None, KeySource | None]:
     """What encrypts values, and what gives it its keys."""
     if settings.encryption is None:
         return None, None

@@ -17,6 +17,7 @@ from cachebus.base.log import logger
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.core.node import OnApplied
 from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable
+from cachebus.keys.key import GIVEN
 from cachebus.observe import Health, Stats
 from cachebus.policy import Policy, Rules
 from cachebus.reading.reentrance import loads_for
@@ -95,8 +96,13 @@ async def _take_leave(parts: Parts) -> None:
 
 
 def _declare(parts: Parts, data_type: str, policy: Policy) -> None:
+    is_another = parts.policies.rules(data_type).version != policy.version
     parts.policies.register(data_type, policy)
     parts.node.groups.declare(data_type)
+    if is_another:  # what memory holds is of another shape
+        memory = parts.node.l1
+        for name in [each for each in memory.entries if each.split(GIVEN, 2)[1] == data_type]:
+            memory.remove(name)
 
 
 class Life:
@@ -136,7 +142,8 @@ class Life:
         if self.settings.enabled:
             try:
                 if parts.keys is not None:
-                    await parts.keys.open()
+                    await parts.keys.read()
+                    parts.keys.watch()
                 await attach(parts)
             except BaseException:
                 self._parts = None

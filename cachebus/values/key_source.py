@@ -38,15 +38,17 @@ class KeySource:
         self._provider = provider  # known by its id, for as long as this is there
         cipher.on_unknown = self._wanted.set
 
-    async def open(self) -> None:
-        """Have the keys, before anything is read or written, and ask for them anew from then on; `ConfigError`."""
-        if self._asked is None:
-            return
+    async def read(self) -> None:
+        """Have the keys, before anything is read or written; `ConfigError`."""
         try:
             await self._read()
         except ProviderFailed as error:
             raise ConfigError(f"encryption (CACHEBUS_ENCRYPTION): {error}") from None
-        self._task = kept(self._watch, "cachebus-keys")
+
+    def watch(self) -> None:
+        """Ask for them anew from now on."""
+        if self._asked is not None:
+            self._task = kept(self._watch, "cachebus-keys")
 
     def close(self) -> None:
         """Ask no more."""
