@@ -61,6 +61,9 @@ Bus = Annotated[
         "--bus", help="What carries the events: redis, or kafka, a broker of its own, with faults of its own."
     ),
 ]
+Encryption = Annotated[
+    bool, typer.Option("--encryption", help="Values lie encrypted in Redis, by two keys that change places.")
+]
 Picture = Annotated[
     Path | None,
     typer.Option(
@@ -84,6 +87,7 @@ def verify(
     write_rate: WriteRate = None,
     kind: Kind = "standalone",
     bus: Bus = "redis",
+    encryption: Encryption = False,
     picture: Picture = None,
     json_file: JsonFile = None,
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Show what each fault does, and end.")] = False,
@@ -117,6 +121,7 @@ def verify(
         write_rate=write_rate,
         kind=kind,
         bus=bus,
+        encryption=encryption,
     )
     raise typer.Exit(perform(plan, picture=picture, json_file=json_file))
 

@@ -21,21 +21,22 @@ _BLOCK: Final = 16
 class Xaes256Gcm:
     """One key. Not to be used by two threads at once."""
 
-    __slots__ = ("_aead", "_encrypt_blocks", "_mask")
+    __slots__ = ("_aead", "_encrypt_blocks", "_mask", "_wrong_tag")
 
     def __init__(self, key: bytes) -> None:
         """`key`: 32 bytes; `ConfigError` where the library is not installed."""
         try:
+            from cryptography.exceptions import InvalidTag
             from cryptography.hazmat.primitives.ciphers import Cipher
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
             from cryptography.hazmat.primitives.ciphers.algorithms import AES
             from cryptography.hazmat.primitives.ciphers.modes import ECB
         except ImportError as error:
             raise ConfigError(MISSING) from error
-        self._aead = AESGCM
+        self._aead, self._wrong_tag = AESGCM, InvalidTag
         # Whole blocks only, so nothing is left in it between two calls. No data goes through it: two blocks of CMAC do.
         self._encrypt_blocks = Cipher(AES(key), ECB()).encryptor().update  # noqa: S305
-        self._mask = self._subkey() * 2
+        self._mask = int.from_bytes(self._subkey() * 2, "big")
 
     def _subkey(self) -> bytes:
         """CMAC's K1: what AES makes of zeros, doubled in GF(2^128)."""
@@ -44,7 +45,7 @@ class Xaes256Gcm:
         return (doubled & (1 << 128) - 1).to_bytes(_BLOCK, "big")
 
     def _derived(self, half: bytes) -> bytes:
-        blocks = int.from_bytes(b"\0\1X\0" + half + b"\0\2X\0" + half, "big") ^ int.from_bytes(self._mask, "big")
+        blocks = int.from_bytes(b"\0\1X\0" + half + b"\0\2X\0" + half, "big") ^ self._mask
         return self._encrypt_blocks(blocks.to_bytes(2 * _BLOCK, "big"))
 
     def encrypt(self, nonce: bytes, data: bytes, bound: bytes) -> bytes:
@@ -54,9 +55,7 @@ class Xaes256Gcm:
 
     def decrypt(self, nonce: bytes, data: bytes, bound: bytes) -> bytes | None:
         """What was encrypted with this nonce and bound to this; None of anything else."""
-        from cryptography.exceptions import InvalidTag
-
         try:
             return self._aead(self._derived(nonce[:_HALF])).decrypt(nonce[_HALF:], data, bound)
-        except InvalidTag:
+        except self._wrong_tag:
             return None

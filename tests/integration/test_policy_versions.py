@@ -4,6 +4,7 @@ loads, and an invalidation by either holds for both."""
 from __future__ import annotations
 
 import asyncio
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -184,6 +185,52 @@ async def test_a_version_that_is_registered_later_ends_what_memory_holds(redis_u
         source.release()
         assert await under_way == OLD, "whoever asked before gets what was loaded before"
         assert await cache.get("user", "8", tenant_id="acme") is None
+
+
+@pytest.mark.parametrize("seed", range(8))
+async def test_in_any_order_each_has_its_own_shape_and_nothing_older(redis_url: str, seed: int) -> None:
+    """Two nodes of each version, whatever they do at the same time: what was told to be replaced is served by none."""
+    dice = random.Random(seed)
+    truth = 0
+
+    def of(version: int) -> Any:
+        return {"version": version, "count": truth}
+
+    policies = [{"user": Policy(version=i, soft_ttl_s=0.02, fail_safe_s=5, negative_ttl_s=5)} for i in (1, 2)]
+    async with (
+        nodes(redis_url, 2, policies=policies[0], lease_ms=1000) as old,
+        nodes(redis_url, 2, policies=policies[1], lease_ms=1000) as new,
+    ):
+        fleet = [(cache, 1) for cache in old] + [(cache, 2) for cache in new]
+
+        async def step(least: int, receipt: Any) -> None:
+            cache, version = dice.choice(fleet)
+            key = ("user", str(dice.randrange(2)))
+            if dice.random() < 0.7:
+
+                async def load() -> Any:
+                    found = of(version)
+                    await asyncio.sleep(dice.choice([0, 0, 0.002]))
+                    return found
+
+                found = await cache.get_or_load(*key, load, tenant_id="acme", after=receipt)
+            else:
+                found = await cache.get(*key, tenant_id="acme", after=receipt, use_memory=dice.random() < 0.5)
+            if found is not None:
+                assert found["version"] == version
+                assert found["count"] >= least
+
+        receipt = None
+        for _ in range(30):
+            await asyncio.gather(*(step(truth, receipt) for _ in range(12)))
+            truth += 1
+            cache, version = dice.choice(fleet)
+            if dice.random() < 0.3:
+                await cache.invalidate("user", "0", tenant_id="acme")
+                receipt = await cache.set("user", "1", of(version), tenant_id="acme")
+            else:
+                receipt = await cache.invalidate_scope(tenant_id="acme", data_type="user")
+        assert sum(cache.stats().records_of_other_versions for cache, _ in fleet) > 10
 
 
 @pytest.mark.parametrize("version", [0, -1, 2**32, True, "2", 1.0, None])

@@ -167,7 +167,7 @@ def test_importing_cachebus_imports_no_cryptography() -> None:
 
 
 def test_without_the_library_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("", ".hazmat.primitives.ciphers", ".hazmat.primitives.ciphers.aead"):
+    for name in ("", ".exceptions", ".hazmat.primitives.ciphers", ".hazmat.primitives.ciphers.aead"):
         monkeypatch.setitem(sys.modules, f"cryptography{name}", None)
     with pytest.raises(ConfigError, match=r"pip install 'cachebus\[encryption\]'"):
         cipher("a")

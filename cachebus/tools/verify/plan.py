@@ -34,6 +34,8 @@ class VerifyPlan:
     """How the run's own server is set up, one of `KINDS`."""
     bus: str = REDIS
     """What carries the events, one of `BUSES`. The run starts its own Kafka."""
+    encryption: bool = False
+    """Whether values lie encrypted in L2, by keys that nodes change as they are started again."""
 
 
 WRITE_RATE: Final = 20.0
@@ -55,6 +57,7 @@ def make_plan(
     write_rate: float | None,
     kind: str = ALONE,
     bus: str = REDIS,
+    encryption: bool = False,
 ) -> VerifyPlan:
     """The plan of these choices, with defaults filled in; `ConfigError` for choices that can't be."""
     if kind not in KINDS:
@@ -83,4 +86,5 @@ def make_plan(
         url=url,
         kind=kind,
         bus=bus,
+        encryption=encryption,
     )
