@@ -238,11 +238,6 @@ class Policy(BaseModel):
             raise ValueError("a sync function is needed: it is called in the event loop, and must not wait")
         return hook
 
-    @property
-    def hooks(self) -> Hooks | None:
-        """What encodes and decodes values of a type of the user's own."""
-        return None if self.encode is None or self.decode is None else Hooks(self.encode, self.decode)
-
 
 def _lines(what: str, error: ValidationError) -> str:
     problems = []
@@ -302,8 +297,9 @@ class Rules:
         self.retry_on = policy.retry_on
         self.retry_backoff_s = policy.retry_backoff_s
         self.model = policy.model
+        hooks = None if policy.encode is None or policy.decode is None else Hooks(policy.encode, policy.decode)
         self.form = Form(
-            policy.codec, policy.compress_over_bytes, policy.max_value_bytes, policy.model, policy.lossy, policy.hooks
+            policy.codec, policy.compress_over_bytes, policy.max_value_bytes, policy.model, policy.lossy, hooks
         )
         """How its values are stored."""
         self.version, self.cipher = policy.version, cipher

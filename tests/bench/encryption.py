@@ -32,7 +32,7 @@ async def rows(bench: Bench) -> list[Row]:
         for what, runs in (("read", _reading), ("write", _writing)):
             contenders = [Contender(name, runs(cache), calls=CALLS) for name, cache in caches.items()]
             took_s = await race(
-                contenders, bench.scale.rounds, between=lambda: asyncio.sleep(0), progress=bench.progress
+                contenders, bench.scale.io_rounds, between=lambda: asyncio.sleep(0), progress=bench.progress
             )
             plain_us, ours_us = took_s[PLAIN] * 1e6, took_s["encrypted"] * 1e6
             found.append(
