@@ -52,6 +52,7 @@ from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_PERMANENT, TT
 from cachebus.reading.judge import MISSING
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
+from cachebus.threads import BlockingCache, BlockingFunction, BlockingWriteGuard, blocking
 from cachebus.writing.guard import WriteGuard
 
 __version__ = "0.1.0"
@@ -63,6 +64,9 @@ __all__ = [
     "TTL_PERMANENT",
     "TTL_SHORT",
     "TTL_STANDARD",
+    "BlockingCache",
+    "BlockingFunction",
+    "BlockingWriteGuard",
     "BusUnavailable",
     "Cache",
     "CacheBusError",
@@ -104,6 +108,7 @@ __all__ = [
     "ValueTooLarge",
     "Wait",
     "WriteGuard",
+    "blocking",
     "cached",
     "configure",
     "current_cache",

@@ -14,24 +14,33 @@ import inspect
 import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.definition import Callee, Definition, callee_of, written
 from cachebus.base.hashing import generate_resource_id_hash
 from cachebus.base.ids import check_part
-from cachebus.base.parameters import check_async, name_of, signature_of
-from cachebus.cache import Cache
+from cachebus.base.parameters import check_async, check_sync, name_of, signature_of
 from cachebus.errors import ConfigError, InvalidKey, NotSerializable
 from cachebus.keys.naming import ArgumentTemplate
 from cachebus.keys.plan import trouble_of_reason
 from cachebus.manager import CacheManager, current_cache
 from cachebus.policy import TAGS_MAX, check_ttl
 from cachebus.receipt import Receipt
+from cachebus.settings import Settings
 from cachebus.values import check_model
 from cachebus.values.results import owner_of, returned_by
 from cachebus.writing.confirm import check_wait
+
+
+class HoldsResults(Protocol):
+    """A cache in which a function may have its results."""
+
+    settings: Settings
+
+    def decode_into(self, data_type: str, model: Any, asker: Definition) -> None:
+        """As `Cache.decode_into`."""
 
 
 class CachedOptions(NamedTuple):
@@ -42,7 +51,9 @@ class CachedOptions(NamedTuple):
     tags: Sequence[str]
     ttl: float | None
     ignore: Sequence[str]
-    cache: Cache | None
+    cache: HoldsResults | None
+    is_sync: bool = False
+    """Whether it is for sync functions, else for async ones."""
     after: str | Callable[[], Receipt | str | None] | None = None
     wait: Wait | None = None
     reason: str | None = None
@@ -70,7 +81,7 @@ class Hashed:
     """Those that count."""
     owner: str | None
     """The argument that is the instance or the class, where the class counts that a method is called on."""
-    cache: Cache | None
+    cache: HoldsResults | None
     names: WeakKeyDictionary[type, str] = field(default_factory=WeakKeyDictionary)
     """By the classes seen so far."""
 
@@ -118,7 +129,7 @@ class Results:
     """As what a function's results come: what its annotation says, read when it is decorated; where names are not there
     yet, when the process-wide cache is opened, else at the first call."""
 
-    def __init__(self, source: Callable[..., Any], data_type: str, cache: Cache | None) -> None:
+    def __init__(self, source: Callable[..., Any], data_type: str, cache: HoldsResults | None) -> None:
         self._definition, self._returned = Definition.of(source), returned_by(source)
         self._data_type, self._cache = data_type, cache
         self._bound_to = owner_of(source)
@@ -141,7 +152,7 @@ class Results:
         cache = self._cache
         self.cache = current_cache if cache is None else lambda: cache  # type: ignore[method-assign]
 
-    def cache(self) -> Cache:
+    def cache(self) -> Any:
         """The cache for a call; `ConfigError`."""
         self.settle()
         return self.cache()
@@ -171,6 +182,15 @@ class Results:
 
 class _Unread(ConfigError):
     """An annotation that can't be read, or not yet."""
+
+
+class NamedCall(NamedTuple):
+    """What the arguments of one call say."""
+
+    ids: dict[str, Any]
+    tags: list[Any]
+    arguments: Mapping[str, Any]
+    """All of them, by their names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,13 +228,27 @@ class Declared:
             return found
         return None if self.after is None else self.after()
 
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NamedCall:
+        """What these arguments say of the result."""
+        if self.keywords:
+            kwargs = {**self.keywords, **kwargs}
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {**bound.arguments.get(self.rest or "", {}), **bound.arguments}
+        ids: dict[str, Any] = {"data_type": self.data_type}
+        ids |= {name: template.filled_in(arguments) for name, template in self.ids.items()}
+        if self.hashed is not None:
+            ids["resource_id"] = self.hashed.id(bound.arguments)
+        tags = [tag for tag in (template.filled_in(arguments) for template in self.tags) if tag is not None]
+        return NamedCall(ids, tags, arguments)
+
 
 def declaration_of(source: Callable[..., Any], options: CachedOptions, *, is_of_class: bool = False) -> Declared:
     """What is to be known of a function to cache its results; `ConfigError` for what is wrong with any of it.
 
     `is_of_class`: it is a class method's.
     """
-    check_async(source)
+    (check_sync if options.is_sync else check_async)(source)
     parts, name = callee_of(source), name_of(source)
     data_type, ttl = _checked(options, name)
     signature, shown = _signature(parts.function, name), _signature(source, name)

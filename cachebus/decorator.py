@@ -17,19 +17,19 @@ from typing import (
     Final,
     Generic,
     Literal,
-    NamedTuple,
     NotRequired,
     ParamSpec,
     Protocol,
     Self,
     TypedDict,
     TypeVar,
+    cast,
     overload,
 )
 
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
-from cachebus.declaration import Declared
+from cachebus.declaration import Declared, NamedCall
 from cachebus.reading.source import awaited
 from cachebus.receipt import Receipt
 
@@ -53,14 +53,6 @@ class ResultIds(TypedDict):
     agent_id: NotRequired[Id | None]
     conversation_id: NotRequired[Id | None]
     collection_id: NotRequired[Id | None]
-
-
-class NamedCall(NamedTuple):
-    """What the arguments of one call say."""
-
-    ids: ResultIds
-    tags: list[Any]
-    arguments: Mapping[str, Any]
 
 
 class CachedFunction(Generic[P, T]):
@@ -132,7 +124,7 @@ class CachedFunction(Generic[P, T]):
     def key(self, *args: P.args, **kwargs: P.kwargs) -> ResultIds:
         """The ids under which the result for these arguments is cached, as the verbs of a cache take them:
         `await cache.get(**price.key(7))`. `InvalidKey` for arguments that make no id."""
-        return self._named((*self._bound, *args), kwargs).ids
+        return cast("ResultIds", self._named((*self._bound, *args), kwargs).ids)
 
     async def get(self, *args: P.args, **kwargs: P.kwargs) -> T | None:
         """The cached result, or None: the function is not called. Raises what `Cache.get` does."""
@@ -148,9 +140,11 @@ class CachedFunction(Generic[P, T]):
         if calling.contexts == "all":
             for name in CONTEXT_IDS:
                 ids.pop(name, None)
-        return await self._declared.results.cache().invalidate(
+        cache = self._declared.results.cache()
+        receipt: Receipt = await cache.invalidate(
             **ids, contexts=calling.contexts, wait=calling.wait, reason=calling.reason
         )
+        return receipt
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Invalidate the result for these arguments, and call the function anew, or join who does so since."""
@@ -186,18 +180,7 @@ class CachedFunction(Generic[P, T]):
 
     def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NamedCall:
         """What these arguments say."""
-        declared = self._declared
-        if declared.keywords:
-            kwargs = {**declared.keywords, **kwargs}
-        bound = declared.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = {**bound.arguments.get(declared.rest or "", {}), **bound.arguments}
-        ids: Any = {"data_type": declared.data_type}
-        ids |= {name: template.filled_in(arguments) for name, template in declared.ids.items()}
-        if declared.hashed is not None:
-            ids["resource_id"] = declared.hashed.id(bound.arguments)
-        tags = [tag for tag in (template.filled_in(arguments) for template in declared.tags) if tag is not None]
-        return NamedCall(ids, tags, arguments)
+        return self._declared.named(args, kwargs)
 
     def _receipt(self, arguments: Mapping[str, Any]) -> Receipt | str | None:
         """The receipt whose write a call with these arguments must see."""

@@ -387,7 +387,7 @@ def cached(
         "collection_id": collection_id,
     }
 
-    options = CachedOptions(data_type, templates, tags, ttl, ignore, cache, after, wait, reason)
+    options = CachedOptions(data_type, templates, tags, ttl, ignore, cache, False, after, wait, reason)
 
     def decorate(function: Any) -> Any:
         plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function
