@@ -20,7 +20,7 @@ from cachebus.base.ids import check_part
 from cachebus.base.templates import Template
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.observe import TYPES_MAX
-from cachebus.values import Decode, Encode, Form, Hooks, check_model
+from cachebus.values import Decode, Encode, Form, OwnType, check_model
 from cachebus.values.cipher import ValueCipher
 
 TTL_SHORT = 300.0
@@ -297,9 +297,9 @@ class Rules:
         self.retry_on = policy.retry_on
         self.retry_backoff_s = policy.retry_backoff_s
         self.model = policy.model
-        hooks = None if policy.encode is None or policy.decode is None else Hooks(policy.encode, policy.decode)
+        own_type = None if policy.encode is None or policy.decode is None else OwnType(policy.encode, policy.decode)
         self.form = Form(
-            policy.codec, policy.compress_over_bytes, policy.max_value_bytes, policy.model, policy.lossy, hooks
+            policy.codec, policy.compress_over_bytes, policy.max_value_bytes, policy.model, policy.lossy, own_type
         )
         """How its values are stored."""
         self.version, self.cipher = policy.version, cipher

@@ -117,8 +117,8 @@ class Judge:
                     return ASK_L2
                 return self.decode_and_admit(key, record, as_of if admit else None, data)
             known = self._just.get(id(data))
-            payload, hooks = data[HEADER.size :], rules.form.hooks
-            return known[1] if known else self._keep(data, decode_value(kind, payload, rules.model, hooks), rules)
+            payload, own_type = data[HEADER.size :], rules.form.own_type
+            return known[1] if known else self._keep(data, decode_value(kind, payload, rules.model, own_type), rules)
         except (CorruptValue, records.CorruptRecord) as error:
             return self._corrupt(key, getattr(error, "in_log", "") or str(error))
 

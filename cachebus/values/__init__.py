@@ -11,14 +11,14 @@ date, time, timedelta, UUID, Decimal, and numpy arrays and scalars. Said once, s
   unless `decode` is told the `model`: then it is that type again.
 
 `carry` does both, and where a model is named it compares: what would come back changed is refused. Functions of the
-user's own (`Hooks`) stand in place of a model.
+user's own (`OwnType`) stand in place of a model.
 """
 
 from cachebus.values.carry import Form, carry
 from cachebus.values.codec import CODECS, F32, F32_ARRAY, MSGPACK, RAW, UNSET, ZLIB, decode, encode
 from cachebus.values.extension import CorruptValue
-from cachebus.values.hooks import Decode, Encode, Hooks
 from cachebus.values.models import check_model
+from cachebus.values.own_types import Decode, Encode, OwnType
 from cachebus.values.plain import UNCHANGING
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
     "Decode",
     "Encode",
     "Form",
-    "Hooks",
+    "OwnType",
     "carry",
     "check_model",
     "decode",

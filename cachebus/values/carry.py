@@ -8,7 +8,7 @@ from cachebus.errors import CacheBusError, NotSerializable, ValueTooLarge
 from cachebus.values.codec import decode, encode, with_unset
 from cachebus.values.compare import compare
 from cachebus.values.extension import CorruptValue
-from cachebus.values.hooks import Hooks, hooked
+from cachebus.values.own_types import OwnType, plain_of
 from cachebus.values.unset import restore
 
 
@@ -23,7 +23,7 @@ class Form(NamedTuple):
     """What they are decoded as."""
     lossy: bool = False
     """Whether what comes back may differ from what was given."""
-    hooks: Hooks | None = None
+    own_type: OwnType | None = None
     """Functions of the user's that encode and decode; then there is no model."""
 
 
@@ -32,7 +32,7 @@ def carry(value: object, form: Form) -> tuple[int, bytes, object]:
 
     With a model, what is decoded must equal what was given, at every depth and with the same types, private attributes
     included; what was set on pydantic models is restored. A `lossy` form takes it as it comes back, and so does one
-    with `hooks`, as only these know what is equal. Raises `NotSerializable`, which says what differs and where, or
+    with `own_type`, as only these know what is equal. Raises `NotSerializable`, which says what differs and where, or
     `ValueTooLarge`, and nothing else.
     """
     try:
@@ -44,13 +44,13 @@ def carry(value: object, form: Form) -> tuple[int, bytes, object]:
 
 
 def _carried(value: object, form: Form) -> tuple[int, bytes, object]:
-    codec, compress_over_bytes, max_bytes, model, lossy, hooks = form
-    if hooks is not None and value is not None:
-        value = hooked(hooks, value)
+    codec, compress_over_bytes, max_bytes, model, lossy, own_type = form
+    if own_type is not None and value is not None:
+        value = plain_of(own_type, value)
     byte, payload = encode(value, codec, compress_over_bytes, dumped=model is not None or lossy)
     _check_size(payload, max_bytes)
     try:
-        found = decode(byte, payload, model, hooks)
+        found = decode(byte, payload, model, own_type)
     except CorruptValue as error:
         reason = f"the value does not fit the policy's model: {error}" if model is not None else str(error)
         refused = NotSerializable(reason)

@@ -25,8 +25,8 @@ import msgspec
 
 from cachebus.errors import ConfigError, NotSerializable
 from cachebus.values.extension import CorruptValue, NotEncodable, name_of
-from cachebus.values.hooks import Hooks, unhooked
 from cachebus.values.models import into
+from cachebus.values.own_types import OwnType, made_of
 from cachebus.values.plain import SCALARS, is_plain
 from cachebus.values.reading import unpack
 from cachebus.values.unset import Unset, restore
@@ -86,9 +86,9 @@ def compressed(byte: int, payload: bytes, compress_over_bytes: int | None) -> tu
     return byte, payload
 
 
-def decode(codec_byte: int, payload: bytes | memoryview, model: Any = None, hooks: Hooks | None = None) -> object:
+def decode(codec_byte: int, payload: bytes | memoryview, model: Any = None, own_type: OwnType | None = None) -> object:
     """The value again; with `model` (a dataclass, pydantic model, Struct, or type such as `list[Item]`) as that type;
-    with `hooks` as what these make of it.
+    with `own_type` as what these make of it.
 
     Raises `CorruptValue`, and nothing else: for any damage, when the value does not fit the model, and when nothing can
     be decoded into `model`.
@@ -100,8 +100,8 @@ def decode(codec_byte: int, payload: bytes | memoryview, model: Any = None, hook
             return _decode_unset(_inflated(payload) if codec_byte & ZLIB else payload, model)
         else:
             value = _decode_other(codec_byte, payload)
-        if hooks is not None and value is not None:
-            return unhooked(hooks, value)
+        if own_type is not None and value is not None:
+            return made_of(own_type, value)
         return value if model is None else into(model, value)
     except CorruptValue:
         raise

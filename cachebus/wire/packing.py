@@ -104,18 +104,18 @@ def unpack(record: Record, rules: Rules) -> object:
     """The value in a record, decrypted; `values.CorruptValue` when its payload is damaged."""
     if record.not_found:
         return None
-    return values.decode(record.codec, record.payload, rules.model, rules.form.hooks)
+    return values.decode(record.codec, record.payload, rules.model, rules.form.own_type)
 
 
 def copier(record: Record, value: object, rules: Rules) -> Callable[[], object] | None:
     """What makes a fresh value for each caller, where the type's policy wants copies of what can be changed."""
     if not rules.copy or record.not_found or type(value) in values.UNCHANGING:
         return None
-    codec, payload, model, hooks = record.codec, record.payload, rules.model, rules.form.hooks
+    codec, payload, model, own_type = record.codec, record.payload, rules.model, rules.form.own_type
 
     def copied() -> object:
         try:
-            return values.decode(codec, payload, model, hooks)
+            return values.decode(codec, payload, model, own_type)
         except values.CorruptValue:  # a validator that took it before, and changed its mind: by the time of day, say
             return deepcopy(value)
 

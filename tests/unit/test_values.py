@@ -282,7 +282,7 @@ def test_public_names() -> None:
         "Decode",
         "Encode",
         "Form",
-        "Hooks",
+        "OwnType",
         "carry",
         "check_model",
     ]

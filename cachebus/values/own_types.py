@@ -15,17 +15,17 @@ Decode = Callable[[Any], Any]
 """Gives the value of what `Encode` gave, as that comes back: a tuple as a list. Never None."""
 
 
-class Hooks(NamedTuple):
-    """Those of a data type. None, which is stored as it is, goes through neither."""
+class OwnType(NamedTuple):
+    """The two functions of a data type. None, which is stored as it is, goes through neither."""
 
     encode: Encode
     decode: Decode
 
 
-def hooked(hooks: Hooks, value: Any) -> object:
+def plain_of(own_type: OwnType, value: Any) -> object:
     """What is to be stored of a value; `NotSerializable`, and nothing else, whatever the user's code raises."""
     try:
-        plain = hooks.encode(value)
+        plain = own_type.encode(value)
     except Exception as error:
         raise NotSerializable(f"the policy's encode raised {type(error).__name__}") from error
     if plain is None or inspect.isawaitable(plain):
@@ -33,10 +33,10 @@ def hooked(hooks: Hooks, value: Any) -> object:
     return plain
 
 
-def unhooked(hooks: Hooks, plain: Any) -> object:
+def made_of(own_type: OwnType, plain: Any) -> object:
     """The value of what was stored; `CorruptValue`, and nothing else, whatever the user's code raises."""
     try:
-        value = hooks.decode(plain)
+        value = own_type.decode(plain)
     except Exception as error:
         raise CorruptValue(f"the policy's decode raised {type(error).__name__}") from error
     if value is None or inspect.isawaitable(value):
