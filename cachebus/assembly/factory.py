@@ -28,6 +28,7 @@ from cachebus.listening.catch_up import CatchUp
 from cachebus.listening.explain import KeyExplainer
 from cachebus.listening.fleet import FleetWatch
 from cachebus.listening.heartbeat import Heartbeat, Loops
+from cachebus.listening.heat import HotAnswering, HotTalk, WarmUpLimits
 from cachebus.listening.inquiries import Inquiries
 from cachebus.listening.outages import Notices, Outages
 from cachebus.listening.peers import Peers
@@ -35,6 +36,7 @@ from cachebus.listening.probe import Prober
 from cachebus.listening.receive import Receiver
 from cachebus.listening.tend import Ears, Tending
 from cachebus.listening.tidy import Tidying
+from cachebus.listening.warm_up import WarmUp
 from cachebus.observe import Counters
 from cachebus.policy import PolicyTable
 from cachebus.reading.cooldown import Cooldowns
@@ -80,6 +82,7 @@ class Listening:
     peers: Peers
     attachment: Attachment
     heartbeat: Heartbeat
+    warm_up: WarmUp
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +123,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     inquiries = Inquiries(clock)
 
     store, bus_of = backends(settings, clock, world, node.counters, attention.nudge)
-    receiver = Receiver(node, waiters, attention, inquiries)
+    receiver = Receiver(node, waiters, attention, inquiries, HotTalk(clock, node.id))
     bus = bus_of(receiver.on_message)
 
     fetcher = Fetcher(node, store, policies, attention.nudge, l2_timeout_s=settings.l2_timeout_s)
@@ -141,7 +144,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
         writer=writing.writer,
         explainer=KeyExplainer(store, bus, inquiries, clock, node),
         writing=writing,
-        listening=_listening(settings, store, bus, receiver, writing),
+        listening=_listening(settings, fetcher, bus, receiver, writing),
         world=world,
     )
 
@@ -187,8 +190,8 @@ def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus)
     )
 
 
-def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, writing: Writing) -> Listening:
-    node, attention = receiver.node, receiver.attention
+def _listening(settings: Settings, fetcher: Fetcher, bus: Bus, receiver: Receiver, writing: Writing) -> Listening:
+    node, store, attention = receiver.node, fetcher.store, receiver.attention
     notices, outages = Notices(node.clock), Outages(store, node.clock, settings.shards)
     fleet = FleetWatch(node, notices)
     catch_up = CatchUp(node, store, attention, grace_s=settings.gap_grace_s)
@@ -201,8 +204,11 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
     # Each in a task of its own: one of L2 and the bus that hangs must not keep the other from coming back.
     peers = Peers(node, store, bus, notices, pause_s=turn_s)
     of_kafka = (peers.introduce, peers.check) if settings.bus == "kafka" else ()
+    limits = _warm_up_limits(settings)
+    warm_up = WarmUp(fetcher, Keyspace(settings.shards), bus, receiver.hot, limits)
+    of_warm = (warm_up.step, HotAnswering(node, store, bus, receiver.hot, limits).step) if limits else ()
     of_shards = tending.step, ears.step, writing.repeating.step
-    loops = Loops(settings.shards, of_shards, (tidying.step, answering.step, *of_kafka))
+    loops = Loops(settings.shards, of_shards, (tidying.step, answering.step, *of_kafka, *of_warm))
     return Listening(
         attention=attention,
         receiver=receiver,
@@ -214,4 +220,13 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
         peers=peers,
         attachment=Attachment(node, store, bus, prober, outages),
         heartbeat=Heartbeat(loops, notices, node.clock, interval_s=turn_s),
+        warm_up=warm_up,
     )
+
+
+def _warm_up_limits(settings: Settings) -> WarmUpLimits | None:
+    """None where there is nothing to be warmed, or it is not wanted."""
+    holds = settings.enabled and settings.use_memory_cache and min(settings.l1_max_entries, settings.l1_max_bytes) > 0
+    if not (settings.warm_up and holds):
+        return None
+    return WarmUpLimits(settings.warm_up_keys, settings.warm_up_bytes, settings.warm_up_s)
