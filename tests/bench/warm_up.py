@@ -56,7 +56,7 @@ class Restart:
 async def rows(bench: Bench) -> list[Row]:
     """A row for each figure; the two other ways stand beside it."""
     nodes = 2 if bench.scale == Scale.quick() else NODES
-    keys, first = max(bench.scale.entries // 5, 100), 2 * bench.scale.operations
+    keys, first = max(bench.scale.entries // 20, 200), bench.scale.operations
     found = {way: await _restart(bench, way, nodes, keys, first) for way in (COLD, MEANWHILE, WAITED)}
     ours = found[WAITED]
     said = f"{nodes} nodes, {keys:,} keys, the first {first:,} reads of each"
