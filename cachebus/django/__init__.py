@@ -1,0 +1,30 @@
+"""cachebus in Django: `CACHES = {"default": {"BACKEND": "cachebus.django.CacheBackend", "LOCATION": "redis://..."}}`.
+
+`invalidate_on` has what is cached of a model invalidated when it is saved or deleted. Needs Django:
+`pip install 'cachebus[django]'`.
+"""
+
+try:
+    import django as _django
+except ModuleNotFoundError as _missing:
+    raise ModuleNotFoundError("cachebus.django needs Django: pip install 'cachebus[django]'", name=_missing.name) from None
+
+from cachebus.django.backend import CacheBackend
+from cachebus.django.invalidation import (
+    Invalidation,
+    blocking_cache,
+    invalidate_on,
+    invalidate_on_commit,
+)
+from cachebus.django.options import surrounding_tenant
+from cachebus.django.shared import close_caches
+
+__all__ = [
+    "CacheBackend",
+    "Invalidation",
+    "blocking_cache",
+    "close_caches",
+    "invalidate_on",
+    "invalidate_on_commit",
+    "surrounding_tenant",
+]
