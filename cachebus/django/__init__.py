@@ -7,15 +7,12 @@
 try:
     import django as _django
 except ModuleNotFoundError as _missing:
-    raise ModuleNotFoundError("cachebus.django needs Django: pip install 'cachebus[django]'", name=_missing.name) from None
+    raise ModuleNotFoundError(
+        "cachebus.django needs Django: pip install 'cachebus[django]'", name=_missing.name
+    ) from None
 
 from cachebus.django.backend import CacheBackend
-from cachebus.django.invalidation import (
-    Invalidation,
-    blocking_cache,
-    invalidate_on,
-    invalidate_on_commit,
-)
+from cachebus.django.invalidation import Invalidation, blocking_cache, invalidate_on, invalidate_on_commit
 from cachebus.django.options import surrounding_tenant
 from cachebus.django.shared import close_caches
 

@@ -54,7 +54,9 @@ def understood(location: object, options: Mapping[str, Any]) -> Options:
     """What `LOCATION` and `OPTIONS` say: in small letters the fields of `Settings`, in capitals what is Django's side of
     it. `ConfigError` names what is wrong, or unknown."""
     if not isinstance(location, str):
-        raise ConfigError(f"LOCATION must be one URL, not {type(location).__name__}: a Cluster's names any of its nodes")
+        raise ConfigError(
+            f"LOCATION must be one URL, not {type(location).__name__}: a Cluster's names any of its nodes"
+        )
     for name in options:
         if not isinstance(name, str) or (name.isupper() and name not in (*OWN, *OF_DJANGO)):
             raise ConfigError(f"OPTIONS {name}: {unknown('option', str(name), (*OWN, *OF_DJANGO))}")

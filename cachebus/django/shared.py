@@ -9,12 +9,13 @@ from typing import Any
 
 from cachebus.base import home
 from cachebus.base.ids import Id
+from cachebus.cache import Cache
 from cachebus.calls import set_request
 from cachebus.cascade import Target
 from cachebus.django.options import Options, understood
 from cachebus.errors import ConfigError
 from cachebus.threads import BlockingCache
-from cachebus.writing.exchange import Present, exchange
+from cachebus.writing.exchange import Present
 
 AT_ONCE = 250
 """So many targets are invalidated in one step: many more would hold up everybody else at the server."""
@@ -37,13 +38,11 @@ class SharedCache:
     def exchange(self, resource_id: str, tenant_id: Id, change: Callable[[Present], Present]) -> Present | None:
         """Store what `change` makes of a value in its place; None where there is none. See `writing/exchange.py`."""
 
-        async def exchanged(cache: Any) -> Present | None:
+        async def exchanged(cache: Cache) -> Present | None:
             parts = cache._live()
-            if not cache.settings.enabled:
-                return None
             key = parts.naming.key(self.options.data_type, resource_id, tenant_id, None, None, None)
             request = set_request(parts, key, None, None, ())
-            return await exchange(parts.loads.fetch, parts.writer, request, change)
+            return await parts.writing.exchanger.exchange(request, change)
 
         return self.cache._ask(exchanged)
 
@@ -81,7 +80,9 @@ def _cache_for(options: Options) -> BlockingCache:
     beside = [entry for entry in _entries if entry.options.settings == options.settings]
     for entry in beside:
         if entry.options.data_type == options.data_type and entry.options.policy != options.policy:
-            raise ConfigError(f"two entries of CACHES share the type {options.data_type!r}, and have another POLICY each")
+            raise ConfigError(
+                f"two entries of CACHES share the type {options.data_type!r}, and have another POLICY each"
+            )
     cache = beside[0].cache if beside else BlockingCache.open(options.settings)
     cache.register(policies={options.data_type: options.policy})
     return cache

@@ -25,8 +25,8 @@ PLAIN, SAFE_TEXT, RESPONSE, SERIALIZED = range(4)
 UNREADABLE = object()
 _HELP = (
     "cache plain data: of a model's instance model_to_dict(instance) or its primary key, of a query set "
-    'list(query_set.values(...)), of anything else what you need of it; or name a SERIALIZER in OPTIONS, for which "'
-    '"any service that may write to this Redis is trusted'
+    "list(query_set.values(...)); or name a SERIALIZER in OPTIONS, as pickle, where whoever may write to this Redis is "
+    "trusted"
 )
 
 

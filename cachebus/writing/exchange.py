@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable
 from typing import NamedTuple
@@ -30,26 +31,36 @@ class Present(NamedTuple):
     """How long it lives on, in seconds; None: for ever."""
 
 
-async def exchange(
-    fetch: Fetcher, writer: Writer, request: SetRequest, change: Callable[[Present], Present]
-) -> Present | None:
-    """Store what `change` makes of a value in its place. `request`: the key, its rules and what is replaced with it; of
-    value and lifetime nothing.
+class Exchanger:
+    """Changes of values by what they are, of one cache."""
 
-    Returns what is there now; None where there was nothing, and then nothing is stored. Raises what `change` does, and
-    what a `set` does; `L2Unavailable` too where others replace the value again and again.
-    """
-    key = request.key
-    for pause in range(TRIES_MAX):
-        seen = await fetch.read_one(key, None, admit=False)
-        record = record_of(seen)
-        if record is None or record.not_found:
+    def __init__(self, fetcher: Fetcher, writer: Writer, *, enabled: bool) -> None:
+        self._fetch = fetcher
+        self._writer = writer
+        self._enabled = enabled
+
+    async def exchange(self, request: SetRequest, change: Callable[[Present], Present]) -> Present | None:
+        """Store what `change` makes of a value in its place. `request`: the key, its rules and what is replaced with it;
+        of value and lifetime nothing.
+
+        Returns what is there now; None where there was nothing, and then nothing is stored. Raises what `change` does,
+        and what a `set` does; `L2Unavailable` too where others replace the value again and again.
+        """
+        key = request.key
+        for attempt in range(TRIES_MAX if self._enabled else 0):
+            seen = await self._fetch.read_one(key, None, admit=False)
+            record = record_of(seen)
+            if record is None or record.not_found:
+                return None
+            left_s = record.expires_ms / 1000 - self._fetch.node.server_now_s(key.shard) if record.expires_ms else None
+            wanted = change(Present(seen[0], left_s))
+            ttl_s = math.inf if wanted.left_s is None else wanted.left_s
+            stored = await self._writer.set(
+                request._replace(value=wanted.value, ttl_s=ttl_s, tags=record.tags, over=record.version)
+            )
+            if stored.stored:
+                return wanted
+            await asyncio.sleep(random.random() * min(_PAUSE_S * 2**attempt, _PAUSE_MAX_S))
+        if not self._enabled:
             return None
-        left_s = record.expires_ms / 1000 - fetch.node.server_now_s(key.shard) if record.expires_ms else None
-        wanted = change(Present(seen[0], left_s))
-        ttl_s = float("inf") if wanted.left_s is None else wanted.left_s
-        receipt = await writer.set(request._replace(value=wanted.value, ttl_s=ttl_s, over=record.version))
-        if receipt.stored:
-            return wanted
-        await asyncio.sleep(random.random() * min(_PAUSE_S * 2**pause, _PAUSE_MAX_S))
-    raise L2Unavailable(f"a {key.family.data_type} is replaced by others again and again: nothing was changed")
+        raise L2Unavailable(f"a {key.family.data_type} is replaced by others again and again: nothing was changed")
