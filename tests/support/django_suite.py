@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +28,7 @@ PARTS = ("tests/cache/", "tests/sessions_tests/")
 PROGRAM = """
 import json, os, sys, unittest
 
-url, given, folder = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+url, given, folder, only = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3], sys.argv[4:]
 sys.path.insert(0, folder)
 if given.pop("pickled"):
     import pickle
@@ -92,9 +93,11 @@ class Outcomes(unittest.TextTestResult):
 runner = DiscoverRunner(verbosity=0, interactive=False)
 runner.setup_test_environment()
 databases = runner.setup_databases()
-suite = unittest.TestSuite(
-    unittest.defaultTestLoader.loadTestsFromTestCase(each) for each in (Base, Middleware, Sessions, DatabaseSessions)
-)
+suite = unittest.TestSuite()
+for each in (Base, Middleware, Sessions, DatabaseSessions):
+    for test in unittest.defaultTestLoader.loadTestsFromTestCase(each):
+        if not only or f"{type(test).__name__}.{test._testMethodName}" in only:
+            suite.addTest(test)
 unittest.TextTestRunner(stream=open(os.devnull, "w"), resultclass=Outcomes).run(suite)
 runner.teardown_databases(databases)
 print(json.dumps(Outcomes.found))
@@ -132,7 +135,9 @@ def _fetch(wanted: str, folder: Path) -> None:
             why = f"it took longer than {TIMEOUT_S:g} s"
         archives = list(temporary.glob("*.tar.gz"))
         # A machine without a registry is none that CI has: there it is a failure.
-        require(archives, f"the source of Django {wanted} ({why})", f"pip {command}, where a package registry is reached")
+        require(
+            archives, f"the source of Django {wanted} ({why})", f"pip {command}, where a package registry is reached"
+        )
         with tarfile.open(archives[0]) as archive:
             inside = archives[0].name.removesuffix(".tar.gz")
             members = [m for m in archive if m.name.startswith(tuple(f"{inside}/{part}" for part in PARTS))]
@@ -140,12 +145,12 @@ def _fetch(wanted: str, folder: Path) -> None:
         (temporary / inside / "tests").rename(folder)
 
 
-def outcomes(url: str, *, pickled: bool, **options: Any) -> dict[str, str]:
-    """By the name of each of Django's tests what came of it, with these OPTIONS. `pickled`: with pickle as the
-    serializer."""
+def outcomes(url: str, *, only: Sequence[str] = (), pickled: bool = False, **options: Any) -> dict[str, str]:
+    """By the name of each of Django's tests what came of it, with these OPTIONS. `only`: of these alone; `pickled`: with
+    pickle as the serializer."""
     given = json.dumps({**options, "pickled": pickled})
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, url, given, str(django_sources())],
+        [sys.executable, "-c", PROGRAM, url, given, str(django_sources()), *only],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -156,5 +161,3 @@ def outcomes(url: str, *, pickled: bool, **options: Any) -> dict[str, str]:
     assert done.returncode == 0, done.stdout + done.stderr
     found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
