@@ -1,4 +1,5 @@
-"""cachebus in Celery: `cachebus = CeleryCache(app, url)`, and in a task `cachebus.cache.get_or_load("product", 7, load)`.
+"""cachebus in Celery: `cachebus = CeleryCache(app, url)`, and in a task `cachebus.cache.get_or_load("product", 7,
+load)`.
 
 Needs Celery: `pip install 'cachebus[celery]'`. Each process of the pool has a cache of its own, which opens with the
 first call there, never in the parent, and closes when the process ends. The tenant of who sends a task travels with it.
@@ -6,6 +7,7 @@ first call there, never in the parent, and closes when the process ends. The ten
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 try:
@@ -34,8 +36,8 @@ class CeleryCache:
     - `contexts`: whether a task that is sent inside `Context(tenant_id="acme")`, by whichever process, runs inside that
       context too. It is trusted as the broker is
 
-    Made at import time, where the application is made, so that senders and workers both have it. Raises `ConfigError` for
-    settings that are wrong.
+    Made at import time, where the application is made, so that senders and workers both have it. Raises `ConfigError`
+    for settings that are wrong.
     """
 
     def __init__(self, app: Celery, settings: Settings | str | None = None, *, contexts: bool = True) -> None:
@@ -45,7 +47,10 @@ class CeleryCache:
         self._entered: dict[str, Context] = {}
         """By the id of a task that runs here."""
         # A process of the pool ends without Python's own exit: nobody else would have it leave the fleet.
-        self._followed = [(signals.worker_process_shutdown, self._end), (signals.worker_shutdown, self._end)]
+        self._followed: list[tuple[Any, Callable[..., None]]] = [
+            (signals.worker_process_shutdown, self._end),
+            (signals.worker_shutdown, self._end),
+        ]
         if contexts:
             self._followed += [
                 (signals.before_task_publish, self._send),
@@ -61,7 +66,7 @@ class CeleryCache:
             signal.disconnect(receiver, dispatch_uid=self._uid(receiver))
         self.cache.close()
 
-    def _uid(self, receiver: Any) -> str:
+    def _uid(self, receiver: Callable[..., None]) -> str:
         # Left to itself Celery tells methods apart by their functions alone: of two caches one would hear nothing.
         return f"cachebus-{id(self)}-{receiver.__name__}"
 

@@ -32,8 +32,8 @@ class CacheBus:
 
     - `app`: an application, or None: then `init_app` is called later, with one or several
     - `tenant`: a function of the request that gives its tenant, as from a header or the session; it runs before each
-      request, and the whole request is then inside `Context(tenant_id=...)`, so that no call names the tenant. None from
-      it is no tenant
+      request, and the whole request is then inside `Context(tenant_id=...)`, so that no call names the tenant. None
+      from it is no tenant
 
     In the application's config `CACHEBUS_URL`, `CACHEBUS_NAMESPACE`, ... are the fields of `Settings`; what is missing
     there comes from the environment variables of these names.

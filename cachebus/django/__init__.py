@@ -4,12 +4,10 @@
 `pip install 'cachebus[django]'`.
 """
 
-try:
-    import django as _django
-except ModuleNotFoundError as _missing:
-    raise ModuleNotFoundError(
-        "cachebus.django needs Django: pip install 'cachebus[django]'", name=_missing.name
-    ) from None
+from importlib.util import find_spec
+
+if find_spec("django") is None:
+    raise ModuleNotFoundError("cachebus.django needs Django: pip install 'cachebus[django]'", name="django")
 
 from cachebus.django.backend import CacheBackend
 from cachebus.django.invalidation import Invalidation, blocking_cache, invalidate_on, invalidate_on_commit

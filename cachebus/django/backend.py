@@ -44,12 +44,13 @@ class CacheBackend(BaseCache):  # type: ignore[misc]
       by which aliases are told apart; `TENANT`, an id, or a function (or its dotted name) that gives the tenant of the
       call; `POLICY`, fields of the type's `Policy`; `SERIALIZER`, what has `dumps` and `loads`, in place of msgpack
 
-    A timeout of 0 or less stores nothing, None is for ever. `delete` and `touch` say whether there was a value. `touch`,
-    `incr` and `decr` are atomic, and the last two keep the lifetime. `get_or_set` loads once over all nodes. `close` does
-    nothing: the cache is the process's, and closes with it.
+    A timeout of 0 or less stores nothing, None is for ever. `delete` and `touch` say whether there was a value.
+    `touch`, `incr` and `decr` are atomic, and the last two keep the lifetime. `get_or_set` loads once over all nodes.
+    `close` does nothing: the cache is the process's, and closes with it.
 
-    Raises `NotSerializable`, a `TypeError`, for values that can't be carried; `L2Unavailable`, a `ConnectionError`, where
-    the server does not answer; `ConfigError` for options that are wrong; `TenantRequired` where there is no tenant.
+    Raises `NotSerializable`, a `TypeError`, for values that can't be carried; `L2Unavailable`, a `ConnectionError`,
+    where the server does not answer; `ConfigError` for options that are wrong; `TenantRequired` where there is no
+    tenant.
     """
 
     def __init__(self, server: str, params: Mapping[str, Any]) -> None:

@@ -48,15 +48,16 @@ def backend_of(alias: str) -> CacheBackend:
 
 
 def blocking_cache(alias: str = "default") -> BlockingCache:
-    """The cache behind an alias of `CACHES`, for all that Django's interface lacks: loaders, tags, tenants, receipts. It
-    is the process's, and opens with its first call. `ConfigError` for an alias of another backend."""
+    """The cache behind an alias of `CACHES`, for all that Django's interface lacks: loaders, tags, tenants, receipts.
+    It is the process's, and opens with its first call. `ConfigError` for an alias of another backend."""
     return backend_of(alias).shared.cache
 
 
 def invalidate_on_commit(
     *names: Name, alias: str = "default", tenant_id: Id | None = None, using: str = DEFAULT_DB_ALIAS
 ) -> None:
-    """Invalidate after the commit of the transaction under way; at once where there is none, not at all after a rollback.
+    """Invalidate after the commit of the transaction under way; at once where there is none, not at all after a
+    rollback.
 
     - `names`: keys of Django's cache (str), or tuples of data type, resource id and, if need be, context ids
     - `alias`: of `CACHES`; `using`: of `DATABASES`
@@ -99,17 +100,18 @@ def invalidate_on(
     """Have what is cached of models invalidated whenever an instance is saved, deleted, or related to others anew:
     `invalidate_on({Product: lambda p: [("product", p.pk), f"page:{p.slug}"]})`. Call it in `AppConfig.ready`.
 
-    - `mapping`: by model, or its "app.Model", a function that gives what is cached of an instance: keys of Django's cache
-      (str), or tuples of data type, resource id and, if need be, context ids. It holds for subclasses and proxies too
+    - `mapping`: by model, or its "app.Model", a function that gives what is cached of an instance: keys of Django's
+      cache (str), or tuples of data type, resource id and, if need be, context ids. It holds for subclasses and proxies
+      too
     - `alias`: of `CACHES`, whose cache is meant
     - `tenant`: whose data it is, an id or a function of the instance; None is the alias's `TENANT`
     - `outbox`: writes it into the transaction too, so that it is sure to happen: a relay must run, and each write be in
       `atomic()` (`ConfigError`)
     - `former`: whether what was cached of the row as it was goes too, for names that change; it costs a query a save
 
-    It happens after the commit, as by `invalidate_on_commit`; see there what it raises. A process that is killed between
-    the commit and that loses it, but not with an `outbox`. Returns what can be disconnected. Raises `ConfigError` for a
-    model that there is none of.
+    It happens after the commit, as by `invalidate_on_commit`; see there what it raises. A process that is killed
+    between the commit and that loses it, but not with an `outbox`. Returns what can be disconnected. Raises
+    `ConfigError` for a model that there is none of.
     """
     models = {_model(model): names_of for model, names_of in mapping.items()}
     invalidation = Invalidation(models, alias, tenant, outbox, former)

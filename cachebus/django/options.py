@@ -51,8 +51,8 @@ class Options(NamedTuple):
 
 
 def understood(location: object, options: Mapping[str, Any]) -> Options:
-    """What `LOCATION` and `OPTIONS` say: in small letters the fields of `Settings`, in capitals what is Django's side of
-    it. `ConfigError` names what is wrong, or unknown."""
+    """What `LOCATION` and `OPTIONS` say: in small letters the fields of `Settings`, in capitals what is Django's side
+    of it. `ConfigError` names what is wrong, or unknown."""
     if not isinstance(location, str):
         raise ConfigError(
             f"LOCATION must be one URL, not {type(location).__name__}: a Cluster's names any of its nodes"

@@ -40,8 +40,8 @@ class Exchanger:
         self._enabled = enabled
 
     async def exchange(self, request: SetRequest, change: Callable[[Present], Present]) -> Present | None:
-        """Store what `change` makes of a value in its place. `request`: the key, its rules and what is replaced with it;
-        of value and lifetime nothing.
+        """Store what `change` makes of a value in its place. `request`: the key, its rules and what is replaced with
+        it; of value and lifetime nothing.
 
         Returns what is there now; None where there was nothing, and then nothing is stored. Raises what `change` does,
         and what a `set` does; `L2Unavailable` too where others replace the value again and again.

@@ -6,6 +6,7 @@ import pytest
 
 from cachebus.core.ports import Change, FillLeaseOutcome, Invalidated
 from cachebus.core.requests import WriteRequest
+from cachebus.keys.key import Key
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from tests.contract.clients import BUCKET, LONG_MS, SHORT_MS, Client, body, key, raised, scope, tag, where

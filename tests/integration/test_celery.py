@@ -182,7 +182,7 @@ def test_a_closed_cache_hears_of_no_task_and_one_without_contexts_never_does() -
 
     from cachebus.celery import CeleryCache
 
-    heard = [s for s in (signals.before_task_publish, signals.task_prerun, signals.worker_process_shutdown)]
+    heard = [signals.before_task_publish, signals.task_prerun, signals.worker_process_shutdown]
     before = [len(s.receivers) for s in heard]
     with_none = CeleryCache(Celery("other"), "memory://celery", contexts=False)
     assert [len(s.receivers) for s in heard] == [before[0], before[1], before[2] + 1]

@@ -37,7 +37,8 @@ def one_more(present: Present) -> Present:
 async def added(cache: Cache, *before: Before) -> Present | None:
     """Add one to a number by this node, before whose attempts others do something."""
     whole = parts(cache)
-    exchanger = Exchanger(whole.writing.exchanger._fetch, Interrupted(whole.writer, list(before)), enabled=True)  # type: ignore[arg-type]
+    writer: Any = Interrupted(whole.writer, list(before))
+    exchanger = Exchanger(whole.writing.exchanger._fetch, writer, enabled=True)
     return await exchanger.exchange(set_request(whole, key_of(cache, "n", "x", "acme"), None, None, ()), one_more)
 
 

@@ -218,8 +218,8 @@ async def pids(cache: Cache) -> set[int]:
 
 @pytest.mark.parametrize("early", ["", "1"], ids=["opened by a request", "opened before the fork"])
 async def test_gunicorn_that_loads_the_application_and_then_forks(redis_url: str, tmp_path: Path, early: str) -> None:
-    """Each worker has a cache of its own, over all its threads, whether or not the parent has used one; what is replaced
-    elsewhere is replaced in all of them; and each leaves the fleet when the server ends."""
+    """Each worker has a cache of its own, over all its threads, whether or not the parent has used one; what is
+    replaced elsewhere is replaced in all of them; and each leaves the fleet when the server ends."""
     require(find_spec("gunicorn"), "gunicorn", "pip install 'cachebus[test]'")
     port = free_port()
     options = f"--preload --workers 2 --threads 4 --bind 127.0.0.1:{port} --worker-tmp-dir {tmp_path} service:app"

@@ -146,8 +146,8 @@ def _fetch(wanted: str, folder: Path) -> None:
 
 
 def outcomes(url: str, *, only: Sequence[str] = (), pickled: bool = False, **options: Any) -> dict[str, str]:
-    """By the name of each of Django's tests what came of it, with these OPTIONS. `only`: of these alone; `pickled`: with
-    pickle as the serializer."""
+    """By the name of each of Django's tests what came of it, with these OPTIONS. `only`: of these alone; `pickled`:
+    with pickle as the serializer."""
     given = json.dumps({**options, "pickled": pickled})
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, url, given, str(django_sources()), *only],
