@@ -24,6 +24,7 @@ from cachebus.errors import CacheBusError
 from cachebus.settings import Settings
 from cachebus.threads import BlockingCache
 
+__all__ = ["CeleryCache"]
 HEADER: Final = "cachebus_context"
 """In a task's message: the ids of the `Context` that it was sent in, as text."""
 

@@ -21,6 +21,7 @@ from cachebus.policy import unknown
 from cachebus.settings import Settings
 from cachebus.threads import BlockingCache
 
+__all__ = ["CacheBus"]
 TenantOfRequest = Callable[[Request], Id | None]
 NAME: Final = "cachebus"
 PREFIX: Final = "CACHEBUS_"

@@ -21,7 +21,7 @@ from cachebus.django.values import UNREADABLE, decoded, encoded
 from cachebus.errors import InvalidKey
 from cachebus.policy import TTL_MIN_S
 from cachebus.threads import BlockingCache
-from cachebus.writing.exchange import Present
+from cachebus.writing.exchange import PresentValue
 
 HASHED = "sha256:"
 
@@ -125,7 +125,7 @@ class CacheBackend(BaseCache):  # type: ignore[misc]
         """Add to a number, whose lifetime stays; atomic. `ValueError` where there is no value."""
         result: Any = None
 
-        def add(present: Present) -> Present:
+        def add(present: PresentValue) -> PresentValue:
             nonlocal result
             value = decoded(present.value, self._shared.options.serializer)
             if value is UNREADABLE:
@@ -188,7 +188,9 @@ class CacheBackend(BaseCache):  # type: ignore[misc]
     def _encoded(self, value: Any) -> bytes:
         return encoded(value, self._shared.options.serializer)
 
-    def _exchanged(self, key: Any, version: int | None, change: Callable[[Present], Present]) -> Present | None:
+    def _exchanged(
+        self, key: Any, version: int | None, change: Callable[[PresentValue], PresentValue]
+    ) -> PresentValue | None:
         resource_id, tenant_id = self.resource_id(key, version), self._shared.options.tenant_id()
         return self._shared.exchange(resource_id, tenant_id, change)
 

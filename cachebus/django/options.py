@@ -33,7 +33,7 @@ def surrounding_tenant() -> Id:
     return found.tenant_id
 
 
-class Options(NamedTuple):
+class AliasOptions(NamedTuple):
     """An entry of `CACHES`, understood."""
 
     settings: Settings
@@ -50,7 +50,7 @@ class Options(NamedTuple):
         return tenant
 
 
-def understood(location: object, options: Mapping[str, Any]) -> Options:
+def understood(location: object, options: Mapping[str, Any]) -> AliasOptions:
     """What `LOCATION` and `OPTIONS` say: in small letters the fields of `Settings`, in capitals what is Django's side
     of it. `ConfigError` names what is wrong, or unknown."""
     if not isinstance(location, str):
@@ -68,7 +68,7 @@ def understood(location: object, options: Mapping[str, Any]) -> Options:
     data_type = _data_type(options.get("DATA_TYPE", DATA_TYPE))
     policy = _policy(data_type, options.get("POLICY", {}))
     tenant = options.get("TENANT", settings.default_tenant)
-    return Options(settings, data_type, policy, _serializer(options.get("SERIALIZER")), _tenant(tenant))
+    return AliasOptions(settings, data_type, policy, _serializer(options.get("SERIALIZER")), _tenant(tenant))
 
 
 def _data_type(name: object) -> str:

@@ -12,10 +12,10 @@ from cachebus.base.ids import Id
 from cachebus.cache import Cache
 from cachebus.calls import set_request
 from cachebus.cascade import Target
-from cachebus.django.options import Options, understood
+from cachebus.django.options import AliasOptions, understood
 from cachebus.errors import ConfigError
 from cachebus.threads import BlockingCache
-from cachebus.writing.exchange import Present
+from cachebus.writing.exchange import PresentValue
 
 AT_ONCE = 250
 """So many targets are invalidated in one step: many more would hold up everybody else at the server."""
@@ -26,7 +26,7 @@ ENTRIES_MAX = 64
 class SharedCache:
     """An entry of `CACHES` in this process."""
 
-    def __init__(self, location: object, given: Mapping[str, Any], options: Options, cache: BlockingCache) -> None:
+    def __init__(self, location: object, given: Mapping[str, Any], options: AliasOptions, cache: BlockingCache) -> None:
         self._said = location, dict(given)
         self.options = options
         self.cache = cache
@@ -35,10 +35,12 @@ class SharedCache:
         """Whether the entry says this."""
         return self._said == (location, given)
 
-    def exchange(self, resource_id: str, tenant_id: Id, change: Callable[[Present], Present]) -> Present | None:
+    def exchange(
+        self, resource_id: str, tenant_id: Id, change: Callable[[PresentValue], PresentValue]
+    ) -> PresentValue | None:
         """Store what `change` makes of a value in its place; None where there is none. See `writing/exchange.py`."""
 
-        async def exchanged(cache: Cache) -> Present | None:
+        async def exchanged(cache: Cache) -> PresentValue | None:
             parts = cache._live()
             key = parts.naming.key(self.options.data_type, resource_id, tenant_id, None, None, None)
             request = set_request(parts, key, None, None, ())
@@ -76,7 +78,7 @@ def _of(location: object, given: Mapping[str, Any]) -> SharedCache | None:
     return next((entry for entry in _entries if entry.is_of(location, given)), None)
 
 
-def _cache_for(options: Options) -> BlockingCache:
+def _cache_for(options: AliasOptions) -> BlockingCache:
     beside = [entry for entry in _entries if entry.options.settings == options.settings]
     for entry in beside:
         if entry.options.data_type == options.data_type and entry.options.policy != options.policy:

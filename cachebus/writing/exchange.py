@@ -23,7 +23,7 @@ TRIES_MAX = 64
 _PAUSE_S, _PAUSE_MAX_S = 0.001, 0.1
 
 
-class Present(NamedTuple):
+class PresentValue(NamedTuple):
     """A value that L2 has."""
 
     value: object
@@ -39,7 +39,9 @@ class Exchanger:
         self._writer = writer
         self._enabled = enabled
 
-    async def exchange(self, request: SetRequest, change: Callable[[Present], Present]) -> Present | None:
+    async def exchange(
+        self, request: SetRequest, change: Callable[[PresentValue], PresentValue]
+    ) -> PresentValue | None:
         """Store what `change` makes of a value in its place. `request`: the key, its rules and what is replaced with
         it; of value and lifetime nothing.
 
@@ -53,7 +55,7 @@ class Exchanger:
             if record is None or record.not_found:
                 return None
             left_s = record.expires_ms / 1000 - self._fetch.node.server_now_s(key.shard) if record.expires_ms else None
-            wanted = change(Present(seen[0], left_s))
+            wanted = change(PresentValue(seen[0], left_s))
             ttl_s = math.inf if wanted.left_s is None else wanted.left_s
             stored = await self._writer.set(
                 request._replace(value=wanted.value, ttl_s=ttl_s, tags=record.tags, over=record.version)

@@ -11,7 +11,7 @@ import pytest
 from cachebus import Cache, L2Unavailable, Policy
 from cachebus.calls import set_request
 from cachebus.writing import exchange as exchanges
-from cachebus.writing.exchange import Exchanger, Present
+from cachebus.writing.exchange import Exchanger, PresentValue
 from tests.support.caches import key_of, nodes, parts
 
 Before = Callable[[], Awaitable[Any]]
@@ -29,12 +29,12 @@ class Interrupted:
         return await self._writer.set(request)
 
 
-def one_more(present: Present) -> Present:
+def one_more(present: PresentValue) -> PresentValue:
     """The number, and one; its lifetime stays."""
     return present._replace(value=present.value + 1)  # type: ignore[operator]
 
 
-async def added(cache: Cache, *before: Before) -> Present | None:
+async def added(cache: Cache, *before: Before) -> PresentValue | None:
     """Add one to a number by this node, before whose attempts others do something."""
     whole = parts(cache)
     writer: Any = Interrupted(whole.writer, list(before))
