@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -121,9 +122,8 @@ def verify(
         write_rate=write_rate,
         kind=kind,
         bus=bus,
-        encryption=encryption,
     )
-    raise typer.Exit(perform(plan, picture=picture, json_file=json_file))
+    raise typer.Exit(perform(replace(plan, encryption=encryption), picture=picture, json_file=json_file))
 
 
 def _list() -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -240,10 +241,8 @@ async def test_it_is_a_function_too() -> None:
 async def test_every_promise_is_kept_with_encrypted_values() -> None:
     any_binary()
     faults = chosen("network,node")
-    plan = make_plan(
-        url=None, seconds=5, seed=5, faults=faults, nodes=3, bound_s=0.5, rate=300, write_rate=20, encryption=True
-    )
-    verdict = await Run(plan).verdict()
+    plan = make_plan(url=None, seconds=5, seed=5, faults=faults, nodes=3, bound_s=0.5, rate=300, write_rate=20)
+    verdict = await Run(replace(plan, encryption=True)).verdict()
     verdict.raise_for_broken()
     assert verdict.judged > 300
     assert verdict.l1_hits < verdict.reads

@@ -57,7 +57,6 @@ def make_plan(
     write_rate: float | None,
     kind: str = ALONE,
     bus: str = REDIS,
-    encryption: bool = False,
 ) -> VerifyPlan:
     """The plan of these choices, with defaults filled in; `ConfigError` for choices that can't be."""
     if kind not in KINDS:
@@ -86,5 +85,4 @@ def make_plan(
         url=url,
         kind=kind,
         bus=bus,
-        encryption=encryption,
     )
