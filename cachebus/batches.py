@@ -12,7 +12,7 @@ from cachebus.calls import as_target, set_request
 from cachebus.cascade import Target
 from cachebus.keys.naming import check_contexts
 from cachebus.keys.plan import target
-from cachebus.many import Common, HowToLoad, from_memory, in_order, load_keys, read_keys
+from cachebus.many import Common, HowToLoad, from_memory, in_order, in_turns, keys_of, load_keys, read_keys
 from cachebus.receipt import Receipt
 from cachebus.writes import Writes
 from cachebus.writing.confirm import check_wait
@@ -44,12 +44,10 @@ class Batches(Writes):
         parts, ids = self._live(), list(resource_ids)
         common = Common(data_type, tenant_id, (agent_id, conversation_id, collection_id))
         found: dict[Id, Any] = {}
-        remaining = from_memory(parts, common, ids, found) if after is None else [(one, "") for one in ids]
+        remaining = await from_memory(parts, common, ids, found) if after is None else [(one, "") for one in ids]
         if not remaining:
             return found
-        # Each is looked at before they are told apart: True would else pass for the 1 beside it.
-        keys = {one: common.key(parts, one, name) for one, name in remaining}
-        found.update(await read_keys(parts, keys, after))
+        found.update(await read_keys(parts, await keys_of(parts, common, remaining), after))
         return in_order(ids, found)
 
     async def get_targets(
@@ -136,12 +134,12 @@ class Batches(Writes):
         common = Common(data_type, tenant_id, (agent_id, conversation_id, collection_id))
         found: dict[Id, Any] = {}
         if use_memory and after is None:
-            remaining = from_memory(parts, common, ids, found)
+            remaining = await from_memory(parts, common, ids, found)
         else:
             remaining = [(one, "") for one in ids]
         if not remaining:
             return found
-        keys = {one: common.key(parts, one, name) for one, name in remaining}
+        keys = await keys_of(parts, common, remaining)
         how = HowToLoad(loader, search_hierarchy, ttl, tags, after, use_memory)
         found.update(await load_keys(parts, common, keys, how))
         return in_order(ids, found)
@@ -174,8 +172,9 @@ class Batches(Writes):
         if not values:
             raise ValueError("nothing to store: no values")
         common = Common(data_type, tenant_id, (agent_id, conversation_id, collection_id))
-        keys = [(common.key(parts, one), value) for one, value in values.items()]
-        requests = [set_request(parts, key, value, ttl, tags) for key, value in keys]
+        requests = await in_turns(
+            list(values.items()), lambda one: set_request(parts, common.key(parts, one[0]), one[1], ttl, tags)
+        )
         return await parts.writer.set_many(requests, wait=bool(wait))
 
     async def invalidate_many(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -23,6 +23,8 @@ from cachebus.reading.source import bind, load_of
 from cachebus.receipt import Receipt
 
 AskedT = TypeVar("AskedT")
+ThingT = TypeVar("ThingT")
+MadeT = TypeVar("MadeT")
 
 MANY = 250
 """So many keys are asked for at a time: many more would hold up everybody else, here (4 ms) and at the server."""
@@ -60,11 +62,20 @@ class Common(NamedTuple):
 _PLAIN = (str, int, type(None))
 
 
-def from_memory(parts: Parts, common: Common, ids: Iterable[Id], found: dict[Id, Any]) -> Remaining:
+async def from_memory(parts: Parts, common: Common, ids: Sequence[Id], found: dict[Id, Any]) -> Remaining:
     """Put what L1 serves at once into `found`, by the rule of a single hit; returns the others."""
     around = common.around(parts)
     if around is None:
         return [(one, "") for one in ids]
+    remaining: Remaining = []
+    for at in range(0, len(ids), MANY):
+        if at:
+            await asyncio.sleep(0)
+        remaining += _some_from_memory(parts, around, ids[at : at + MANY], found)
+    return remaining
+
+
+def _some_from_memory(parts: Parts, around: tuple[str, str], ids: Sequence[Id], found: dict[Id, Any]) -> Remaining:
     before, behind = around
     entries, now, remaining = parts.node.l1.entries, parts.node.clock(), []
     for one in ids:
@@ -85,6 +96,22 @@ def from_memory(parts: Parts, common: Common, ids: Iterable[Id], found: dict[Id,
                 continue
         remaining.append((one, name))
     return remaining
+
+
+async def in_turns(things: Sequence[ThingT], make: Callable[[ThingT], MadeT]) -> list[MadeT]:
+    """What is made of each; the event loop is let go in between, so that many hold nobody up."""
+    made: list[MadeT] = []
+    for at in range(0, len(things), MANY):
+        if at:
+            await asyncio.sleep(0)
+        made += map(make, things[at : at + MANY])
+    return made
+
+
+async def keys_of(parts: Parts, common: Common, remaining: Remaining) -> dict[Id, Key]:
+    """The keys of these ids. Each is looked at before they are told apart: True would else pass for the 1 beside it."""
+    keys = await in_turns(remaining, lambda one: common.key(parts, *one))
+    return {one: key for (one, _), key in zip(remaining, keys, strict=True)}
 
 
 def in_order(ids: Iterable[AskedT], found: Mapping[AskedT, Any]) -> dict[AskedT, Any]:

@@ -4,11 +4,11 @@ Each key has a flight of its own, with its own fill lease, fencing and fallback.
 comes to it when it may load, and the source is called once for all who have come:
 
 1. A flight that has begun is *expected*: L2 is being asked whether it may load (`JointLoad.expect`).
-2. It comes (`load_of`), ends without a load (`leave`), or waits for another load of its key (`aside`). L2 bounds how
-   long that takes.
-3. Once none is expected, the source is called for those who have come. Nobody else is waited for, so that flights
-   which hold a fill lease load, whoever holds the others'. Who comes later has a call to itself, with all who are
-   expected by then.
+2. It comes (`load_of`), ends without a load (`leave`), or waits for another load of its key (`aside`), and is expected
+   again after that. L2 bounds how long each of these takes.
+3. The first that comes waits for those who are expected just then, once: then the source is called for all who have
+   come. Nobody else is waited for, so that flights which hold a fill lease load, whoever holds the others', and however
+   often those ask again. Who comes later has another call, likewise.
 4. A call ends when the last of its flights has left it.
 
 Refreshes, for which nobody waits, have calls of their own.
@@ -65,15 +65,13 @@ class JointLoad:
         """This flight has ended."""
         party = self._party_of.pop(flight)
         self._told.discard(flight)
-        party.expected.discard(flight)
-        self._go(party)
+        self._expect_no_more(party, flight)
 
     @contextmanager
     def aside(self, flight: FlightTask) -> Iterator[None]:
         """Inside it the flight waits for another load: the others do not wait for it."""
         party = self._party_of[flight]
-        party.expected.discard(flight)
-        self._go(party)
+        self._expect_no_more(party, flight)
         try:
             yield
         finally:
@@ -92,9 +90,10 @@ class JointLoad:
         assert me is not None, "a load runs in its flight's task"
         party = self._party_of[me]
         call = party.next_call
+        if not call.asked:
+            call.waits_for = set(party.expected)
         call.asked[me] = resource_id
-        party.expected.discard(me)
-        self._go(party)
+        self._expect_no_more(party, me)
         failed: Exception | None
         try:
             with waiting_for(call.loading):
@@ -114,9 +113,11 @@ class JointLoad:
             raise own_error(failed)
         return Loaded(gave.get(text_of("resource_id", resource_id)))
 
-    def _go(self, party: _Party) -> None:
-        """Call the source for those who have come, if nobody is expected any more."""
-        if party.expected or not party.next_call.asked:
+    def _expect_no_more(self, party: _Party, flight: FlightTask) -> None:
+        """Call the source for those who have come, if this was the last that they wait for."""
+        party.expected.discard(flight)
+        party.next_call.waits_for.discard(flight)
+        if party.next_call.waits_for or not party.next_call.asked:
             return
         call, party.next_call = party.next_call, _Call(self._owner)
         loop = asyncio.get_running_loop()
@@ -169,12 +170,14 @@ class _Party:
 class _Call:
     """One call of the source."""
 
-    __slots__ = ("answer", "asked", "is_told", "loading", "task")
+    __slots__ = ("answer", "asked", "is_told", "loading", "task", "waits_for")
 
     def __init__(self, owner: object) -> None:
         self.loading = Loading(owner, None)
         self.asked: dict[FlightTask, Id] = {}
         """By the flights that wait for it: their ids."""
+        self.waits_for: set[FlightTask] = set()
+        """Flights that were expected when the first one came, and may come still."""
         self.answer: asyncio.Future[Gave] = asyncio.get_running_loop().create_future()
         self.task: asyncio.Task[Gave] | None = None
         """There once the source is called."""

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from cachebus.base.pieces import in_pieces
+from cachebus.base.pieces import PIECE_MAX, in_pieces
 from cachebus.core.membership import Confirmed
 from cachebus.core.ports import Change
 from cachebus.core.requests import WriteRequest
@@ -101,7 +101,11 @@ class Writer:
         shard = requests[0].key.shard
         if not self._enabled:
             return disabled_receipt(shard)
-        packed = [(request, self._packed(request)) for request in requests]
+        packed = []
+        for i, request in enumerate(requests):
+            packed.append((request, self._packed(request)))
+            if i % PIECE_MAX == PIECE_MAX - 1:
+                await asyncio.sleep(0)
         if wait:  # nodes are asked once, by the last event, for all before it
             packed[-1] = packed[-1][0]._replace(wait=True), packed[-1][1]
         changes: list[Change] = []
