@@ -38,6 +38,7 @@ from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_PERMANENT, TT
 from cachebus.reading.judge import MISSING
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
+from cachebus.threads import BlockingCache, BlockingFunction, BlockingWriteGuard, blocking
 from cachebus.writing.guard import WriteGuard
 
 __version__ = "0.1.0"
@@ -49,6 +50,9 @@ __all__ = [
     "TTL_PERMANENT",
     "TTL_SHORT",
     "TTL_STANDARD",
+    "BlockingCache",
+    "BlockingFunction",
+    "BlockingWriteGuard",
     "BusUnavailable",
     "Cache",
     "CacheBusError",
@@ -78,6 +82,7 @@ __all__ = [
     "ValueTooLarge",
     "Wait",
     "WriteGuard",
+    "blocking",
     "cached",
     "configure",
     "current_cache",

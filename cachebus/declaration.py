@@ -14,20 +14,29 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from cachebus.base.definition import Callee, Definition, callee_of, written
 from cachebus.base.hashing import generate_resource_id_hash
 from cachebus.base.ids import check_part
-from cachebus.base.parameters import check_async, name_of, signature_of
-from cachebus.cache import Cache
+from cachebus.base.parameters import check_async, check_sync, name_of, signature_of
 from cachebus.errors import ConfigError, InvalidKey, NotSerializable
 from cachebus.keys.naming import ArgumentTemplate
 from cachebus.manager import CacheManager, current_cache
 from cachebus.policy import TAGS_MAX, check_ttl
+from cachebus.settings import Settings
 from cachebus.values import check_model
 from cachebus.values.results import owner_of, returned_by
+
+
+class HoldsResults(Protocol):
+    """A cache in which a function may have its results."""
+
+    settings: Settings
+
+    def decode_into(self, data_type: str, model: Any, asker: Definition) -> None:
+        """As `Cache.decode_into`."""
 
 
 class CachedOptions(NamedTuple):
@@ -38,7 +47,9 @@ class CachedOptions(NamedTuple):
     tags: Sequence[str]
     ttl: float | None
     ignore: Sequence[str]
-    cache: Cache | None
+    cache: HoldsResults | None
+    is_sync: bool = False
+    """Whether it is for sync functions, else for async ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +62,7 @@ class Hashed:
     """Those that count."""
     owner: str | None
     """The argument that is the instance or the class, where the class counts that a method is called on."""
-    cache: Cache | None
+    cache: HoldsResults | None
     names: WeakKeyDictionary[type, str] = field(default_factory=WeakKeyDictionary)
     """By the classes seen so far."""
 
@@ -99,7 +110,7 @@ class Results:
     """As what a function's results come: what its annotation says, read when it is decorated; where names are not there
     yet, when the process-wide cache is opened, else at the first call."""
 
-    def __init__(self, source: Callable[..., Any], data_type: str, cache: Cache | None) -> None:
+    def __init__(self, source: Callable[..., Any], data_type: str, cache: HoldsResults | None) -> None:
         self._definition, self._returned = Definition.of(source), returned_by(source)
         self._data_type, self._cache = data_type, cache
         self._bound_to = owner_of(source)
@@ -122,7 +133,7 @@ class Results:
         cache = self._cache
         self.cache = current_cache if cache is None else lambda: cache  # type: ignore[method-assign]
 
-    def cache(self) -> Cache:
+    def cache(self) -> Any:
         """The cache for a call; `ConfigError`."""
         self.settle()
         return self.cache()
@@ -179,13 +190,27 @@ class Declared:
     ttl: float | None
     results: Results
 
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+        """The ids and the tags of the result for these arguments."""
+        if self.keywords:
+            kwargs = {**self.keywords, **kwargs}
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {**bound.arguments.get(self.rest or "", {}), **bound.arguments}
+        ids: dict[str, Any] = {"data_type": self.data_type}
+        ids |= {name: template.filled_in(arguments) for name, template in self.ids.items()}
+        if self.hashed is not None:
+            ids["resource_id"] = self.hashed.id(bound.arguments)
+        tags = [tag for tag in (template.filled_in(arguments) for template in self.tags) if tag is not None]
+        return ids, tags
+
 
 def declaration_of(source: Callable[..., Any], options: CachedOptions, *, is_of_class: bool = False) -> Declared:
     """What is to be known of a function to cache its results; `ConfigError` for what is wrong with any of it.
 
     `is_of_class`: it is a class method's.
     """
-    check_async(source)
+    (check_sync if options.is_sync else check_async)(source)
     parts, name = callee_of(source), name_of(source)
     data_type, ttl = _checked(options, name)
     signature, shown = _signature(parts.function, name), _signature(source, name)

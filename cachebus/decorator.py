@@ -74,7 +74,8 @@ class CachedFunction(Generic[P, T]):
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         """Say that the result for these arguments is replaced, everywhere; see `Cache.invalidate`."""
-        return await self._declared.results.cache().invalidate(**self.key(*args, **kwargs))
+        receipt: Receipt = await self._declared.results.cache().invalidate(**self.key(*args, **kwargs))
+        return receipt
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Invalidate the result for these arguments, and call the function anew, or join who does so since."""
@@ -110,17 +111,8 @@ class CachedFunction(Generic[P, T]):
 
     def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[ResultIds, list[Any]]:
         """The ids and the tags for these arguments."""
-        declared = self._declared
-        if declared.keywords:
-            kwargs = {**declared.keywords, **kwargs}
-        bound = declared.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = {**bound.arguments.get(declared.rest or "", {}), **bound.arguments}
-        ids: Any = {"data_type": declared.data_type}
-        ids |= {name: template.filled_in(arguments) for name, template in declared.ids.items()}
-        if declared.hashed is not None:
-            ids["resource_id"] = declared.hashed.id(bound.arguments)
-        tags = [tag for tag in (template.filled_in(arguments) for template in declared.tags) if tag is not None]
+        ids: Any
+        ids, tags = self._declared.named(args, kwargs)
         return ids, tags
 
 

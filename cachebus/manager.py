@@ -167,7 +167,7 @@ class CacheManager:
         cls._unsettled.add(unsettled)
 
     @classmethod
-    def _claim(cls, data_type: str, one: Definition, cache: Cache | None) -> None:
+    def _claim(cls, data_type: str, one: Definition, cache: object | None) -> None:
         """Have a name of results be this function's, or this class's, in the cache, None for the process-wide one;
         `ConfigError` where it is another one's, there or in a cache that has its values in the same place."""
         holder = CacheManager if cache is None else cache
@@ -189,7 +189,7 @@ class CacheManager:
 
     @classmethod
     def _settings_of(cls, holder: Any) -> Settings | None:
-        return holder.settings if isinstance(holder, Cache) else cls._configured
+        return cls._configured if holder is CacheManager else holder.settings
 
     @classmethod
     def decode_into(cls, data_type: str, model: Any, asker: Definition) -> None:

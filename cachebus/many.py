@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 from cachebus import context
 from cachebus.assembly.factory import Parts
 from cachebus.base.ids import Id
-from cachebus.base.parameters import SourceFunction, name_of
+from cachebus.base.parameters import SourceFunction, StandIn, name_of
 from cachebus.calls import checked_ttl, position_after
 from cachebus.errors import ConfigError
 from cachebus.keys.key import ABSENT, GIVEN, Key
@@ -220,12 +220,13 @@ def load_by(parts: Parts, key: Key, sources: Sources) -> tuple[Load, JointLoad |
 def _coalesced(parts: Parts, key: Key, tenant: Any, batch: SourceFunction, most: int) -> JointLoad:
     """The joint load for a call, with others of this tick that are alike but for their ids."""
     ctx = context.current()
+    shared = batch.source if isinstance(batch, StandIn) else batch  # of several threads: the first one's runs it
     try:
-        hash(batch)
+        hash(shared)
     except TypeError:
         raise ConfigError(
             f"{name_of(batch)} has no hash, so that nobody can tell which calls share it: give a function"
         ) from None
-    alike = batch, most, id(ctx), type(tenant), tenant, key.family.data_type, key.family.tenant, key.contexts
+    alike = shared, most, id(ctx), type(tenant), tenant, key.family.data_type, key.family.tenant, key.contexts
     make = partial(joint_load, parts, key, tenant, batch)
     return parts.loads.coalescing.joint(alike, ctx, most, make)

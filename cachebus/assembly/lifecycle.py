@@ -117,6 +117,13 @@ class Life:
         """Where it is open: with `_entries`, what a hit goes by."""
         self._clock = clock
 
+    def _anew(self) -> Self:
+        """Another one, not open, of the same settings, and with the same declared."""
+        other = type(self)(self.settings, world=self._world, clock=self._clock)
+        other._policies, other._cascades = dict(self._policies), list(self._cascades)
+        other._models = dict(self._models)
+        return other
+
     @classmethod
     def open(cls, settings: Settings | str | None = None) -> Self:
         """The cache at a URL or of settings, to be entered: `async with Cache.open(...) as cache`; `ConfigError`."""
