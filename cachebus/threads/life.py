@@ -8,7 +8,7 @@ from typing import Any, Self
 from cachebus.base.definition import Definition
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade
-from cachebus.core.node import OnApplied
+from cachebus.core.applied import OnApplied
 from cachebus.errors import ConfigError, InvalidationFailed, LoadTimeout
 from cachebus.observe import Health, Stats
 from cachebus.policy import Policy, Rules
