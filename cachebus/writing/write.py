@@ -44,6 +44,8 @@ class SetRequest(NamedTuple):
     """The tags' scopes."""
     if_absent: bool = False
     """Store only where there is no value, and else do nothing."""
+    over: bytes = b""
+    """Store only in the place of a value of this version, and else do nothing; b"": whatever is there."""
     wait: bool = False
     """Return when no node can serve what was replaced."""
 
@@ -91,7 +93,7 @@ class Writer:
         if not self._enabled:
             return disabled_receipt(request.key.shard)
         change = await self._stored(request, self._packed(request))
-        if request.if_absent and not change.done:
+        if (request.if_absent or request.over) and not change.done:
             return receipt_of(request.plan, change)
         return await self._receipt_for(request.plan, change, wait=request.wait)
 
@@ -136,11 +138,11 @@ class Writer:
         reservation, sent_at_s = node.shards[key.shard].reserve(), node.clock()
         body = plan.body(node.id, probe=request.wait)
         kept_ms = keep_ms(record, request.rules)
-        writing = WriteRequest(record, kept_ms, body, plan.keys[1:], plan.scopes, request.if_absent)
+        writing = WriteRequest(record, kept_ms, body, plan.keys[1:], plan.scopes, request.if_absent, request.over)
         stored = self._store.write(key, node.caller(key.shard), writing)
         with self._delivery.refusals.of("values", key.family.data_type):
             change = await self._or_doubt(plan, budget.spent_on(stored))
-        if request.if_absent and not change.done:
+        if (request.if_absent or request.over) and not change.done:
             return change
         await self._delivery.spread(plan, change, body, sent_at_s)
         if request.rules.l1 and change.done:
