@@ -50,6 +50,7 @@ from cachebus.reading.waiting import Waiters
 from cachebus.settings import Settings
 from cachebus.writing.confirm import Confirmer
 from cachebus.writing.delivery import Delivery
+from cachebus.writing.exchange import Exchanger
 from cachebus.writing.guard import Guards
 from cachebus.writing.pending import Pending
 from cachebus.writing.repeat import EpochResender
@@ -65,6 +66,7 @@ class Writing:
     resend_buffer: ResendBuffer
     pending: Pending
     writer: Writer
+    exchanger: Exchanger
     guards: Guards
     repeating: EpochResender
 
@@ -188,6 +190,7 @@ def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus)
         resend_buffer=resend_buffer,
         pending=pending,
         writer=writer,
+        exchanger=Exchanger(fetcher, writer, enabled=settings.enabled),
         guards=Guards(node, writer, enabled=settings.enabled),
         repeating=EpochResender(node, delivery, resend_buffer),
     )
