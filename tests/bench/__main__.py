@@ -20,7 +20,19 @@ from typing import Any, Final
 from cachebus.base.clock import perf_counter
 from cachebus.errors import ConfigError
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.bench import availability, cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads, server_cpu
+from tests.bench import (
+    availability,
+    blocking,
+    cdc,
+    hits,
+    imports,
+    invalidations,
+    kafka_bus,
+    memory,
+    outbox,
+    reads,
+    server_cpu,
+)
 from tests.bench.report import show
 from tests.bench.rows import Row
 from tests.bench.run import Bench
@@ -51,6 +63,7 @@ class Group:
 
 GROUPS: Final = (
     Group(("hit",), "hits in L1", hits.rows),
+    Group(("blocking",), "synchronous code", blocking.rows),
     Group(("l2",), "reads of L2", reads.rows),
     Group(("invalidate", "flood"), "invalidations", invalidations.rows),
     Group(("kafka", "commands"), "invalidations over Kafka", kafka_bus.rows),
