@@ -216,10 +216,12 @@ def synchronous(cache: BlockingCache, producer: BlockingProducer) -> None:
     async def load_async(resource_id: str) -> bytes:
         return resource_id.encode()
 
-    assert_type(blocking(load), Callable[[str], Coroutine[Any, Any, dict[str, int]]])
+    in_thread = blocking(load)
+    loader: Callable[[str], Coroutine[Any, Any, dict[str, int]]] = in_thread
     assert_type(cache.get_or_load("config", "x", load, "acme"), dict[str, int])
     assert_type(cache.get_or_load("config", "x", load_async, "acme"), bytes)
-    assert_type(cache.get_or_load("config", "x", blocking(load), "acme"), dict[str, int])
+    assert_type(cache.get_or_load("config", "x", in_thread, "acme"), dict[str, int])
+    assert_type(cache.get_or_load("config", "x", loader, "acme"), dict[str, int])
     assert_type(cache.get_many("config", ["x"], "acme"), dict[str | int | UUID, Any])
     assert_type(cache.set("config", "x", 1, "acme", wait="nodes"), Receipt)
     assert_type(cache.invalidate("config", "x", "acme"), Receipt)
