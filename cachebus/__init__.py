@@ -20,6 +20,7 @@ from cachebus.errors import (
     TenantRequired,
     ValueTooLarge,
 )
+from cachebus.handle import TypedCache
 from cachebus.helpers import (
     cached,
     deserialize_from_cache,
@@ -34,6 +35,19 @@ from cachebus.helpers import (
 from cachebus.listening.explanation import Explanation
 from cachebus.manager import CacheManager, configure, current_cache, declare, lifespan, write_guard
 from cachebus.observe import Health, Stats
+from cachebus.observe.hook_events import (
+    DegradedEvent,
+    EvictedEvent,
+    FlushedEvent,
+    InvalidatedEvent,
+    KeyIds,
+    LeaseLapsedEvent,
+    LoadedEvent,
+    LoadFailedEvent,
+    ScopeIds,
+    StaleServedEvent,
+)
+from cachebus.observe.hooks import Hook
 from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD, Policy
 from cachebus.reading.judge import MISSING
 from cachebus.receipt import Receipt
@@ -62,23 +76,35 @@ __all__ = [
     "ConfigError",
     "Context",
     "ContextMatch",
+    "DegradedEvent",
+    "EvictedEvent",
     "Explanation",
+    "FlushedEvent",
     "Health",
+    "Hook",
     "InvalidKey",
+    "InvalidatedEvent",
     "InvalidationFailed",
+    "KeyIds",
     "L2Unavailable",
+    "LeaseLapsedEvent",
+    "LoadFailedEvent",
     "LoadTimeout",
+    "LoadedEvent",
     "Metrics",
     "NotSerializable",
     "OnOutage",
     "Policy",
     "ProtocolMismatch",
     "Receipt",
+    "ScopeIds",
     "Settings",
+    "StaleServedEvent",
     "Stats",
     "Target",
     "Template",
     "TenantRequired",
+    "TypedCache",
     "ValueTooLarge",
     "Wait",
     "WriteGuard",

@@ -14,6 +14,7 @@ from cachebus.base.ids import Id
 from cachebus.base.parameters import SourceFunction
 from cachebus.calls import checked_ttl, position_after, read_many
 from cachebus.errors import L2Unavailable
+from cachebus.handle import TypedCache, handled
 from cachebus.keys.key import Key
 from cachebus.keys.naming import tag_scopes
 from cachebus.listening.explanation import Explanation
@@ -186,9 +187,10 @@ class Cache(Writes):
         - `search_hierarchy`, `use_memory`: as in `get`
 
         Returns the value, or None. It has the type that the loader says; a dataclass or a pydantic model only where the
-        type's `Policy` has it as its `model`, else it comes as a dict. Without L2 the source is asked, and its answer
-        kept for the staleness bound. Raises what the loader raises after its type's retries; `LoadTimeout` when it
-        takes too long; `ConfigError` for a loader that needs other arguments, gives an iterator, or waits for itself.
+        type has it as its model (`Policy`, `Cache.of`), else it comes as a dict, and the log says so once. Without
+        L2 the source is asked, and its answer kept for the staleness bound. Raises what the loader raises after its
+        type's retries; `LoadTimeout` when it takes too long; `ConfigError` for a loader that needs other arguments,
+        gives an iterator, or waits for itself.
         """
         # hit: name
         name = ""
@@ -231,6 +233,28 @@ class Cache(Writes):
         ttl_s, position = checked_ttl(ttl), position_after(parts, after, key)
         request = Request(key, load, rules, position, search_hierarchy, ttl_s, tag_scopes(key, tags, rules), use_memory)
         return (await parts.loads.get_or_load(request)).value
+
+    @overload
+    def of(
+        self, data_type: str, *, model: type[T], tags: Sequence[str] = (), ttl: float | None = None
+    ) -> TypedCache[T]: ...
+    @overload
+    def of(
+        self, data_type: str, *, model: Any = None, tags: Sequence[str] = (), ttl: float | None = None
+    ) -> TypedCache[Any]: ...
+    def of(
+        self, data_type: str, *, model: Any = None, tags: Sequence[str] = (), ttl: float | None = None
+    ) -> TypedCache[Any]:
+        """The verbs for one data type: `products = cache.of("product", model=Product)`, then
+        `await products.get(7, tenant_id="acme")`. The cache may be open or not.
+
+        - `model`: what the type's values are decoded into, for all who read them in this cache, as `Policy(model=...)`
+        - `tags`: added to each value that is set or loaded by it
+        - `ttl`: seconds that these live, where a call gives none; None is the type's
+
+        Raises `ConfigError` where the type has another model, by its policy, a function of `@cached` or another handle.
+        """
+        return handled(self, self.decode_into, data_type, model, (tags, ttl))
 
     async def explain(
         self,

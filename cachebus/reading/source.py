@@ -23,6 +23,7 @@ from cachebus.base.log import logger
 from cachebus.base.parameters import SourceFunction, name_of, not_async, passing_of
 from cachebus.errors import ConfigError, LoadTimeout
 from cachebus.policy import Rules
+from cachebus.reading.promises import look_at_promise
 from cachebus.reading.request import Load, Loaded
 
 Bound = Callable[[], Any]
@@ -109,6 +110,7 @@ def load_of(bound: Bound, rules: Rules) -> Load:
 
 async def call_by(rules: Rules, bound: Bound) -> Any:
     """`call` with the retries and the time limit of a type."""
+    look_at_promise(bound.func if isinstance(bound, functools.partial) else bound, rules)
     return await call(
         bound,
         timeout_s=rules.load_timeout_s,

@@ -36,7 +36,7 @@ class BlockingFunction(Generic[P, T]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """The function's result, from the cache or from the function. Raises what `Cache.get_or_load` does."""
         declared, given = self._declared, (*self._bound, *args)
-        ids, tags = declared.named(given, kwargs)
+        ids, tags, _ = declared.named(given, kwargs)
 
         def load() -> Any:
             return declared.function(*given, **kwargs)
@@ -47,7 +47,7 @@ class BlockingFunction(Generic[P, T]):
     def key(self, *args: P.args, **kwargs: P.kwargs) -> ResultIds:
         """The ids under which the result for these arguments is cached, as the verbs of a cache take them:
         `cache.get(**price.key(7))`. `InvalidKey` for arguments that make no id."""
-        return cast("ResultIds", self._declared.named((*self._bound, *args), kwargs)[0])
+        return cast("ResultIds", self._declared.named((*self._bound, *args), kwargs).ids)
 
     def get(self, *args: P.args, **kwargs: P.kwargs) -> T | None:
         """The cached result, or None: the function is not called. Raises what `Cache.get` does."""

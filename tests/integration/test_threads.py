@@ -425,6 +425,19 @@ def test_what_is_declared_before_and_after_it_is_opened(redis_url: str) -> None:
         assert cache.get("d", "x", "acme") is None
 
 
+def test_hooks_are_told_also_of_a_cache_that_is_opened_anew(redis_url: str) -> None:
+    cache, told = BlockingCache.open(quick(redis_url)), []
+    hook = cache.on("loaded", lambda event: told.append(event.key.resource_id))
+    for name in ("a", "b"):
+        with cache:
+            cache.get_or_load("config", name, lambda: 1, "acme")
+    assert told == ["a", "b"]
+    hook.remove()
+    with cache:
+        cache.get_or_load("config", "c", lambda: 1, "acme")
+    assert told == ["a", "b"]
+
+
 def test_its_life(redis_url: str) -> None:
     cache = BlockingCache.open(quick(redis_url))
     assert cache.get("config", "x", "acme") is None  # opened by its first call

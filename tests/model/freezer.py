@@ -46,7 +46,9 @@ _NODE = {
     "born_us",
     "blocked",
     "memberships",
-    "on_applied",
+    "applied_hook",
+    "hooks",  # nobody subscribes
+    "lapses",
     "groups",
     "about",
     "largest",
