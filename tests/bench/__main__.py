@@ -32,6 +32,7 @@ from tests.bench import (
     outbox,
     reads,
     server_cpu,
+    warm_up,
 )
 from tests.bench.report import show
 from tests.bench.rows import Row
@@ -70,6 +71,7 @@ GROUPS: Final = (
     Group(("outbox",), "the outbox's relay", outbox.rows),
     Group(("cdc",), "change data capture", cdc.rows),
     Group(("availability",), "availability", availability.rows),
+    Group(("warm-up",), "a rolling restart, warmed up", warm_up.rows),
     Group(("server",), "server CPU per operation", server_cpu.rows),
     Group(("drop",), "drops of a scope", memory.drops),
     Group(("import",), "import time", imports.rows),

@@ -29,7 +29,7 @@ class Limits:
     most: int
 
 
-ROOMS_MAX = 41
+ROOMS_MAX = 42
 ROOMS_A_FLOOR_MAX = 8
 FILES = Limits(p50=120, p90=260, most=400)
 FUNCTIONS = Limits(p50=7, p90=25, most=60)
