@@ -45,7 +45,8 @@ class Fill:
         kept_ms = keep_ms(record, self._rules)
         record.set_position(granted.epoch, granted.seq, created_ms=self._read_ms(granted.epoch, as_of))
         try:
-            change = await self._fill_lease.store(record, kept_ms, over)
+            async with self._flight.room(len(record.payload)):
+                change = await self._fill_lease.store(record, kept_ms, over)
         except L2Unavailable as error:
             self._fetch.refusals.count(error, "fills", self._key.family.data_type)
             self._end_former_fallback(granted.seq, granted.epoch, as_of)

@@ -114,7 +114,11 @@ class Miss:
             pause_s, left_s = min(backoff_s, max(dated.reply.wait_ms, 1) / 1000), deadline_s - clock()
             # 1. A pause that ends after the deadline: this flight asks once more.
             # 2. No turn within `BACKOFF_MAX_S` after the deadline: it gives up.
-            if left_s < 0 or not await self._parts.waiters.wait(self._key.l1, pause_s, left_s + BACKOFF_MAX_S):
+            if left_s < 0:
+                return self._waited_in_vain()
+            with flight.aside():
+                is_turn = await self._parts.waiters.wait(self._key.l1, pause_s, left_s + BACKOFF_MAX_S)
+            if not is_turn:
                 return self._waited_in_vain()
             backoff_s = min(backoff_s * BACKOFF_GROWTH[self._parts.hints], BACKOFF_MAX_S)
 
@@ -181,5 +185,6 @@ class Miss:
         if other is not None and other.joinable(shared):
             flight.fix_wishes()  # neither load could heed other wishes any more
             other.join(shared)
-            return await other.wait()
+            with flight.aside():
+                return await other.wait()
         return await self._load.without_l2()

@@ -22,6 +22,7 @@ from cachebus.errors import ConfigError
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.bench import (
     availability,
+    batches,
     blocking,
     cdc,
     hits,
@@ -66,6 +67,8 @@ GROUPS: Final = (
     Group(("hit",), "hits in L1", hits.rows),
     Group(("blocking",), "synchronous code", blocking.rows),
     Group(("l2",), "reads of L2", reads.rows),
+    Group(("batch",), "many ids at once", batches.rows),
+    Group(("vectors",), "vectors", batches.vectors),
     Group(("invalidate", "flood"), "invalidations", invalidations.rows),
     Group(("kafka", "commands"), "invalidations over Kafka", kafka_bus.rows),
     Group(("outbox",), "the outbox's relay", outbox.rows),
