@@ -15,7 +15,7 @@ from cachebus.core.requests import FallbackKind
 from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.reading.background import Background
 from cachebus.reading.cooldown import Cooldown
-from cachebus.reading.fill_lease import DatedReply, ExpiredRecord, FillLease
+from cachebus.reading.fill_lease import DatedReply, ExpiredRecord, FillLease, version_of
 from cachebus.reading.flight import Flight
 from cachebus.reading.judge import MISSING
 from cachebus.reading.load import SourceLoad
@@ -91,16 +91,18 @@ class Miss:
         flight, clock = self._flight, self._node.clock
         flight.fresh.date_from(clock())  # from here on L2 itself judges, as of now
         deadline_s = clock() + flight.request.patience_s
-        backoff_s, refresh = BACKOFF_FIRST_S, flight.departure.must_load
+        backoff_s, refresh, unreadable = BACKOFF_FIRST_S, flight.departure.must_load, b""
         kind = FallbackKind.NONE if insists else self._fallback_kind()
         while True:
-            dated = await self._fill_lease.ask(flight.tags, refresh=refresh, fallback=kind)
+            dated = await self._fill_lease.ask(flight.tags, refresh=refresh, fallback=kind, unreadable=unreadable)
             if dated.outcome is FillLeaseOutcome.HIT:
                 found = self._fill_lease.hit(dated)
                 if found is not None:
                     self._parts.cooldowns.end(self._key.l1)  # the source has answered another node
                     return found
-                refresh = True  # what lies there can't be decoded
+                # What lies there can't be read here. What another node loads in its place may be: that is no reason for
+                # each node to load. But where two releases replace each other's records, this one gets its turn.
+                refresh, unreadable = refresh or bool(unreadable), version_of(dated)
                 continue
             self._note_fallback(dated)
             if dated.outcome is not FillLeaseOutcome.WAIT:

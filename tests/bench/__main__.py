@@ -25,6 +25,7 @@ from tests.bench import (
     batches,
     blocking,
     cdc,
+    encryption,
     hits,
     imports,
     invalidations,
@@ -51,6 +52,7 @@ PEERS: Final = (
     "theine",
     "asyncpg",
     "aiokafka",
+    "cryptography",
 )
 
 
@@ -67,6 +69,7 @@ GROUPS: Final = (
     Group(("hit",), "hits in L1", hits.rows),
     Group(("blocking",), "synchronous code", blocking.rows),
     Group(("l2",), "reads of L2", reads.rows),
+    Group(("encryption",), "encryption", encryption.rows),
     Group(("batch",), "many ids at once", batches.rows),
     Group(("vectors",), "vectors", batches.vectors),
     Group(("invalidate", "flood"), "invalidations", invalidations.rows),
