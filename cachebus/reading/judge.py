@@ -215,8 +215,6 @@ class Judge:
         `fenced=False`: L2 did not confirm it.
         """
         rules = self.rules(key)
-        if record.policy_version != rules.version:
-            return False  # another policy was registered while it was loaded
         l1_ttl_s = INF if rules.l1_ttl_s is None else rules.l1_ttl_s
         decode = copier(record, value, rules) if rules.copy else None
         fallback_s = rules.fail_safe_s or 0.0
