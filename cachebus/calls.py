@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cachebus.assembly.factory import Parts
@@ -14,17 +12,14 @@ from cachebus.cascade import Target
 from cachebus.core.ports import Position
 from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts, tag_scopes
-from cachebus.keys.plan import Plan
+from cachebus.keys.plan import Plan, target
 from cachebus.policy import check_ttl
-from cachebus.reading.judge import MISSING, NOT_FOUND
 from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.every_shard import invalidate_in_every_shard
 from cachebus.writing.guard import WriteGuard, guard_time_s
 from cachebus.writing.write import SetRequest
 
-MANY = 250
-"""So many keys are asked for at a time: many more would hold up everybody else, here (4 ms) and at the server."""
 AMOUNT_LIMIT = 1 << 63
 """A counter has 64 bits, signed."""
 
@@ -49,22 +44,15 @@ def position_after(parts: Parts, after: Receipt | str | None, key: Key) -> Posit
     return None if after is None else position_of(after, key.shard, enabled=parts.settings.enabled)
 
 
-async def read_many(
-    parts: Parts, ids: Iterable[Id], key_of: Callable[[Id], Key], after: Receipt | str | None
-) -> dict[Id, Any]:
-    """The values by these ids, absent ones left out, asked for `MANY` at a time."""
-    found: dict[Id, Any] = {}
-    remaining = iter(ids)
-    while some := list(islice(remaining, MANY)):
-        # Each is looked at before they are told apart: True would else pass for the 1 beside it.
-        keys = {one: key_of(one) for one in some}
-        asked = list(keys.values())
-        values = await parts.reader.get_many(asked, position_after(parts, after, asked[0]))
-        there = zip(keys, values, strict=True)
-        found.update((one, value) for one, value in there if value is not MISSING and value is not NOT_FOUND)
-        if len(some) == MANY:
-            await asyncio.sleep(0)  # what L1 has is given without any wait
-    return found
+def as_target(one: Sequence[Any]) -> Target:
+    """What a target's caller means by it: data type, resource id and context ids. `ValueError` for no such sequence,
+    `InvalidKey`."""
+    if isinstance(one, Target):
+        return one
+    if isinstance(one, str) or not isinstance(one, Sequence) or not 2 <= len(one) <= 5:
+        raise ValueError("a target is a data type and a resource id, and up to three context ids behind them")
+    data_type, resource_id, *contexts = one
+    return target(data_type, resource_id, (*contexts, None, None, None)[:3])
 
 
 def set_request(parts: Parts, key: Key, value: object, ttl: float | None, tags: Sequence[str]) -> SetRequest:

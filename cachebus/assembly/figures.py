@@ -72,6 +72,7 @@ def health_of(parts: Parts) -> Health:
             f"the leases of {shards_of(len(lapsed), len(node.shards))} have lapsed: L2 is asked at each read"
         )
     degraded += parts.reader.refusals.lately()
+    degraded += parts.reader.unreadable.lately()
     degraded += _login_troubles(parts.settings)
     if parts.listening.peers.trouble:
         degraded.append(parts.listening.peers.trouble)
@@ -139,6 +140,7 @@ def figures(parts: Parts) -> Stats:
         l2_connected=parts.store.connected and not parts.home.is_stopped,
         bus_connected=parts.bus.connected and not parts.home.is_stopped,
         flights=len(parts.loads.flights),
+        warming=parts.listening.warm_up.under_way,
         pending=parts.writing.pending.depth,
         reconnects=parts.listening.attachment.reconnects,
         shards_refused=len(parts.listening.outages.refusing),

@@ -49,6 +49,7 @@ async def stop(parts: Parts) -> None:
     meanwhile, it does so at once."""
     settings, loop = parts.settings, asyncio.get_running_loop()
     began_s = loop.time()
+    parts.listening.warm_up.end()
     try:
         await _land(parts)
         left_s = max(CANCELLED_S, began_s + settings.close_timeout_s - loop.time())
@@ -64,6 +65,8 @@ async def stop(parts: Parts) -> None:
     finally:
         parts.listening.heartbeat.cancel()
         parts.writing.pending.abandon()
+        if parts.keys is not None:
+            parts.keys.close()
         try:
             await parts.bus.close()
         finally:
@@ -99,8 +102,11 @@ async def _take_leave(parts: Parts) -> None:
 
 
 def _declare(parts: Parts, data_type: str, policy: Policy) -> None:
+    is_another = parts.policies.rules(data_type).version != policy.version
     parts.policies.register(data_type, policy)
     parts.node.groups.declare(data_type)
+    if is_another:
+        _decode_anew(parts, data_type)
 
 
 def _decode_anew(parts: Parts, data_type: str) -> None:
@@ -132,10 +138,10 @@ class Life(Hooking):
         self._clock = clock
 
     def _anew(self) -> Self:
-        """Another one, not open, of the same settings, and with the same declared."""
+        """Another one, not open, of the same settings, with the same declared and the same subscribed."""
         other = type(self)(self.settings, world=self._world, clock=self._clock)
         other._policies, other._cascades = dict(self._policies), list(self._cascades)
-        other._models = dict(self._models)
+        other._models, other._hooks = dict(self._models), self._hooks
         return other
 
     @classmethod
@@ -154,6 +160,9 @@ class Life(Hooking):
             parts.cascades.register(cascade)
         if self.settings.enabled:
             try:
+                if parts.keys is not None:
+                    await parts.keys.read()
+                    parts.keys.watch()
                 await attach(parts)
             except BaseException:
                 self._parts = None
@@ -249,7 +258,7 @@ class Life(Hooking):
 
     def _with_model(self, data_type: str, policy: Policy) -> Policy:
         model, _ = self._models.get(data_type, (None, None))
-        if model is None or policy.model is not None or policy.codec != "msgpack":
+        if model is None or policy.model is not None or policy.codec != "msgpack" or policy.decode is not None:
             return policy
         return policy.model_copy(update={"model": model})
 
@@ -283,6 +292,16 @@ class Life(Hooking):
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until no invalidation of this cache is pending; False when `timeout_s` is over before."""
         return await self._live().writing.pending.drain(timeout_s)
+
+    async def warmed(self, timeout_s: float | None = None) -> bool:
+        """Wait until this cache has taken over what is hot on another node (`warm_up`), or has given that up; False
+        when `timeout_s` is over before. True at once where it takes over nothing. Reads need not wait for it."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._live().listening.warm_up.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def stats(self) -> Stats:
         """Every counter of this cache, and how it stands now; see `Stats` for what each means. May be called from any

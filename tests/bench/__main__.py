@@ -20,7 +20,22 @@ from typing import Any, Final
 from cachebus.base.clock import perf_counter
 from cachebus.errors import ConfigError
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.bench import availability, cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads, server_cpu
+from tests.bench import (
+    availability,
+    batches,
+    blocking,
+    cdc,
+    encryption,
+    hits,
+    imports,
+    invalidations,
+    kafka_bus,
+    memory,
+    outbox,
+    reads,
+    server_cpu,
+    warm_up,
+)
 from tests.bench.report import show
 from tests.bench.rows import Row
 from tests.bench.run import Bench
@@ -37,6 +52,7 @@ PEERS: Final = (
     "theine",
     "asyncpg",
     "aiokafka",
+    "cryptography",
 )
 
 
@@ -51,12 +67,17 @@ class Group:
 
 GROUPS: Final = (
     Group(("hit",), "hits in L1", hits.rows),
+    Group(("blocking",), "synchronous code", blocking.rows),
     Group(("l2",), "reads of L2", reads.rows),
+    Group(("encryption",), "encryption", encryption.rows),
+    Group(("batch",), "many ids at once", batches.rows),
+    Group(("vectors",), "vectors", batches.vectors),
     Group(("invalidate", "flood"), "invalidations", invalidations.rows),
     Group(("kafka", "commands"), "invalidations over Kafka", kafka_bus.rows),
     Group(("outbox",), "the outbox's relay", outbox.rows),
     Group(("cdc",), "change data capture", cdc.rows),
     Group(("availability",), "availability", availability.rows),
+    Group(("warm-up",), "a rolling restart, warmed up", warm_up.rows),
     Group(("server",), "server CPU per operation", server_cpu.rows),
     Group(("drop",), "drops of a scope", memory.drops),
     Group(("import",), "import time", imports.rows),

@@ -17,12 +17,14 @@ RESULTS = {"WriteGuard": "BlockingWriteGuard", "Awaitable[T]": "T"}
 """What stands in the place of a result."""
 LIMITED = {"open"}
 """What takes a `timeout_s` besides."""
+NOT_YET = {"of"}
+"""What synchronous code does without: handles are async. None may be added."""
 OF_WORKERS = {"beside", "goes_on_without", "identity", "probe_one", "reaches", "send", "takes_any"}
 """Of a producer: what workers ask, which are no synchronous code."""
 HOW = (
     "{name} of {ours} and of {theirs} differ. Each verb is written out in cachebus/threads/ (reading and loading in "
-    "cache.py, writing in writes.py, all else in life.py), as `self._ask(lambda cache: cache.{name}(...))`, or by "
-    "`self._load` where it takes a loader"
+    "cache.py, writing in writes.py, many at once in batches.py, all else in life.py), as "
+    "`self._ask(lambda cache: cache.{name}(...))`, or by `self._load` where it takes a loader"
 )
 
 
@@ -48,7 +50,7 @@ def shape(function: Callable[..., Any]) -> tuple[list[tuple[Any, ...]], Any]:
 def test_each_verb_has_its_twin(theirs: type, ours: type) -> None:
     there = public(ours)
     for name, member in public(theirs).items():
-        if theirs is DirectProducer and name in OF_WORKERS:
+        if name in (OF_WORKERS if theirs is DirectProducer else NOT_YET):
             continue
         how = HOW.format(name=name, ours=ours.__name__, theirs=theirs.__name__)
         twin = there.get(OTHERWISE.get(name, name))

@@ -17,11 +17,16 @@ from cachebus.keys.key import Keyspace
 from cachebus.l2 import arguments
 from cachebus.l2.replies import KEEP_ALONE, node_row
 from cachebus.l2.scripts import script_names, whole_source
+from cachebus.listening import heat as hot
 from cachebus.listening.explain import ASK_S
 from cachebus.listening.inquiries import BURST, PER_S
+from cachebus.listening.warm_up import PIECE_S, WARM
 from cachebus.values import decode
+from cachebus.values.cipher import ValueCipher
+from cachebus.values.xaes import Xaes256Gcm
 from cachebus.wire import event as events
 from cachebus.wire import record as records
+from cachebus.wire.heat import FULL_BYTES, PIECE_BYTES, HotPiece, HotQuestion, decode_hot_piece, decode_hot_question
 from cachebus.wire.inquiry import MOST_BYTES, Inquiry, NodeAnswer, decode_answer, decode_question
 from tests.wire.foreign import (
     Key,
@@ -90,10 +95,27 @@ def test_the_record() -> None:
     ours = records.decode(data, key)
     assert ours.encode(key) == data
     assert decode(ours.codec, ours.payload) == told["value"]
-    for name in ("flags", "codec", "seq", "created_ms", "soft_ms", "expires_ms", "tags"):
+    for name in ("flags", "codec", "seq", "created_ms", "soft_ms", "expires_ms", "policy_version", "tags"):
         assert getattr(ours, name) == told[name]
     assert ours.epoch.decode() == told["epoch"]
     assert ours.version.hex() == told["version"]
+
+
+def test_an_encrypted_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, data = json.loads(block("json encrypted")), hexdump("encrypted")
+    front, nonce, sealed = data[:67], data[70:94], data[94:]
+    assert data[67:70] == bytes([len(told["id"])]) + told["id"].encode()
+    bound = told["namespace"].encode() + b"\x1f" + front[2:4] + front[60:64] + told["key"].encode()
+    payload = Xaes256Gcm(bytes.fromhex(told["secret"])).decrypt(nonce, sealed, bound)
+    assert payload is not None and unpack(payload) == told["value"]
+    assert read_record(told["key"], data)["policy_version"] == told["policy_version"]
+    # And that is what is written.
+    cipher = ValueCipher(told["namespace"])
+    cipher.use({told["id"]: bytes.fromhex(told["secret"])})
+    monkeypatch.setattr("cachebus.values.cipher.os.urandom", lambda size: nonce[:size])
+    record = records.decode(data, told["key"])
+    record.payload, record.flags, record.cipher = payload, 0, cipher
+    assert record.encode(told["key"]) == data
 
 
 def test_a_record_with_more() -> None:
@@ -131,6 +153,25 @@ def test_the_question_and_its_answer() -> None:
     assert f"answers {BURST} questions at once, and {PER_S:g} a second" in TEXT
     assert f"waits for {ASK_S:g} s" in TEXT
     assert f"more than {MOST_BYTES} bytes" in TEXT
+
+
+def test_the_question_for_hot_keys_and_its_answer() -> None:
+    told, data = from_document(block("json hot question")), hexdump("hot question")
+    assert read_inquiry(data) == told
+    ours = HotQuestion(told["id"].encode(), told["answerer"], told["asker"], told["names"], told["bytes"])
+    assert ours.encode() == data
+    assert decode_hot_question(data) == ours
+    told, data = from_document(block("json hot names")), hexdump("hot names")
+    assert read_inquiry(data) == told
+    piece = msgspec.convert(told["answer"], HotPiece)
+    assert piece.encode(told["id"].encode()) == data
+    assert decode_hot_piece(data) == piece
+    assert all(f"`{name}`" in TEXT for name in HotPiece.__struct_encode_fields__)
+    assert f"a piece {PIECE_BYTES}; a piece is full with {FULL_BYTES} bytes" in TEXT
+    assert f"answers {hot.BURST} questions at once, and one a second" in TEXT
+    assert hot.EVERY_S == 1.0
+    assert f"waits for {hot.LATE_S:g} s for the first piece, and for {PIECE_S:g} s for each other" in TEXT
+    assert f"`{WARM}`, if true" in TEXT
 
 
 def test_the_nodes_line() -> None:

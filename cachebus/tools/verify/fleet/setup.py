@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from hashlib import sha256
 from typing import Any
 
 from cachebus import Settings
@@ -16,6 +18,7 @@ MARKS_MAX, FEW_MARKS = 60, 16
 LOG_MAX = 2_000
 ENTRIES, FEW_ENTRIES = 100_000, 150
 """Entries in L1, for most nodes, and for every third, which reads more than that."""
+WARM_UP_S = 10.0
 TOPIC = "cachebus.verify"
 PARTITIONS = 2
 
@@ -68,9 +71,20 @@ def settings_of(job: VerifyJob, cache_index: int = 0) -> Settings:
         max_invalidated_scopes=FEW_MARKS if cache_index else MARKS_MAX,
         log_max_len=LOG_MAX,
         l1_max_entries=ENTRIES if has_room(job.node) else FEW_ENTRIES,
+        warm_up=True,  # so that a node that is started anew reads, amid faults, what others tell it
+        warm_up_s=WARM_UP_S,
         policies=POLICIES,
+        encryption=_keys(job) if job.encryption else None,
         **_kafka(job),
     )
+
+
+def _keys(job: VerifyJob) -> str:
+    """Two keys, that change places whenever a node is started again: all can read what each has stored."""
+    first = (job.node + job.life) % 2
+    secrets = {name: sha256(f"{job.namespace} {name}".encode()).digest() for name in ("a", "b")}
+    texts = [f"{name}:{b64encode(secret).decode()}" for name, secret in secrets.items()]
+    return ",".join((texts[first], texts[1 - first]))
 
 
 def _kafka(job: VerifyJob) -> dict[str, Any]:
