@@ -89,8 +89,8 @@ async def cheapest(shop: Shop) -> list[int]:
     return await ranked(shop)
 
 
-@app.put("/products/{number}")
-async def put(number: int, product: Product, shop: Shop) -> Product:
+@app.put("/products")
+async def put(product: Product, shop: Shop) -> Product:
     """Write a product."""
     upsert(shop, product)
     return product

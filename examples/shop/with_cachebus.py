@@ -98,9 +98,9 @@ async def cheapest(shop: Shop) -> list[int]:
     return await ranked(shop)
 
 
-@app.put("/products/{number}")
-async def put(number: int, product: Product, shop: Shop) -> Product:
+@app.put("/products")
+async def put(product: Product, shop: Shop) -> Product:
     """Write a product."""
     upsert(shop, product)
-    await products.invalidate(number, tenant_id=shop)
+    await products.invalidate(product.id, tenant_id=shop)
     return product

@@ -106,9 +106,9 @@ async def cheapest(shop: Shop) -> list[int]:
     return await ranked(shop)
 
 
-@app.put("/products/{number}")
-async def put(number: int, product: Product, shop: Shop) -> Product:
+@app.put("/products")
+async def put(product: Product, shop: Shop) -> Product:
     """Write a product."""
     upsert(shop, product)
-    await cache.delete_many(f"product:{shop}:{number}", f"cheapest:{shop}")
+    await cache.delete_many(f"product:{shop}:{product.id}", f"cheapest:{shop}")
     return product
