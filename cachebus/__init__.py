@@ -3,10 +3,12 @@
 from cachebus.aside import Metrics
 from cachebus.base.choices import Codec, ContextMatch, OnOutage, Wait
 from cachebus.base.hashing import generate_resource_id_hash
+from cachebus.base.lifetimes import TTL_PERMANENT
 from cachebus.base.templates import Template
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, Target
 from cachebus.context import Context, with_context
+from cachebus.decided import DontCache, Fresh, NotModified, Previous
 from cachebus.errors import (
     BusUnavailable,
     CacheBusError,
@@ -34,8 +36,9 @@ from cachebus.helpers import (
 from cachebus.listening.explanation import Explanation
 from cachebus.manager import CacheManager, configure, current_cache, declare, lifespan, write_guard
 from cachebus.observe import Health, Stats
-from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD, Policy
+from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_SHORT, TTL_STANDARD, Policy
 from cachebus.reading.judge import MISSING
+from cachebus.reading.looked import CachedValue
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from cachebus.writing.guard import WriteGuard
@@ -53,21 +56,26 @@ __all__ = [
     "Cache",
     "CacheBusError",
     "CacheManager",
+    "CachedValue",
     "Cascade",
     "Codec",
     "ConfigError",
     "Context",
     "ContextMatch",
+    "DontCache",
     "Explanation",
+    "Fresh",
     "Health",
     "InvalidKey",
     "InvalidationFailed",
     "L2Unavailable",
     "LoadTimeout",
     "Metrics",
+    "NotModified",
     "NotSerializable",
     "OnOutage",
     "Policy",
+    "Previous",
     "ProtocolMismatch",
     "Receipt",
     "Settings",

@@ -6,20 +6,24 @@ would make each hit 7 to 13 % slower (measured), so it is one text between its m
 from __future__ import annotations
 
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 from cachebus import context
 from cachebus.base.ids import Id
 from cachebus.base.parameters import SourceFunction
 from cachebus.calls import checked_ttl, position_after, read_many
+from cachebus.decided import Answer, Decided
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.keys.naming import tag_scopes
 from cachebus.listening.explanation import Explanation
+from cachebus.reading.bypass import BypassedEntries
 from cachebus.reading.judge import MISSING, NOT_FOUND
+from cachebus.reading.looked import CachedValue
 from cachebus.reading.request import Request
-from cachebus.reading.source import bind, load_of
+from cachebus.reading.source import WithPrevious, bind, load_of
 from cachebus.receipt import Receipt
 from cachebus.writes import Writes
 
@@ -136,7 +140,7 @@ class Cache(Writes):
         self,
         data_type: str,
         resource_id: Id,
-        loader: Callable[..., Awaitable[T]],
+        loader: Callable[..., Awaitable[Decided[T]] | Decided[T]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -146,13 +150,14 @@ class Cache(Writes):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
     ) -> T: ...
     @overload
     async def get_or_load(
         self,
         data_type: str,
         resource_id: Id,
-        loader: Callable[..., T],
+        loader: Callable[..., Awaitable[Decided[T] | None]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -162,6 +167,41 @@ class Cache(Writes):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
+    ) -> T | None: ...
+    @overload
+    async def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: Callable[..., Awaitable[Answer[T]]],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
+    ) -> T: ...
+    @overload
+    async def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: Callable[..., Answer[T]],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
     ) -> T: ...
     async def get_or_load(
         self,
@@ -177,13 +217,18 @@ class Cache(Writes):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
     ) -> Any:
         """Read a value, or load it: one load a key at a time on this node, and one over all nodes.
 
         - `loader`: a function, sync or async. Its parameters `resource_id`, `tenant_id` and `ctx` (the surrounding
-          `Context`) get these as given; its others without a default get what is left of the three. None: not found
+          `Context`) get these as given, and `previous` gets what is still cached; its others without a default get what
+          is left of the three. It returns the value, None for not found, or what it decides of it: `Fresh`,
+          `DontCache`, `NotModified`
         - `ttl`, `tags`: count for the load that makes the value; on a hit they are ignored
         - `search_hierarchy`, `use_memory`: as in `get`
+        - `refresh`: load anew, whatever is cached, and put that in its place in L2 and here; nothing older than the
+          call is given. What the source raises is raised, and leaves what was there
 
         Returns the value, or None. It has the type that the loader says; a dataclass or a pydantic model only where the
         type's `Policy` has it as its `model`, else it comes as a dict. Without L2 the source is asked, and its answer
@@ -213,7 +258,7 @@ class Cache(Writes):
                 name = ""  # an int of more digits than Python writes: no id
         # hit: end
         entry = self._entries.get(name)
-        if entry is not None and use_memory and after is None:
+        if entry is not None and use_memory and after is None and not refresh:
             now, home = self._clock(), self._loop
             # hit: serve
             group = entry.group
@@ -227,10 +272,56 @@ class Cache(Writes):
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
         rules = parts.policies.rules(key.family.data_type)
         tenant = key.family.tenant or None if tenant_id is None else tenant_id
-        load = load_of(bind(loader, resource_id, tenant, context.current()), rules)
-        ttl_s, position = checked_ttl(ttl), position_after(parts, after, key)
-        request = Request(key, load, rules, position, search_hierarchy, ttl_s, tag_scopes(key, tags, rules), use_memory)
+        bound = bind(loader, resource_id, tenant, context.current())
+        request = Request(
+            key,
+            load_of(bound, rules),
+            rules,
+            position_after(parts, after, key),
+            search_hierarchy,
+            checked_ttl(ttl),
+            tag_scopes(key, tags, rules),
+            use_memory,
+            takes_previous=isinstance(bound, WithPrevious),
+            refresh=refresh,
+        )
         return (await parts.loads.get_or_load(request)).value
+
+    async def look(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        after: Receipt | str | None = None,
+    ) -> CachedValue[Any]:
+        """Read a value, and what is known of it: its level, age, time left, version and tags. It is as coherent as
+        `get`, and counts as one read; it loads nothing.
+
+        Returns a `CachedValue`, which also tells "not found" and an expired value from nothing at all. Raises what
+        `get` does.
+        """
+        parts = self._live()
+        key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        return await parts.loads.look(key, position_after(parts, after, key))
+
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Have reads of this cache ask the source alone, in this task and in those that it starts in the block:
+        `with cache.bypassed():`. What `get_or_load` loads there is given to its caller, and no level keeps it; `get`
+        gives its default, `get_many` nothing, `look` something absent. Writes and invalidations are as ever."""
+        parts = self._live()
+        bypass, entries = parts.reader.bypass, parts.node.l1.entries
+        with bypass.entered():
+            self._entries = BypassedEntries(bypass, entries)
+            try:
+                yield
+            finally:
+                if bypass.blocks == 1 and self._parts is parts:
+                    self._entries = entries
 
     async def explain(
         self,

@@ -10,12 +10,13 @@ from typing import Any, NamedTuple
 from cachebus.assembly.factory import Parts
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
+from cachebus.base.lifetimes import check_ttl
 from cachebus.cascade import Target
 from cachebus.core.ports import Position
+from cachebus.decided import Decided
 from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts, tag_scopes
 from cachebus.keys.plan import Plan
-from cachebus.policy import check_ttl
 from cachebus.reading.judge import MISSING, NOT_FOUND
 from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
@@ -69,6 +70,8 @@ async def read_many(
 
 def set_request(parts: Parts, key: Key, value: object, ttl: float | None, tags: Sequence[str]) -> SetRequest:
     """A value to be stored, which replaces what cascades from it where they say so."""
+    if isinstance(value, Decided):
+        raise ValueError(f"{type(value).__name__} is what a loader gives: set takes the value itself")
     family = key.family
     ttl_s, rules = checked_ttl(ttl), parts.policies.rules(family.data_type)
     own = Target(family.data_type, key.resource_id, *key.contexts)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Concatenate, Generic, NotRequired, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
 
 from cachebus.base.ids import Id
+from cachebus.decided import Answer, Decided, Previous
 from cachebus.declaration import Declared
 from cachebus.reading.source import awaited
 from cachebus.receipt import Receipt
@@ -55,11 +56,14 @@ class CachedFunction(Generic[P, T]):
         declared, given = self._declared, (*self._bound, *args)
         ids, tags = self._named(given, kwargs)
 
-        async def load() -> T:
-            result: T = await awaited(declared.function(*given, **kwargs), declared.function)
-            return result
+        async def load() -> Any:
+            return await awaited(declared.function(*given, **kwargs), declared.function)
 
-        result: T = await declared.results.cache().get_or_load(loader=load, ttl=declared.ttl, tags=tags, **ids)
+        async def load_told(previous: Previous[T] | None) -> Any:
+            return await awaited(declared.function(*given, previous=previous, **kwargs), declared.function)
+
+        loader = load_told if declared.takes_previous else load
+        result: T = await declared.results.cache().get_or_load(loader=loader, ttl=declared.ttl, tags=tags, **ids)
         return result
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> ResultIds:
@@ -147,8 +151,14 @@ class Decorator(Protocol):
     """What `@cached(...)` gives: it is put above a function, a method, a class method or a static one."""
 
     @overload
-    def __call__(self, function: Callable[Concatenate[type[Any], P], Awaitable[T]]) -> ClassFunction[P, T]: ...
+    def __call__(self, function: Callable[Concatenate[type[Any], P], Awaitable[Decided[T]]]) -> ClassFunction[P, T]: ...
     @overload
-    def __call__(self, function: Callable[P, Awaitable[T]]) -> CachedFunction[P, T]: ...
+    def __call__(self, function: Callable[Concatenate[type[Any], P], Awaitable[Answer[T]]]) -> ClassFunction[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[Decided[T]]]) -> CachedFunction[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[Decided[T] | None]]) -> CachedFunction[P, T | None]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[Answer[T]]]) -> CachedFunction[P, T]: ...
     def __call__(self, function: Any) -> Any:
         """The cached function; `ConfigError`."""

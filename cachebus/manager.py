@@ -14,11 +14,12 @@ from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.clock import Clock, monotonic
 from cachebus.base.definition import Definition
 from cachebus.base.ids import Id
+from cachebus.base.lifetimes import TTL_PERMANENT
 from cachebus.base.weak import now_in
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.errors import ConfigError
-from cachebus.policy import TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD
+from cachebus.policy import TTL_EXTENDED, TTL_SHORT, TTL_STANDARD
 from cachebus.settings import Settings, SettingsOptions, with_options
 from cachebus.values.results import Asked, one_model
 from cachebus.writing.guard import WriteGuard
@@ -32,6 +33,7 @@ _VERBS = {
     "get": "get",
     "get_many": "get_many",
     "get_or_load": "get_or_load",
+    "look": "look",
     "set": "set",
     "delete": "delete",
     "invalidate": "invalidate",
@@ -129,6 +131,7 @@ class CacheManager:
     get = _CLOSED.get
     get_many = _CLOSED.get_many
     get_or_load = _CLOSED.get_or_load
+    look = _CLOSED.look
     set = _CLOSED.set
     delete = _CLOSED.delete
     invalidate = _CLOSED.invalidate

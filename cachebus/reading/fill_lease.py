@@ -25,6 +25,7 @@ from cachebus.reading.request import Found, Request
 from cachebus.reading.source import GIVE_UP_S
 from cachebus.wire.packing import copier
 from cachebus.wire.record import Record
+from cachebus.wire.terms import terms_of
 
 _tokens = itertools.count()
 
@@ -161,13 +162,14 @@ class FillLease:
         value = self._fetch.judge.decode_and_admit(key, record, dated.as_of if self._request.admits else None)
         return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self._request.rules))
 
-    def left_and_tags(self, dated: DatedReply) -> tuple[float, Sequence[str]]:
-        """How long the record has until its hard expiry, in seconds, and its tags."""
+    def left_and_callers_tags(self, dated: DatedReply) -> tuple[float, Sequence[str]]:
+        """How long the record has until its hard expiry, in seconds, and the tags that its callers have given."""
         record = self._record(dated)
         if record is None:
             return 0.0, ()
         now_s = self._node.server_now_s(self._request.key.shard)
-        return record.expires_ms / 1000 - now_s if record.expires_ms else inf, record.tags
+        tags = terms_of(record.more).split(record.tags)[0]
+        return record.expires_ms / 1000 - now_s if record.expires_ms else inf, tags
 
     def fallback(self, dated: DatedReply) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it."""
