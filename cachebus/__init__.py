@@ -22,6 +22,7 @@ from cachebus.errors import (
     TenantRequired,
     ValueTooLarge,
 )
+from cachebus.handle import TypedCache
 from cachebus.helpers import (
     cached,
     deserialize_from_cache,
@@ -36,11 +37,25 @@ from cachebus.helpers import (
 from cachebus.listening.explanation import Explanation
 from cachebus.manager import CacheManager, configure, current_cache, declare, lifespan, write_guard
 from cachebus.observe import Health, Stats
+from cachebus.observe.hook_events import (
+    DegradedEvent,
+    EvictedEvent,
+    FlushedEvent,
+    InvalidatedEvent,
+    KeyIds,
+    LeaseLapsedEvent,
+    LoadedEvent,
+    LoadFailedEvent,
+    ScopeIds,
+    StaleServedEvent,
+)
+from cachebus.observe.hooks import Hook
 from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_SHORT, TTL_STANDARD, Policy
 from cachebus.reading.judge import MISSING
 from cachebus.reading.looked import CachedValue
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
+from cachebus.threads import BlockingCache, BlockingFunction, BlockingWriteGuard, blocking
 from cachebus.writing.guard import WriteGuard
 
 __version__ = "0.1.0"
@@ -52,6 +67,9 @@ __all__ = [
     "TTL_PERMANENT",
     "TTL_SHORT",
     "TTL_STANDARD",
+    "BlockingCache",
+    "BlockingFunction",
+    "BlockingWriteGuard",
     "BusUnavailable",
     "Cache",
     "CacheBusError",
@@ -62,14 +80,23 @@ __all__ = [
     "ConfigError",
     "Context",
     "ContextMatch",
+    "DegradedEvent",
     "DontCache",
+    "EvictedEvent",
     "Explanation",
+    "FlushedEvent",
     "Fresh",
     "Health",
+    "Hook",
     "InvalidKey",
+    "InvalidatedEvent",
     "InvalidationFailed",
+    "KeyIds",
     "L2Unavailable",
+    "LeaseLapsedEvent",
+    "LoadFailedEvent",
     "LoadTimeout",
+    "LoadedEvent",
     "Metrics",
     "NotModified",
     "NotSerializable",
@@ -78,14 +105,18 @@ __all__ = [
     "Previous",
     "ProtocolMismatch",
     "Receipt",
+    "ScopeIds",
     "Settings",
+    "StaleServedEvent",
     "Stats",
     "Target",
     "Template",
     "TenantRequired",
+    "TypedCache",
     "ValueTooLarge",
     "Wait",
     "WriteGuard",
+    "blocking",
     "cached",
     "configure",
     "current_cache",

@@ -13,17 +13,15 @@ from typing import Any, TypeVar, overload
 from cachebus import context
 from cachebus.base.ids import Id
 from cachebus.base.parameters import SourceFunction
-from cachebus.calls import checked_ttl, position_after, read_many
+from cachebus.calls import LoadArguments, load_request, position_after, read_many
 from cachebus.decided import Answer, Decided
 from cachebus.errors import L2Unavailable
+from cachebus.handle import TypedCache, handled
 from cachebus.keys.key import Key
-from cachebus.keys.naming import tag_scopes
 from cachebus.listening.explanation import Explanation
-from cachebus.reading.bypass import BypassedEntries
 from cachebus.reading.judge import MISSING, NOT_FOUND
 from cachebus.reading.looked import CachedValue
-from cachebus.reading.request import Request
-from cachebus.reading.source import WithPrevious, bind, load_of
+from cachebus.reading.source import bind
 from cachebus.receipt import Receipt
 from cachebus.writes import Writes
 
@@ -231,9 +229,10 @@ class Cache(Writes):
           call is given. What the source raises is raised, and leaves what was there
 
         Returns the value, or None. It has the type that the loader says; a dataclass or a pydantic model only where the
-        type's `Policy` has it as its `model`, else it comes as a dict. Without L2 the source is asked, and its answer
-        kept for the staleness bound. Raises what the loader raises after its type's retries; `LoadTimeout` when it
-        takes too long; `ConfigError` for a loader that needs other arguments, gives an iterator, or waits for itself.
+        type has it as its model (`Policy`, `Cache.of`), else it comes as a dict, and the log says so once. Without
+        L2 the source is asked, and its answer kept for the staleness bound. Raises what the loader raises after its
+        type's retries; `LoadTimeout` when it takes too long; `ConfigError` for a loader that needs other arguments,
+        gives an iterator, or waits for itself.
         """
         # hit: name
         name = ""
@@ -270,20 +269,10 @@ class Cache(Writes):
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-        rules = parts.policies.rules(key.family.data_type)
         tenant = key.family.tenant or None if tenant_id is None else tenant_id
         bound = bind(loader, resource_id, tenant, context.current())
-        request = Request(
-            key,
-            load_of(bound, rules),
-            rules,
-            position_after(parts, after, key),
-            search_hierarchy,
-            checked_ttl(ttl),
-            tag_scopes(key, tags, rules),
-            use_memory,
-            takes_previous=isinstance(bound, WithPrevious),
-            refresh=refresh,
+        request = load_request(
+            parts, key, bound, LoadArguments(after, search_hierarchy, ttl, tags, use_memory, refresh)
         )
         return (await parts.loads.get_or_load(request)).value
 
@@ -314,14 +303,30 @@ class Cache(Writes):
         `with cache.bypassed():`. What `get_or_load` loads there is given to its caller, and no level keeps it; `get`
         gives its default, `get_many` nothing, `look` something absent. Writes and invalidations are as ever."""
         parts = self._live()
-        bypass, entries = parts.reader.bypass, parts.node.l1.entries
-        with bypass.entered():
-            self._entries = BypassedEntries(bypass, entries)
-            try:
-                yield
-            finally:
-                if bypass.blocks == 1 and self._parts is parts:
-                    self._entries = entries
+        with parts.reader.bypass.entered(self, parts.node.l1.entries):
+            yield
+
+    @overload
+    def of(
+        self, data_type: str, *, model: type[T], tags: Sequence[str] = (), ttl: float | None = None
+    ) -> TypedCache[T]: ...
+    @overload
+    def of(
+        self, data_type: str, *, model: Any = None, tags: Sequence[str] = (), ttl: float | None = None
+    ) -> TypedCache[Any]: ...
+    def of(
+        self, data_type: str, *, model: Any = None, tags: Sequence[str] = (), ttl: float | None = None
+    ) -> TypedCache[Any]:
+        """The verbs for one data type: `products = cache.of("product", model=Product)`, then
+        `await products.get(7, tenant_id="acme")`. The cache may be open or not.
+
+        - `model`: what the type's values are decoded into, for all who read them in this cache, as `Policy(model=...)`
+        - `tags`: added to each value that is set or loaded by it
+        - `ttl`: seconds that these live, where a call gives none; None is the type's
+
+        Raises `ConfigError` where the type has another model, by its policy, a function of `@cached` or another handle.
+        """
+        return handled(self, self.decode_into, data_type, model, (tags, ttl))
 
     async def explain(
         self,

@@ -18,6 +18,8 @@ from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts, tag_scopes
 from cachebus.keys.plan import Plan
 from cachebus.reading.judge import MISSING, NOT_FOUND
+from cachebus.reading.request import Request
+from cachebus.reading.source import Bound, WithPrevious, load_of
 from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.every_shard import invalidate_in_every_shard
@@ -66,6 +68,34 @@ async def read_many(
         if len(some) == MANY:
             await asyncio.sleep(0)  # what L1 has is given without any wait
     return found
+
+
+class LoadArguments(NamedTuple):
+    """What `get_or_load` takes beside the ids and the loader, as its caller gave it."""
+
+    after: Receipt | str | None
+    search_hierarchy: bool
+    ttl: float | None
+    tags: Sequence[str]
+    use_memory: bool
+    refresh: bool
+
+
+def load_request(parts: Parts, key: Key, bound: Bound, given: LoadArguments) -> Request:
+    """A read that may load, by this loader."""
+    rules = parts.policies.rules(key.family.data_type)
+    return Request(
+        key,
+        load_of(bound, rules),
+        rules,
+        position_after(parts, given.after, key),
+        given.search_hierarchy,
+        checked_ttl(given.ttl),
+        tag_scopes(key, given.tags, rules),
+        given.use_memory,
+        takes_previous=isinstance(bound, WithPrevious),
+        refresh=given.refresh,
+    )
 
 
 def set_request(parts: Parts, key: Key, value: object, ttl: float | None, tags: Sequence[str]) -> SetRequest:

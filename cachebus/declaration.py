@@ -12,22 +12,35 @@ import functools
 import gc
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
+from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.definition import Callee, Definition, callee_of, written
 from cachebus.base.hashing import generate_resource_id_hash
 from cachebus.base.ids import check_part
 from cachebus.base.lifetimes import TAGS_MAX, check_ttl
-from cachebus.base.parameters import PREVIOUS, check_async, name_of, signature_of
-from cachebus.cache import Cache
+from cachebus.base.parameters import PREVIOUS, check_async, check_sync, name_of, signature_of
 from cachebus.errors import ConfigError, InvalidKey, NotSerializable
 from cachebus.keys.naming import ArgumentTemplate
+from cachebus.keys.plan import trouble_of_reason
 from cachebus.manager import CacheManager, current_cache
+from cachebus.receipt import Receipt
+from cachebus.settings import Settings
 from cachebus.values import check_model
 from cachebus.values.results import owner_of, returned_by
+from cachebus.writing.confirm import check_wait
+
+
+class HoldsResults(Protocol):
+    """A cache in which a function may have its results."""
+
+    settings: Settings
+
+    def decode_into(self, data_type: str, model: Any, asker: Definition) -> None:
+        """As `Cache.decode_into`."""
 
 
 class CachedOptions(NamedTuple):
@@ -38,7 +51,24 @@ class CachedOptions(NamedTuple):
     tags: Sequence[str]
     ttl: float | None
     ignore: Sequence[str]
-    cache: Cache | None
+    cache: HoldsResults | None
+    is_sync: bool = False
+    """Whether it is for sync functions, else for async ones."""
+    after: str | Callable[[], Receipt | str | None] | None = None
+    wait: Wait | None = None
+    reason: str | None = None
+
+
+class CallOptions(NamedTuple):
+    """How the verbs of a cached function call those of the cache, beside ids, tags and ttl."""
+
+    after: Receipt | str | None = None
+    """None is what the declaration says."""
+    wait: Wait | None = None
+    reason: str | None = None
+    contexts: ContextMatch = "exact"
+    search_hierarchy: bool = False
+    use_memory: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +81,7 @@ class Hashed:
     """Those that count."""
     owner: str | None
     """The argument that is the instance or the class, where the class counts that a method is called on."""
-    cache: Cache | None
+    cache: HoldsResults | None
     names: WeakKeyDictionary[type, str] = field(default_factory=WeakKeyDictionary)
     """By the classes seen so far."""
 
@@ -99,7 +129,7 @@ class Results:
     """As what a function's results come: what its annotation says, read when it is decorated; where names are not there
     yet, when the process-wide cache is opened, else at the first call."""
 
-    def __init__(self, source: Callable[..., Any], data_type: str, cache: Cache | None) -> None:
+    def __init__(self, source: Callable[..., Any], data_type: str, cache: HoldsResults | None) -> None:
         self._definition, self._returned = Definition.of(source), returned_by(source)
         self._data_type, self._cache = data_type, cache
         self._bound_to = owner_of(source)
@@ -122,7 +152,7 @@ class Results:
         cache = self._cache
         self.cache = current_cache if cache is None else lambda: cache  # type: ignore[method-assign]
 
-    def cache(self) -> Cache:
+    def cache(self) -> Any:
         """The cache for a call; `ConfigError`."""
         self.settle()
         return self.cache()
@@ -154,6 +184,15 @@ class _Unread(ConfigError):
     """An annotation that can't be read, or not yet."""
 
 
+class NamedCall(NamedTuple):
+    """What the arguments of one call say."""
+
+    ids: dict[str, Any]
+    tags: list[Any]
+    arguments: Mapping[str, Any]
+    """All of them, by their names."""
+
+
 @dataclass(frozen=True, slots=True)
 class Declared:
     """What `@cached` was told of a function."""
@@ -178,8 +217,32 @@ class Declared:
     hashed: Hashed | None
     ttl: float | None
     results: Results
+    after: ArgumentTemplate | Callable[[], Receipt | str | None] | None
+    """Which receipt's write a call must see: an argument, or what gives it."""
+    calling: CallOptions
     takes_previous: bool = False
     """Whether it has a parameter `previous`, which calls do not give: it is what is still cached."""
+
+    def receipt(self, arguments: Mapping[str, Any]) -> Receipt | str | None:
+        """The receipt whose write a call with these arguments must see."""
+        if isinstance(self.after, ArgumentTemplate):
+            found: Receipt | str | None = self.after.filled_in(arguments)
+            return found
+        return None if self.after is None else self.after()
+
+    def named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NamedCall:
+        """What these arguments say of the result."""
+        if self.keywords:
+            kwargs = {**self.keywords, **kwargs}
+        bound = self.signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        arguments = {**bound.arguments.get(self.rest or "", {}), **bound.arguments}
+        ids: dict[str, Any] = {"data_type": self.data_type}
+        ids |= {name: template.filled_in(arguments) for name, template in self.ids.items()}
+        if self.hashed is not None:
+            ids["resource_id"] = self.hashed.id(bound.arguments)
+        tags = [tag for tag in (template.filled_in(arguments) for template in self.tags) if tag is not None]
+        return NamedCall(ids, tags, arguments)
 
 
 def declaration_of(source: Callable[..., Any], options: CachedOptions, *, is_of_class: bool = False) -> Declared:
@@ -187,7 +250,7 @@ def declaration_of(source: Callable[..., Any], options: CachedOptions, *, is_of_
 
     `is_of_class`: it is a class method's.
     """
-    check_async(source)
+    (check_sync if options.is_sync else check_async)(source)
     parts, name = callee_of(source), name_of(source)
     data_type, ttl = _checked(options, name)
     signature, takes_previous = _without_previous(_signature(parts.function, name), parts, name)
@@ -198,10 +261,12 @@ def declaration_of(source: Callable[..., Any], options: CachedOptions, *, is_of_
     tags = [ArgumentTemplate(text, known, name) for text in options.tags]
     for part, template in (*ids.items(), *(("tag", template) for template in tags)):
         template.check(part)
+    after = _after(options.after, known, name)
     function = functools.partial(parts.function, **parts.keywords) if parts.keywords else parts.function
     counting = _Counting(name, parts, signature, _first(parts, signature, is_of_class=is_of_class), options.ignore)
     counting.check_ignore()
-    named = {argument for template in (*ids.values(), *tags) for argument in template.arguments}
+    told = (*ids.values(), *tags, after) if isinstance(after, ArgumentTemplate) else (*ids.values(), *tags)
+    named = {argument for template in told for argument in template.arguments}
     if "resource_id" in ids:
         hashed = None
         counting.check_named(named, is_of_class=is_of_class)
@@ -223,8 +288,25 @@ def declaration_of(source: Callable[..., Any], options: CachedOptions, *, is_of_
         hashed=hashed,
         ttl=ttl,
         results=Results(source, data_type, options.cache),
+        after=after,
+        calling=CallOptions(wait=options.wait, reason=options.reason),
         takes_previous=takes_previous,
     )
+
+
+def _after(
+    given: str | Callable[[], Receipt | str | None] | None, known: Collection[str] | None, name: str
+) -> ArgumentTemplate | Callable[[], Receipt | str | None] | None:
+    """What gives the receipt; `ConfigError`."""
+    if given is None or (callable(given) and not isinstance(given, str)):
+        return given
+    template = ArgumentTemplate(given, known, name) if isinstance(given, str) else None
+    if template is None or not template.is_alone:
+        raise ConfigError(
+            f'{name}: after is the argument that holds a receipt, as "{{receipt}}", or a function without arguments '
+            "that gives one, as the get of a context variable"
+        )
+    return template
 
 
 def _checked(options: CachedOptions, name: str) -> tuple[str, float | None]:
@@ -235,6 +317,9 @@ def _checked(options: CachedOptions, name: str) -> tuple[str, float | None]:
         raise ConfigError(f"{name}: a value takes at most {TAGS_MAX} tags")
     try:
         ttl = None if options.ttl is None else check_ttl(options.ttl)
+        check_wait(options.wait)
+        if options.reason is not None and (wrong := trouble_of_reason(options.reason)):
+            raise ValueError(f"reason {wrong}")
         return check_part("data_type", options.data_type), ttl
     except (ValueError, InvalidKey) as error:
         raise ConfigError(f"{name}: {error}") from None

@@ -11,11 +11,26 @@ import functools
 import inspect
 import sys
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Concatenate, Generic, NotRequired, ParamSpec, Protocol, Self, TypedDict, TypeVar, overload
+from typing import (
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    NotRequired,
+    ParamSpec,
+    Protocol,
+    Self,
+    TypedDict,
+    TypeVar,
+    cast,
+    overload,
+)
 
+from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
 from cachebus.decided import Answer, Decided, Previous
-from cachebus.declaration import Declared
+from cachebus.declaration import Declared, NamedCall
 from cachebus.reading.source import awaited
 from cachebus.receipt import Receipt
 
@@ -23,6 +38,11 @@ P = ParamSpec("P")
 R = ParamSpec("R")
 T = TypeVar("T")
 Owner = TypeVar("Owner")
+CONTEXT_IDS: Final[tuple[Literal["agent_id", "conversation_id", "collection_id"], ...]] = (
+    "agent_id",
+    "conversation_id",
+    "collection_id",
+)
 
 
 class ResultIds(TypedDict):
@@ -38,7 +58,8 @@ class ResultIds(TypedDict):
 
 class CachedFunction(Generic[P, T]):
     """An async function whose results are cached. It is called as the function is; `.key`, `.get`, `.invalidate` and
-    `.refresh` take the same arguments. Made by `@cached`."""
+    `.refresh` take the same arguments; `.with_options` gives the same function with what the verbs of a cache take
+    besides. Made by `@cached`."""
 
     __name__: str
     __qualname__: str
@@ -46,7 +67,7 @@ class CachedFunction(Generic[P, T]):
 
     def __init__(self, declared: Declared, function: Callable[P, Awaitable[T]]) -> None:
         functools.update_wrapper(self, function)
-        self._declared, self._bound = declared, declared.args
+        self._declared, self._bound, self._calling = declared, declared.args, declared.calling
         self.__signature__ = declared.shown
         if sys.version_info >= (3, 12):
             inspect.markcoroutinefunction(self)
@@ -54,7 +75,8 @@ class CachedFunction(Generic[P, T]):
     async def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """The function's result, from the cache or from the function. Raises what `Cache.get_or_load` does."""
         declared, given = self._declared, (*self._bound, *args)
-        ids, tags = self._named(given, kwargs)
+        ids, tags, arguments = self._named(given, kwargs)
+        calling = self._calling
 
         async def load() -> Any:
             return await awaited(declared.function(*given, **kwargs), declared.function)
@@ -62,23 +84,70 @@ class CachedFunction(Generic[P, T]):
         async def load_told(previous: Previous[T] | None) -> Any:
             return await awaited(declared.function(*given, previous=previous, **kwargs), declared.function)
 
-        loader = load_told if declared.takes_previous else load
-        result: T = await declared.results.cache().get_or_load(loader=loader, ttl=declared.ttl, tags=tags, **ids)
+        result: T = await declared.results.cache().get_or_load(
+            loader=load_told if declared.takes_previous else load,
+            ttl=declared.ttl,
+            tags=tags,
+            after=self._receipt(arguments),
+            search_hierarchy=calling.search_hierarchy,
+            use_memory=calling.use_memory,
+            **ids,
+        )
         return result
+
+    def with_options(
+        self,
+        *,
+        after: Receipt | str | None = None,
+        wait: Wait | None = None,
+        reason: str | None = None,
+        contexts: ContextMatch | None = None,
+        search_hierarchy: bool | None = None,
+        use_memory: bool | None = None,
+    ) -> Self:
+        """The same function, whose calls and verbs take these as those of a cache do. None leaves one as it is here:
+        `await price.with_options(after=receipt)(7)`, `await price.with_options(wait="nodes").invalidate(7)`.
+
+        - `after`, `search_hierarchy`, `use_memory`: of calls and of `.get`
+        - `wait`, `reason`, `contexts`: of `.invalidate` and `.refresh`; "all" leaves context ids out
+        """
+        given = {
+            "after": after,
+            "wait": wait,
+            "reason": reason,
+            "contexts": contexts,
+            "search_hierarchy": search_hierarchy,
+            "use_memory": use_memory,
+        }
+        made = self.__class__.__new__(self.__class__)
+        told: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        made.__dict__.update(self.__dict__, _calling=self._calling._replace(**told))
+        return made
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> ResultIds:
         """The ids under which the result for these arguments is cached, as the verbs of a cache take them:
         `await cache.get(**price.key(7))`. `InvalidKey` for arguments that make no id."""
-        return self._named((*self._bound, *args), kwargs)[0]
+        return cast("ResultIds", self._named((*self._bound, *args), kwargs).ids)
 
     async def get(self, *args: P.args, **kwargs: P.kwargs) -> T | None:
         """The cached result, or None: the function is not called. Raises what `Cache.get` does."""
-        result: T | None = await self._declared.results.cache().get(**self.key(*args, **kwargs))
-        return result
+        ids, _, arguments = self._named((*self._bound, *args), kwargs)
+        search, use_memory = self._calling.search_hierarchy, self._calling.use_memory
+        cache, after = self._declared.results.cache(), self._receipt(arguments)
+        found: T | None = await cache.get(**ids, after=after, search_hierarchy=search, use_memory=use_memory)
+        return found
 
     async def invalidate(self, *args: P.args, **kwargs: P.kwargs) -> Receipt:
         """Say that the result for these arguments is replaced, everywhere; see `Cache.invalidate`."""
-        return await self._declared.results.cache().invalidate(**self.key(*args, **kwargs))
+        ids, calling = self.key(*args, **kwargs), self._calling
+        if calling.contexts == "all":
+            for name in CONTEXT_IDS:
+                ids.pop(name, None)
+        cache = self._declared.results.cache()
+        receipt: Receipt = await cache.invalidate(
+            **ids, contexts=calling.contexts, wait=calling.wait, reason=calling.reason
+        )
+        return receipt
 
     async def refresh(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Invalidate the result for these arguments, and call the function anew, or join who does so since."""
@@ -112,20 +181,14 @@ class CachedFunction(Generic[P, T]):
     def __repr__(self) -> str:
         return f"<cached {self._declared.name}>"
 
-    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[ResultIds, list[Any]]:
-        """The ids and the tags for these arguments."""
-        declared = self._declared
-        if declared.keywords:
-            kwargs = {**declared.keywords, **kwargs}
-        bound = declared.signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        arguments = {**bound.arguments.get(declared.rest or "", {}), **bound.arguments}
-        ids: Any = {"data_type": declared.data_type}
-        ids |= {name: template.filled_in(arguments) for name, template in declared.ids.items()}
-        if declared.hashed is not None:
-            ids["resource_id"] = declared.hashed.id(bound.arguments)
-        tags = [tag for tag in (template.filled_in(arguments) for template in declared.tags) if tag is not None]
-        return ids, tags
+    def _named(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> NamedCall:
+        """What these arguments say."""
+        return self._declared.named(args, kwargs)
+
+    def _receipt(self, arguments: Mapping[str, Any]) -> Receipt | str | None:
+        """The receipt whose write a call with these arguments must see."""
+        after = self._calling.after
+        return self._declared.receipt(arguments) if after is None else after
 
 
 class StaticFunction(CachedFunction[P, T]):

@@ -348,6 +348,9 @@ def cached(
     tags: Sequence[str] = (),
     ignore: Sequence[str] = (),
     cache: Cache | None = None,
+    after: str | Callable[[], Receipt | str | None] | None = None,
+    wait: Wait | None = None,
+    reason: str | None = None,
 ) -> Decorator:
     """Cache an async function's results: `@cached("agent_config", resource_id="{agent_id}", tenant_id="{tenant_id}")`.
 
@@ -359,12 +362,17 @@ def cached(
     - `ignore`: arguments by which results do not differ. Each other one must be in a template, but for `self`. What a
       partial or a bound method has settled is an argument too, and so is the class of a class method
     - `cache`: None is the process-wide cache that is open when the function is called
+    - `after`: the argument that holds a receipt, or its text, whose write the call must see: `after="{receipt}"`; None
+      there is none. It tells no results apart. Or a function without arguments that gives it, as the `get` of a context
+      variable
+    - `wait`, `reason`: of `.invalidate` and `.refresh`; see `Cache.invalidate`
 
     A result comes as the function's annotation says: it is the data type's model where the policy has none. What it
     names may be defined later, until a cache is opened, or the function is called.
 
-    Returns the decorator. What it makes is called as the function is, and has `.key`, `.get`, `.invalidate` and
-    `.refresh`; see `CachedFunction`. Methods are taken, too; on class and static methods `@cached` stands on top.
+    Returns the decorator. What it makes is called as the function is, and has `.key`, `.get`, `.invalidate`,
+    `.refresh` and `.with_options`; see `CachedFunction`. Methods are taken, too; on class and static ones it stands on
+    top.
 
     Raises `ConfigError` for a template of what is no argument, or that is none; for an argument that is in no template;
     without `resource_id`, for a function that takes more from the one that makes it, and for another one's name;
@@ -380,7 +388,7 @@ def cached(
         "collection_id": collection_id,
     }
 
-    options = CachedOptions(data_type, templates, tags, ttl, ignore, cache)
+    options = CachedOptions(data_type, templates, tags, ttl, ignore, cache, False, after, wait, reason)
 
     def decorate(function: Any) -> Any:
         plain = function.__func__ if isinstance(function, staticmethod | classmethod) else function

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Unpack, cast, overload
+from typing import Any, ClassVar, Protocol, TypeVar, Unpack, cast, overload
 from weakref import WeakKeyDictionary, WeakSet
 
 from cachebus.base.choices import ContextMatch, Wait
@@ -19,10 +19,13 @@ from cachebus.base.weak import now_in
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.errors import ConfigError
+from cachebus.handle import TypedCache, handled
 from cachebus.policy import TTL_EXTENDED, TTL_SHORT, TTL_STANDARD
 from cachebus.settings import Settings, SettingsOptions, with_options
 from cachebus.values.results import Asked, one_model
 from cachebus.writing.guard import WriteGuard
+
+T = TypeVar("T")
 
 _REMEDY = (
     "no cache is open in this process: call `configure(settings)` at import time, and run inside "
@@ -62,6 +65,16 @@ class _Closed:
 
 
 _CLOSED = cast("Cache", _Closed())
+
+
+class _Current:
+    """The verbs of whichever cache is open when one is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(current_cache(), name)
+
+
+_CURRENT = _Current()
 
 Application = Callable[..., Awaitable[None]]
 """What speaks ASGI: FastAPI's and Starlette's applications are called so."""
@@ -150,6 +163,8 @@ class CacheManager:
     _names: ClassVar[WeakKeyDictionary[Any, dict[tuple[str, str], Definition]]] = WeakKeyDictionary()
     """Of functions of `@cached` whose results are cached by their name, with their data type. By the cache that they
     were given, or by this class."""
+    _handles: ClassVar[WeakSet[TypedCache[Any]]] = WeakSet()
+    """Told at each opening and closing in whose memory to look."""
     _unsettled: ClassVar[WeakSet[Unsettled]] = WeakSet()
     """Asked at each opening. Weakly, since functions that are made by others come and go."""
     _cache: ClassVar[Cache | None] = None
@@ -162,7 +177,7 @@ class CacheManager:
         cls._unsettled.add(unsettled)
 
     @classmethod
-    def _claim(cls, data_type: str, one: Definition, cache: Cache | None) -> None:
+    def _claim(cls, data_type: str, one: Definition, cache: object | None) -> None:
         """Have a name of results be this function's, or this class's, in the cache, None for the process-wide one;
         `ConfigError` where it is another one's, there or in a cache that has its values in the same place."""
         holder = CacheManager if cache is None else cache
@@ -184,7 +199,27 @@ class CacheManager:
 
     @classmethod
     def _settings_of(cls, holder: Any) -> Settings | None:
-        return holder.settings if isinstance(holder, Cache) else cls._configured
+        return cls._configured if holder is CacheManager else holder.settings
+
+    @overload
+    @classmethod
+    def of(
+        cls, data_type: str, *, model: type[T], tags: Sequence[str] = (), ttl: float | None = None
+    ) -> TypedCache[T]: ...
+    @overload
+    @classmethod
+    def of(
+        cls, data_type: str, *, model: Any = None, tags: Sequence[str] = (), ttl: float | None = None
+    ) -> TypedCache[Any]: ...
+    @classmethod
+    def of(
+        cls, data_type: str, *, model: Any = None, tags: Sequence[str] = (), ttl: float | None = None
+    ) -> TypedCache[Any]:
+        """As `Cache.of`, for the process-wide cache that is open when a verb of the handle is called; at import time,
+        too."""
+        handle = handled(_CURRENT, cls.decode_into, data_type, model, (tags, ttl))
+        handle.join(cls._handles, cls._cache)
+        return handle
 
     @classmethod
     def decode_into(cls, data_type: str, model: Any, asker: Definition) -> None:
@@ -202,6 +237,8 @@ class CacheManager:
     def _install(cls, cache: Cache | None) -> None:
         """Have the verbs be this cache's; with None they raise."""
         cls._cache = cache
+        for handle in now_in(cls._handles):
+            handle.look_in(cache)
         for verb, method in _VERBS.items():
             # staticmethod: what is assigned is bound already, and must not be bound again
             setattr(cls, verb, staticmethod(getattr(_CLOSED if cache is None else cache, method)))

@@ -28,7 +28,9 @@ from cachebus.listening.catch_up import CatchUp
 from cachebus.listening.explain import KeyExplainer
 from cachebus.listening.fleet import FleetWatch
 from cachebus.listening.heartbeat import Heartbeat, Loops
+from cachebus.listening.hook_delivery import HookDelivery
 from cachebus.listening.inquiries import Inquiries
+from cachebus.listening.lapsing import LapseWatch
 from cachebus.listening.outages import Notices, Outages
 from cachebus.listening.peers import Peers
 from cachebus.listening.probe import Prober
@@ -36,6 +38,7 @@ from cachebus.listening.receive import Receiver
 from cachebus.listening.tend import Ears, Tending
 from cachebus.listening.tidy import Tidying
 from cachebus.observe import Counters
+from cachebus.observe.hooks import Hooks
 from cachebus.policy import PolicyTable
 from cachebus.reading.cooldown import Cooldowns
 from cachebus.reading.fetch import Fetcher
@@ -47,6 +50,7 @@ from cachebus.reading.waiting import Waiters
 from cachebus.settings import Settings
 from cachebus.writing.confirm import Confirmer
 from cachebus.writing.delivery import Delivery
+from cachebus.writing.exchange import Exchanger
 from cachebus.writing.guard import Guards
 from cachebus.writing.pending import Pending
 from cachebus.writing.repeat import EpochResender
@@ -62,6 +66,7 @@ class Writing:
     resend_buffer: ResendBuffer
     pending: Pending
     writer: Writer
+    exchanger: Exchanger
     guards: Guards
     repeating: EpochResender
 
@@ -80,6 +85,7 @@ class Listening:
     peers: Peers
     attachment: Attachment
     heartbeat: Heartbeat
+    telling: HookDelivery
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +111,12 @@ class Parts:
     """Kept alive by those who share it."""
 
 
-def build(settings: Settings, clock: Clock = monotonic, world: World | None = None) -> Parts:
+def build(
+    settings: Settings, clock: Clock = monotonic, world: World | None = None, hooks: Hooks | None = None
+) -> Parts:
     """Wire a cache by its settings; `ConfigError`. Must run inside the event loop that will use it.
 
-    `world`: for a URL of memory://, in place of the one of its name.
+    `world`: for a URL of memory://, in place of the one of its name. `hooks`: who wants to be told of what happens.
     """
     logger.use(settings.logs)
     home = Home()
@@ -116,7 +124,7 @@ def build(settings: Settings, clock: Clock = monotonic, world: World | None = No
     world = (world or world_of(settings, clock)) if in_memory else None
     policies, cascades = PolicyTable(settings.policies), CascadeTable()
     keyspace = Keyspace(settings.shards)
-    node, waiters, attention = _node(settings, clock), Waiters(), Attention(settings.shards)
+    node, waiters, attention = _node(settings, clock, hooks or Hooks()), Waiters(), Attention(settings.shards)
     inquiries = Inquiries(clock)
 
     store, bus_of = backends(settings, clock, world, node.counters, attention.nudge)
@@ -154,8 +162,8 @@ def _reads(settings: Settings, fetcher: Fetcher, waiters: Waiters, *, hints: boo
     return reader, Loads(parts)
 
 
-def _node(settings: Settings, clock: Clock) -> Node:
-    l1 = L1(settings.l1_max_entries if settings.use_memory_cache else 0, settings.l1_max_bytes)
+def _node(settings: Settings, clock: Clock, hooks: Hooks) -> Node:
+    l1 = L1(settings.l1_max_entries if settings.use_memory_cache else 0, settings.l1_max_bytes, hooks)
     setup = NodeSetup(
         name_here(settings.node_name),
         settings.shards,
@@ -164,7 +172,7 @@ def _node(settings: Settings, clock: Clock) -> Node:
         keep_without_l2=settings.keep_without_l2,
         max_invalidated_scopes=2 * settings.max_invalidated_scopes,
     )
-    node = Node(setup, l1, clock, Counters())
+    node = Node(setup, l1, clock, Counters(), hooks)
     for data_type in settings.policies:
         node.groups.declare(data_type)
     return node
@@ -182,6 +190,7 @@ def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus)
         resend_buffer=resend_buffer,
         pending=pending,
         writer=writer,
+        exchanger=Exchanger(fetcher, writer, enabled=settings.enabled),
         guards=Guards(node, writer, enabled=settings.enabled),
         repeating=EpochResender(node, delivery, resend_buffer),
     )
@@ -189,7 +198,7 @@ def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus)
 
 def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, writing: Writing) -> Listening:
     node, attention = receiver.node, receiver.attention
-    notices, outages = Notices(node.clock), Outages(store, node.clock, settings.shards)
+    notices, outages = Notices(node.clock), Outages(store, node.clock, settings.shards, node.hooks)
     fleet = FleetWatch(node, notices)
     catch_up = CatchUp(node, store, attention, grace_s=settings.gap_grace_s)
     prober = Prober(node, store, catch_up, fleet, writing.guards.judge)
@@ -198,11 +207,13 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
     ears = Ears(bus, attention, outages)
     tidying = Tidying(node, writing.resend_buffer.forget_old, pause_s=turn_s)
     answering = Answering(node, store, bus, receiver.inquiries)
+    telling, lapsing = HookDelivery(node.hooks, node.counters, node.clock), LapseWatch(node, turn_s=turn_s)
     # Each in a task of its own: one of L2 and the bus that hangs must not keep the other from coming back.
     peers = Peers(node, store, bus, notices, pause_s=turn_s)
     of_kafka = (peers.introduce, peers.check) if settings.bus == "kafka" else ()
     of_shards = tending.step, ears.step, writing.repeating.step
-    loops = Loops(settings.shards, of_shards, (tidying.step, answering.step, *of_kafka))
+    of_node = tidying.step, answering.step, telling.step, lapsing.step
+    loops = Loops(settings.shards, of_shards, (*of_node, *of_kafka))
     return Listening(
         attention=attention,
         receiver=receiver,
@@ -214,4 +225,5 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
         peers=peers,
         attachment=Attachment(node, store, bus, prober, outages),
         heartbeat=Heartbeat(loops, notices, node.clock, interval_s=turn_s),
+        telling=telling,
     )

@@ -9,14 +9,16 @@ from typing import Any, Self
 
 from cachebus.assembly.factory import Parts, build
 from cachebus.assembly.figures import OFF, figures, health_of, is_ready
+from cachebus.assembly.hooking import Hooking
 from cachebus.assembly.world import World
 from cachebus.base import home
 from cachebus.base.clock import Clock, monotonic
 from cachebus.base.definition import Definition
 from cachebus.base.log import logger
 from cachebus.cascade import Cascade, CascadeTable
-from cachebus.core.node import OnApplied
+from cachebus.core.applied import OnApplied
 from cachebus.errors import BusUnavailable, CacheBusError, ConfigError, L2Unavailable
+from cachebus.keys.key import type_scope
 from cachebus.observe import Health, Stats
 from cachebus.policy import Policy, Rules
 from cachebus.reading.reentrance import loads_for
@@ -32,6 +34,7 @@ SAY_WHY_S = 0.1
 async def attach(parts: Parts) -> None:
     """Connect, listen, read where every shard is, and begin to tend; `L2Unavailable`, `ProtocolMismatch`."""
     settings = parts.settings
+    parts.listening.telling.begin()
     try:
         await parts.listening.attachment.attach(settings.connect_timeout_s + SAY_WHY_S, settings.l2_timeout_s)
     except (L2Unavailable, BusUnavailable) as trouble:
@@ -42,11 +45,14 @@ async def attach(parts: Parts) -> None:
 
 
 async def stop(parts: Parts) -> None:
-    """Let loads end, hand fill leases back, leave the fleet, disconnect. Cancelled meanwhile, it does so at once."""
+    """Let loads end, tell hooks what has happened, hand fill leases back, leave the fleet, disconnect. Cancelled
+    meanwhile, it does so at once."""
     settings, loop = parts.settings, asyncio.get_running_loop()
     began_s = loop.time()
     try:
         await _land(parts)
+        left_s = max(CANCELLED_S, began_s + settings.close_timeout_s - loop.time())
+        await parts.listening.telling.end(left_s, is_told=parts.listening.heartbeat.runs)
         await parts.listening.heartbeat.stop()
         if settings.enabled:
             # Bounded apart: where big values are under way, an answer may take longer than a silent L2 is given.
@@ -97,12 +103,20 @@ def _declare(parts: Parts, data_type: str, policy: Policy) -> None:
     parts.node.groups.declare(data_type)
 
 
-class Life:
+def _decode_anew(parts: Parts, data_type: str) -> None:
+    """Believe nothing in memory of this type, nor what is under way: it was decoded without the model that it has."""
+    for shard in parts.node.shards:
+        parts.node.forget(shard.index, (), [type_scope(data_type)])
+        parts.listening.attention.nudge(shard.index)
+
+
+class Life(Hooking):
     """What every cache has beside its verbs: how it is opened, set up, looked at and closed."""
 
     def __init__(
         self, settings: Settings | str | None = None, *, world: World | None = None, clock: Clock = monotonic
     ) -> None:
+        super().__init__()
         self.settings = Settings.of(settings)
         self._world = world
         self._parts: Parts | None = None
@@ -117,6 +131,13 @@ class Life:
         """Where it is open: with `_entries`, what a hit goes by."""
         self._clock = clock
 
+    def _anew(self) -> Self:
+        """Another one, not open, of the same settings, and with the same declared."""
+        other = type(self)(self.settings, world=self._world, clock=self._clock)
+        other._policies, other._cascades = dict(self._policies), list(self._cascades)
+        other._models = dict(self._models)
+        return other
+
     @classmethod
     def open(cls, settings: Settings | str | None = None) -> Self:
         """The cache at a URL or of settings, to be entered: `async with Cache.open(...) as cache`; `ConfigError`."""
@@ -125,7 +146,7 @@ class Life:
     async def __aenter__(self) -> Self:
         if self._parts is not None and not self._parts.home.gone:
             raise ConfigError("this cache is open already")
-        parts = build(self.settings, self._clock, self._world)
+        parts = build(self.settings, self._clock, self._world, self._hooks)
         self._parts = parts
         for data_type, policy in self._policies.items():
             _declare(parts, data_type, policy)
@@ -245,6 +266,8 @@ class Life:
             )
         self._models[data_type] = one_model(known, data_type, model, asker)
         self.register(policies={data_type: policy})
+        if known is None and policy.model is None and self._parts is not None:
+            _decode_anew(self._parts, data_type)
 
     async def probe(self) -> None:
         """Ask L2 now where every shard stands, as the heartbeat does every `probe_interval_s`; `L2Unavailable` if any
@@ -275,8 +298,8 @@ class Life:
     @property
     def on_applied(self) -> OnApplied | None:
         """Called with (shard, epoch, seq, monotonic s) when a shard's applied seq moves: for tests and tools."""
-        return self._live().node.on_applied
+        return self._live().node.applied_hook.call
 
     @on_applied.setter
     def on_applied(self, hook: OnApplied | None) -> None:
-        self._live().node.tell_applied(hook)
+        self._live().node.applied_hook.call = hook

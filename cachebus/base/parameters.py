@@ -38,8 +38,21 @@ class Passing(NamedTuple):
     """Whether it has a parameter `previous`, which is given by name."""
 
 
+class StandIn:
+    """What is called in a source's place, with what that one takes: it has it called elsewhere."""
+
+    def __init__(self, source: SourceFunction) -> None:
+        self.source = source
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the source gives."""
+        raise NotImplementedError
+
+
 def passing_of(source: SourceFunction) -> Passing:
     """What a source gets; the rules are told at `cachebus.reading.source.bind`. Raises `ConfigError`."""
+    if isinstance(source, StandIn):
+        source = source.source
     shape = _shape(source)
     if shape is not None:
         known = _by_code.get(shape[0])
@@ -81,6 +94,16 @@ def check_async(function: SourceFunction) -> None:
         raise not_async(function)
 
 
+def check_sync(function: SourceFunction) -> None:
+    """`ConfigError` for what is no function, for a generator, and for an async function."""
+    if not callable(function) or inspect.iscoroutinefunction(function):
+        raise ConfigError(
+            f"BlockingCache.cached takes sync functions, and {name_of(function)} is none: for async ones there is "
+            "@cached, with a Cache"
+        )
+    refuse_generator(function, "BlockingCache.cached: the function")
+
+
 def not_async(function: SourceFunction) -> ConfigError:
     """The error for a sync function where only an async one will do."""
     return ConfigError(
@@ -90,8 +113,8 @@ def not_async(function: SourceFunction) -> ConfigError:
 
 def name_of(source: SourceFunction) -> str:
     """What a function is called, for messages."""
-    while isinstance(source, functools.partial):
-        source = source.func
+    while isinstance(source, functools.partial | StandIn):
+        source = source.func if isinstance(source, functools.partial) else source.source
     return str(getattr(source, "__qualname__", type(source).__qualname__))
 
 

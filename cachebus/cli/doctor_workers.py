@@ -67,5 +67,7 @@ def _told_as_optional(report: WorkerReport, assumption: str, name: str | None) -
 
 def _is_absence(found: Finding, assumption: str, name: str | None) -> bool:
     """Whether all that a worker reads is not there. `name`: of it; None: it is what stops the worker."""
+    from cachebus.consumers.worker.source import Cause  # with what found it, the worker's own packages are here
+
     is_it = found.stops if name is None else found.subject == name
-    return found.assumption == assumption and is_it and found.problem.startswith(("it is not there", "it is missing"))
+    return found.assumption == assumption and is_it and found.cause is Cause.ABSENT

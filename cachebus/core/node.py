@@ -7,13 +7,14 @@ why dropping a scope costs the same at any size, is said in `groups`.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from cachebus.base.clock import Clock, OtherClock
 from cachebus.base.log import logger
 from cachebus.core.admission import Offer, ReadBounds, deadline_s, entry_bytes, fast_path_until_s
 from cachebus.core.answers import BEYOND, INF, NEVER, Heard, HeardSoFar, Probed, Reservation
+from cachebus.core.applied import AppliedHook
 from cachebus.core.blocked import Blocked
 from cachebus.core.details import ABSENT, details
 from cachebus.core.figures import stats_of
@@ -22,13 +23,14 @@ from cachebus.core.membership import MembershipView
 from cachebus.core.ports import Caller, Change, Invalidated, Largest, ProbeReply
 from cachebus.core.setup import NodeSetup
 from cachebus.core.shard import Shard
+from cachebus.core.telling import LeaseLapses, tell_invalidated
 from cachebus.keys.key import Key, is_scope, scopes_of
 from cachebus.l1 import L1, Entry, grid, shared_int
 from cachebus.observe import Counters, ShardStats
+from cachebus.observe.hooks import Hooks
 from cachebus.wire import event as events
 from cachebus.wire.record import Record
 
-OnApplied = Callable[[int, str, int, float], None]
 DOUBT_S: Final = 60.0
 """For so long at least it is doubted what was held, or had begun, before an invalidation of unknown outcome."""
 
@@ -36,7 +38,7 @@ DOUBT_S: Final = 60.0
 class Node:
     """One node. Its id is unique in the fleet and made anew for every cache."""
 
-    def __init__(self, setup: NodeSetup, l1: L1, clock: Clock, counters: Counters) -> None:
+    def __init__(self, setup: NodeSetup, l1: L1, clock: Clock, counters: Counters, hooks: Hooks | None = None) -> None:
         shards, bound_s = setup.shards, setup.bound_s
         self.id = f"{setup.name}-{secrets.token_hex(4)}"
         self.clock = clock
@@ -59,8 +61,10 @@ class Node:
         """What may not be believed, while this node has invalidations that L2 has not heard of."""
         self.memberships = [MembershipView() for _ in range(shards)]
         """What is known of the nodes' rows, by shard."""
-        self.on_applied: OnApplied | None = None
-        """Called with shard, epoch, seq and monotonic time when a shard's applied seq moves: for tests and tools."""
+        self.applied_hook = AppliedHook(clock)
+        self.hooks = hooks or Hooks()
+        """Who wants to be told of what happens here."""
+        self.lapses = LeaseLapses(self.shards, self.hooks)
         self.groups = Groups(self.shards, counters)
         """What L1's entries share."""
 
@@ -106,7 +110,9 @@ class Node:
             self.groups.retire(index, self.groups.touched(index, event.scopes))
         self._spread_lease(index)
         if shard.applied != before:
-            self._say_applied(index)
+            self.applied_hook.say(shard)
+        if self.hooks.invalidated:
+            tell_invalidated(self.hooks, index, event)
         return heard
 
     def wrote(self, index: int, change: Change, body: bytes, part: events.WritePart) -> None:
@@ -156,6 +162,7 @@ class Node:
         )
         if shard.valid_until_s < now_s and (shard.epoch == reply.epoch or shard.valid_until_s > NEVER):
             self.counters.lease_lapses += 1
+            self.lapses.look(index, now_s)
             logger.info(
                 "shard {}: its lease had lapsed {:.3f} s before L2 answered", index, now_s - shard.valid_until_s
             )
@@ -172,7 +179,7 @@ class Node:
         shard.begin_epoch(reply.epoch, reply.seq, reply.invalidated or Invalidated({}, {}), sent_at_s, asked)
         self.born_us[index] = reply.born_us
         self._spread_lease(index)
-        self._say_applied(index)
+        self.applied_hook.say(shard)
 
     def void(self, index: int, cause: str) -> None:
         """Drop a shard's L1, overtake everything under way, give up the lease."""
@@ -180,6 +187,8 @@ class Node:
         self.groups.end_life(index)
         self._spread_lease(index)
         self.counters.flushed(cause)
+        if self.hooks.flushed and cause != "start":  # nothing was held then
+            self.hooks.tell("flushed", index, cause)
 
     def forget(self, index: int, keys: Sequence[Key], scopes: Sequence[str] = ()) -> None:
         """Drop keys, and what is in scopes, of which nothing is known for sure: after a write of unknown outcome."""
@@ -212,19 +221,6 @@ class Node:
     def is_blocked(self, key: Key, tags: Sequence[str] = ()) -> bool:
         """Whether a value under this key, with these tags, may not be believed: an invalidation of it waits for L2."""
         return self.blocked is not None and self.blocked.covers(key, tags)
-
-    def tell_applied(self, hook: OnApplied | None) -> None:
-        """Have `hook` called with shard, epoch, seq and monotonic time (s) when a shard's applied seq moves."""
-        self.on_applied = hook
-
-    def _say_applied(self, index: int) -> None:
-        """Call the hook; what it raises concerns nobody who writes, reads or listens here."""
-        shard, hook = self.shards[index], self.on_applied
-        try:
-            if hook is not None:
-                hook(index, shard.epoch.decode(), shard.applied, self.clock())
-        except Exception:  # noqa: BLE001 (the user's; logged with its trace)
-            logger.exception("on_applied has raised")
 
     # -- L1 ------------------------------------------------------------------------------------------------------
 

@@ -316,8 +316,8 @@ class Store(Protocol):
         ...
 
     async def write(self, key: Key, caller: Caller, request: WriteRequest) -> Change:
-        """Store a record and invalidate all else, in one step. Under a guard it only invalidates; with `if_absent` not
-        even that."""
+        """Store a record and invalidate all else, in one step. Under a guard it only invalidates; with `if_absent` or
+        `over` not even that."""
         ...
 
     async def counter(self, key: Key, caller: Caller, amount: int, request: str, expires_ms: int) -> int | None:

@@ -65,3 +65,5 @@ class WriteRequest(NamedTuple):
     scopes: Sequence[str] = ()
     if_absent: bool = False
     """Only where there is no valid record."""
+    over: bytes = b""
+    """Only in the place of a valid record of this version; b"": of any, or of none."""

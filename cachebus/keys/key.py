@@ -95,12 +95,12 @@ def is_scope(name: str) -> bool:
 def scopes_of(l1: str) -> tuple[str, tuple[str, ...]]:
     """The bucket of the key with this L1 name, and the scopes that it lies in: what `Key.scopes` says, from the name
     alone."""
-    parts = _parts_of(l1)
+    parts = parts_of(l1)
     return bucket_of(parts[0]), _scopes(*parts)
 
 
-def _parts_of(l1: str) -> tuple[str, str, str, tuple[str | None, ...]]:
-    """Tenant, data type, resource id and contexts, as they stand in an L1 name."""
+def parts_of(l1: str) -> tuple[str, str, str, tuple[str | None, ...]]:
+    """Tenant, data type, resource id and contexts, as they stand in an L1 name; `ValueError` where it is none."""
     tenant, data_type, rest = l1.split(GIVEN, 2)
     end = min(i for i in (rest.find(GIVEN), rest.find(ABSENT)) if i >= 0)
     contexts = tuple(field[1:] if field[0] == GIVEN else None for field in _fields(rest[end:]))
@@ -258,7 +258,7 @@ class Keyspace:
 
     def named(self, l1: str) -> Key:
         """The key that has this L1 name; the name must be one that a key of this keyspace has given."""
-        tenant, data_type, resource_id, (agent, conversation, collection) = _parts_of(l1)
+        tenant, data_type, resource_id, (agent, conversation, collection) = parts_of(l1)
         contexts = agent, conversation, collection
         return Key(self.family(tenant or None, data_type), resource_id, _NONE if contexts == _NONE else contexts)
 

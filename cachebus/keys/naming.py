@@ -58,6 +58,11 @@ class ArgumentTemplate:
                 raise ConfigError(f"{where}: {text!r} has the placeholder {{{field}}}, but there is no such argument")
 
     @property
+    def is_alone(self) -> bool:
+        """Whether it is one argument and nothing else, which is then taken as it is."""
+        return self._alone
+
+    @property
     def arguments(self) -> list[str]:
         """The names of the arguments that it is written out of."""
         return [field.replace("[", ".").partition(".")[0] for field in self._template.fields]

@@ -79,9 +79,12 @@ class Plan:
 
     def body(self, who: str, *, probe: bool = False) -> bytes:
         """The body of the event that tells of it: by whom, and whether nodes are to probe at once."""
+        return events.encode_body([self.part(who)], probe=probe)
+
+    def part(self, who: str) -> events.WritePart:
+        """What it is in that event."""
         origin = f"{who} {self.source}" if self.source else who
-        part = events.WritePart([key.l1 for key in self.keys], self.scopes, origin, self.reason)
-        return events.encode_body([part], probe=probe)
+        return events.WritePart([key.l1 for key in self.keys], self.scopes, origin, self.reason)
 
 
 class Planner:

@@ -18,6 +18,7 @@ from sys import getsizeof
 from cachebus.l1.entry import ENTRY_OVERHEAD_BYTES, Entry, size_class
 from cachebus.l1.ghost import Ghosts
 from cachebus.l1.weight import LARGEST_PART, Weights
+from cachebus.observe.hooks import Hooks
 
 # The paper has a tenth, and two hits to be promoted; on real traces a seventh and one hit lose to no other policy.
 SMALL_PART = 7
@@ -39,6 +40,7 @@ class L1:
         "_compactor",
         "_dead",
         "_ghosts",
+        "_hooks",
         "_largest_bytes",
         "_main",
         "_max_bytes",
@@ -51,12 +53,13 @@ class L1:
         "weights",
     )
 
-    def __init__(self, max_entries: int, max_bytes: int) -> None:
+    def __init__(self, max_entries: int, max_bytes: int, hooks: Hooks | None = None) -> None:
         self.entries: dict[str, Entry] = {}
         self.bytes = 0
         self.evictions = 0
         self.weights = Weights(max_bytes)
         """What values take, for `Entry.size`."""
+        self._hooks = hooks or Hooks()
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._largest_bytes = max_bytes // LARGEST_PART if min(max_entries, max_bytes) > 0 else -1
@@ -210,14 +213,12 @@ class L1:
                 self._reprieve(queue, entry)
             elif entry.freq and small and self._is_cold(small[-1]):
                 self._ghosts.add(hash(small[-1]))
-                self._drop(entries[small.pop()])
-                self.evictions += 1
+                self._evict_one(entries[small.pop()])
             else:
                 if queue is small:
                     self._ghosts.add(hash(queue[0]))
                 queue.popleft()
-                self._drop(entry)
-                self.evictions += 1
+                self._evict_one(entry)
 
     def _reprieve(self, queue: deque[str], entry: Entry) -> None:
         if queue is self._main:
@@ -227,8 +228,7 @@ class L1:
             entry.freq = 0
             self._weigh(entry)
             if entry.size > self._largest_bytes:
-                self._drop(entry)
-                self.evictions += 1
+                self._evict_one(entry)
                 queue.popleft()
             else:
                 self._main.append(queue.popleft())
@@ -236,6 +236,13 @@ class L1:
     def _is_cold(self, key: str) -> bool:
         entry = self.entries.get(key)
         return entry is not None and not entry.freq
+
+    def _evict_one(self, entry: Entry) -> None:
+        self.bytes -= entry.size
+        del self.entries[entry.key]
+        self.evictions += 1
+        if self._hooks.evicted:
+            self._hooks.tell("evicted", entry.key, entry.size)
 
     def _drop(self, entry: Entry) -> None:
         self.bytes -= entry.size

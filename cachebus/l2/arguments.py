@@ -170,7 +170,8 @@ class WriteArgs(NamedTuple):
     """Of `write`, behind the event; the key's own scopes follow, then others."""
 
     body: bytes
-    if_absent: int
+    only: bytes
+    """b"0": whatever is there; b"1": where there is no valid record; else over which version."""
     own_scope_count: int
     record_header: bytes
     """Up to its check, which the script turns."""

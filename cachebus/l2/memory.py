@@ -283,12 +283,14 @@ class MemoryShard(MemoryHistory):
 
     def write(self, key: Key, caller: Caller, request: WriteRequest) -> Change:
         """See `Store.write`."""
-        record, px_ms, body, others, scopes, if_absent = request
+        record, px_ms, body, others, scopes, if_absent, over = request
         self.arrive(caller, key.family.bucket)
         guarded = self.guarded_ms(key, record.tags) is not None
-        if if_absent:
+        if if_absent or over:
             now = self.stored(key)
-            if guarded or (now and not self.expired(now[1]) and not now[0][FLAGS_AT] & FLAG_NOT_FOUND):
+            is_valid = now and not self.expired(now[1]) and not now[0][FLAGS_AT] & FLAG_NOT_FOUND
+            fits = bool(now and is_valid and now[1].version == over) if over else not is_valid
+            if guarded or not fits:
                 return Change(self.epoch, self.seq, False, bound_ms=self.bound_ms)
         self.forget_keys([key, *others])
         header = self.announce(scopes, body)

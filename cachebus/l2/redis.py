@@ -315,7 +315,7 @@ class RedisStore:
         data = request.record.encode(key.l2)
         own = WriteArgs(
             body=request.body,
-            if_absent=int(request.if_absent),
+            only=request.over or (b"1" if request.if_absent else b"0"),
             own_scope_count=len(key.scopes),
             record_header=data[:CHECKED_AT],
             record_tail=data[CHECKED_AT:],

@@ -56,6 +56,11 @@ class Heartbeat:
         or of all, are not renewed, and nothing connects again."""
         return self._task is not None and (self._task.done() or self._lacks_loops)
 
+    @property
+    def runs(self) -> bool:
+        """Whether all its loops work."""
+        return self._task is not None and not self.has_ended
+
     async def stop(self) -> None:
         """End all loops."""
         if self._task is not None:

@@ -8,6 +8,7 @@ from typing import Final, Literal
 from cachebus.base.clock import Clock, monotonic
 from cachebus.base.log import logger
 from cachebus.core.ports import Store
+from cachebus.observe.hooks import Hooks
 
 Backend = Literal["L2", "bus"]
 TELL_EVERY_S: Final = 60.0
@@ -65,8 +66,9 @@ class _Outage:
 class Outages:
     """Which shards are out of reach, in L2 and on the bus, or refuse this node, and why."""
 
-    def __init__(self, store: Store, clock: Clock, count: int) -> None:
-        """`count`: of shards."""
+    def __init__(self, store: Store, clock: Clock, count: int, hooks: Hooks | None = None) -> None:
+        """`count`: of shards. `hooks`: who wants to be told."""
+        self._hooks = hooks or Hooks()
         self._store = store
         self._clock = clock
         self._count = count
@@ -78,6 +80,8 @@ class Outages:
     def lost(self, part: Backend, index: int, why: str) -> None:
         """The shard can't be reached; called at each attempt. Each reason is logged once, and again each minute."""
         now_s = self._clock()
+        if part not in self._outages and self._hooks.degraded:
+            self._hooks.tell("degraded", part, True, why)
         outage = self._outages.setdefault(part, _Outage(now_s))
         outage.why[index] = why
         outage.tell(part, why, now_s)
@@ -123,6 +127,8 @@ class Outages:
         lacked = outage.why.pop(index, None) is not None
         if not outage.why:
             del self._outages[part]
+            if self._hooks.degraded:
+                self._hooks.tell("degraded", part, False, "")
         return lacked
 
     @property

@@ -54,6 +54,8 @@ _COUNTS = {
     "guarded_loads": ("guarded_loads", "Loads whose value was not kept, for a write guard"),
     "pending_delivered": ("pending_delivered", "Invalidations that waited for L2, and were delivered"),
     "pending_lost": ("pending_lost", "Invalidations that waited for L2 until the cache was closed"),
+    "hook_events_dropped": ("hook_events_dropped", "Events that no hook was told, as too many waited"),
+    "hook_failures": ("hook_failures", "Times a callback of a hook has failed"),
     "records_corrupt": ("records_corrupt", "Records in L2 that were damaged, or another key's"),
     "l2_errors": ("l2_errors", "Operations on L2 that failed"),
     "l1_evictions": ("l1_evictions", "Entries that left L1 for want of room"),

@@ -175,6 +175,10 @@ class Stats:
     """Invalidations that waited for L2, and were delivered."""
     pending_lost: int
     """Invalidations that waited for L2 until this cache was closed."""
+    hook_events_dropped: int
+    """Events that no hook was told, since too many waited already, or the cache was closed."""
+    hook_failures: int
+    """Times a callback of a hook has raised, or taken longer than its time."""
     records_corrupt: int
     """Records in L2 that were damaged, or answered for another key; each was a miss."""
     l2_errors: int

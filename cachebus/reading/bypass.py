@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from threading import Lock
+from typing import Any, Protocol
 
 
 @dataclass(eq=False, slots=True)
@@ -25,14 +26,21 @@ class _Block:
 _innermost: ContextVar[_Block | None] = ContextVar("cachebus_bypass", default=None)
 
 
+class HoldsEntries(Protocol):
+    """A cache, whose hits go by what it has there."""
+
+    _entries: Any
+
+
 class Bypass:
     """The blocks of one cache."""
 
-    __slots__ = ("blocks",)
+    __slots__ = ("_lock", "blocks")
 
     def __init__(self) -> None:
         self.blocks = 0
-        """How many are entered, in whichever tasks."""
+        """How many are entered, in whichever tasks and threads."""
+        self._lock = Lock()
 
     def here(self) -> bool:
         """Whether a read passes the cache by that is called here."""
@@ -42,16 +50,21 @@ class Bypass:
         return block is not None
 
     @contextmanager
-    def entered(self) -> Iterator[None]:
-        """Inside it reads pass the cache by."""
+    def entered(self, holder: HoldsEntries, entries: Mapping[str, Any]) -> Iterator[None]:
+        """Inside it reads pass the cache by. `holder`: of these entries."""
         block = _Block(self, _innermost.get())
         _innermost.set(block)
-        self.blocks += 1
+        with self._lock:
+            self.blocks += 1
+            holder._entries = BypassedEntries(self, entries)
         try:
             yield
         finally:
-            self.blocks -= 1
             block.is_over = True
+            with self._lock:
+                self.blocks -= 1
+                if not self.blocks and isinstance(holder._entries, BypassedEntries):  # else it was closed
+                    holder._entries = entries
             if _innermost.get() is block:  # in another task than it was entered in there is nothing to take back
                 _innermost.set(block.outer)
 

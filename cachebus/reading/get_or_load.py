@@ -167,6 +167,8 @@ class Loads:
         if found.is_fallback or found.level is None:
             counters.misses += 1
             counters.fallbacks += found.is_fallback
+            if found.is_fallback and self._node.hooks.stale_served:
+                self._node.hooks.tell("stale_served", request.key.l1, found.level)
         elif found.level == "l2":
             counters.l2_hits += 1
         else:

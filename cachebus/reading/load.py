@@ -26,12 +26,14 @@ from cachebus.reading.request import Failing, Found
 class SourceLoad:
     """What one flight asks of its source."""
 
-    __slots__ = ("_fill", "_fill_lease", "_flight", "_node", "_parts")
+    __slots__ = ("_began_s", "_fill", "_fill_lease", "_flight", "_node", "_parts", "_took_s")
 
     def __init__(self, parts: LoadParts, flight: Flight, lease: FillLease) -> None:
         self._parts, self._node = parts, parts.fetch.node
         self._flight, self._fill_lease = flight, lease
         self._fill = Fill(parts.fetch, flight, lease)
+        self._began_s = self._took_s = 0.0
+        """When the source was asked, and how long it has taken to answer."""
 
     # -- the four cases -------------------------------------------------------------------------------------------
 
@@ -46,7 +48,7 @@ class SourceLoad:
         if found.is_fallback:
             return found
         kept = await self._fill.under_fill_lease(found, dated, over, None if offered is None else offered.fresh)
-        return kept if kept is not None else await self._told_of_nothing(found)
+        return self._told(kept) if kept is not None else await self._told_of_nothing(found)
 
     async def guarded(self, dated: DatedReply) -> Found:
         """What a guard covers may change at the source at any moment: who comes when the guard may be over must not
@@ -69,7 +71,7 @@ class SourceLoad:
                 return found
             if offered is not None and not self._fill.holds(found, offered.fresh):
                 return await self._told_of_nothing(found)
-            return self._fill.without_l2(found, as_of, seq)
+            return self._told(self._fill.without_l2(found, as_of, seq))
 
     async def unkept(self) -> Found:
         """Load, or make what can be made instead, for the flight's callers alone."""
@@ -77,7 +79,7 @@ class SourceLoad:
             found = await self._asked(None)
         except Failing as failing:
             found = await self._made_instead(failing)
-        return self._fill.unkept(found)
+        return self._told(self._fill.unkept(found))
 
     async def _told_of_nothing(self, found: Found) -> Found:
         """Load again. The source has said that the old value is still right, but something may have invalidated that
@@ -86,7 +88,7 @@ class SourceLoad:
             return found
         self._flight.fall_back_on(None)
         found = await self._or_fallback(None)
-        return found if found.is_fallback else self._fill.unkept(found)
+        return found if found.is_fallback else self._told(self._fill.unkept(found))
 
     # -- the source -----------------------------------------------------------------------------------------------
 
@@ -120,7 +122,7 @@ class SourceLoad:
         key = request.key
         of_type = counters.of(key.family.data_type)
         of_type.loads += 1
-        started_s = self._node.clock()
+        self._began_s = self._node.clock()
         try:
             self._flight.asks_source()
             loaded = await request.load(None if offered is None else offered.previous)
@@ -128,7 +130,8 @@ class SourceLoad:
             self._note_failure(error.error if isinstance(error, Failing) else error)
             raise
         finally:
-            counters.load_latency.observe(self._node.clock() - started_s)
+            self._took_s = self._node.clock() - self._began_s
+            counters.load_latency.observe(self._took_s)
         self._parts.cooldowns.end(key.l1)
         loaded = settled(loaded, offered, request)
         if offered is not None and loaded.is_not_modified:
@@ -162,6 +165,20 @@ class SourceLoad:
         data_type = self._flight.request.key.family.data_type
         self._node.counters.of(data_type).load_errors += 1
         logger.warning("loading {} failed: {}", data_type, type(error).__name__)
+        if self._node.hooks.load_failed:
+            took_s = self._node.clock() - self._began_s
+            self._node.hooks.tell("load_failed", self._flight.request.key.l1, took_s, type(error).__name__)
+
+    def _told(self, found: Found) -> Found:
+        """What was loaded is where it may be: tell it whoever wants to know."""
+        if self._node.hooks.loaded and found.loaded is not None:
+            request, is_refresh = self._flight.request, bool(self._flight.departure.refreshes)
+            is_there, is_kept = found.value is not None, not found.serialization_error
+            # What is not kept may have been taken away in L2: that was stored in its place.
+            is_stored = self._fill_lease.stored and is_kept and (is_there or bool(request.rules.negative_ttl_s))
+            facts = self._took_s, is_there, found.loaded.source, is_refresh, is_stored
+            self._node.hooks.tell("loaded", request.key.l1, *facts)
+        return found
 
 
 def begun_without_l2(node: Node, key: Key) -> tuple[AsOf, int]:

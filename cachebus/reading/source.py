@@ -24,6 +24,7 @@ from cachebus.base.parameters import PREVIOUS, SourceFunction, name_of, not_asyn
 from cachebus.decided import Decided, Previous
 from cachebus.errors import ConfigError, LoadTimeout
 from cachebus.policy import Rules
+from cachebus.reading.promises import look_at_promise
 from cachebus.reading.request import Load, Loaded
 
 Bound = Callable[[], Any]
@@ -127,6 +128,7 @@ def loaded_of(given: Any) -> Loaded:
 
 async def call_by(rules: Rules, bound: Bound, previous: Previous[Any] | None) -> Any:
     """`call` with the retries and the time limit of a type. `previous`: for a source that takes it."""
+    look_at_promise(bound.func if isinstance(bound, functools.partial) else bound, rules)
     return await call(
         bound.told(previous) if isinstance(bound, WithPrevious) else bound,
         timeout_s=rules.load_timeout_s,

@@ -84,7 +84,7 @@ class Returned:
         said = typing.get_type_hints(alone, self.names, {**self.around, **own})["return"]
         if not self.is_async and get_origin(said) in (Awaitable, Coroutine):
             said = get_args(said)[-1]
-        return _model_in(_of_owner(said, owner))
+        return model_in(_of_owner(said, owner))
 
 
 def one_model(known: Asked | None, data_type: str, model: Any, asker: Definition) -> Asked:
@@ -123,8 +123,7 @@ def returned_by(function: Callable[..., Any]) -> Returned | None:
 
 
 def _annotations_of(says: Any) -> Mapping[str, Any]:
-    """What it is annotated with, as text where that names what isn't there yet: since Python 3.14 annotations are read
-    when they are asked for."""
+    """What it is annotated with, as text where that names what isn't there yet: Python 3.14 reads it when asked."""
     if sys.version_info >= (3, 14):
         try:
             return cast("Mapping[str, Any]", says.__annotations__)
@@ -202,15 +201,16 @@ def _of_owner(said: Any, owner: type | None) -> Any:
     return said.copy_with(parts) if hasattr(said, "copy_with") else get_origin(said)[parts]
 
 
-def _model_in(said: Any) -> Any:
+def model_in(said: Any) -> Any:
+    """The model of what is said to be of this type, None where none is needed; `NameError` for a name that is left."""
     behind = _behind(said)
     if behind is not said:
-        return _model_in(behind)
+        return model_in(behind)
     if not (several := tuple(_of_values(said))):
         return None
     values: Any = Union[several]  # noqa: UP007
     if values is not said and get_origin(values) not in _UNIONS:
-        return _model_in(values)
+        return model_in(values)
     said = values
     if _is_plain(said):
         return None

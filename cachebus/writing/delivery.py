@@ -6,7 +6,6 @@ from cachebus.core.ports import Change
 from cachebus.core.requests import GuardRequest
 from cachebus.keys.plan import Plan
 from cachebus.reading.fetch import Fetcher
-from cachebus.wire import event as events
 from cachebus.writing.tell import Teller
 
 
@@ -52,7 +51,7 @@ class Delivery:
         await self._teller.tell(plan, change, body, called_s)
 
     def _apply(self, plan: Plan, change: Change, body: bytes) -> None:
-        self._node.wrote(plan.shard, change, body, events.WritePart([key.l1 for key in plan.keys], plan.scopes))
+        self._node.wrote(plan.shard, change, body, plan.part(self._node.id))
         shard = self._node.shards[plan.shard]
         if shard.epoch != change.epoch or shard.applied < change.seq:
             self._nudge(plan.shard)

@@ -39,6 +39,8 @@ class SetRequest(NamedTuple):
     """The tags' scopes."""
     if_absent: bool = False
     """Store only where there is no value, and else do nothing."""
+    over: bytes = b""
+    """Store only in the place of a value of this version, and else do nothing; b"": whatever is there."""
     wait: bool = False
     """Return when no node can serve what was replaced."""
 
@@ -93,11 +95,11 @@ class Writer:
         record, kept = pack(request.value, request.rules, node.server_now_s(key.shard), given)
         body = plan.body(node.id, probe=request.wait)
         kept_ms = keep_ms(record, request.rules)
-        writing = WriteRequest(record, kept_ms, body, plan.keys[1:], plan.scopes, request.if_absent)
+        writing = WriteRequest(record, kept_ms, body, plan.keys[1:], plan.scopes, request.if_absent, request.over)
         stored = self._store.write(key, node.caller(key.shard), writing)
         with self._delivery.refusals.of("values", key.family.data_type):
             change = await self._or_doubt(plan, budget.spent_on(stored))
-        if request.if_absent and not change.done:
+        if (request.if_absent or request.over) and not change.done:
             return receipt_of(plan, change)
         await self._delivery.spread(plan, change, body, sent_at_s)
         if request.rules.l1 and change.done:

@@ -12,7 +12,6 @@ from cachebus.bus.kafka.topic import ensure, read_layout
 from cachebus.cascade import Cascade
 from cachebus.consumers.topics.brokers import BrokerAdmin, Topic
 from cachebus.consumers.topics.dead_topic import count_of
-from cachebus.consumers.topics.findings import is_of_rules_alone
 from cachebus.consumers.topics.inspection import MISSING, UNKNOWN
 from cachebus.consumers.topics.membership import Membership
 from cachebus.consumers.topics.note import ANY_RULES
@@ -23,7 +22,7 @@ from cachebus.consumers.worker import commands
 from cachebus.consumers.worker.cascades import digest, reached
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter
-from cachebus.consumers.worker.source import Finding, Item, Meaning
+from cachebus.consumers.worker.source import Cause, Finding, Item, Meaning
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import ConfigError
 from cachebus.producers.command import Command, InvalidateAllTenants, InvalidCommand
@@ -114,7 +113,7 @@ class CommandsSource(TopicSource):
     def scopes(self, findings: Sequence[Finding]) -> list[Command] | None:
         """See `TopicSource.scopes`: all that cascades reach, where others were followed before, and nothing else was
         missed."""
-        if not all(is_of_rules_alone(finding) for finding in findings):
+        if not all(finding.cause is Cause.RULES for finding in findings):
             return None
         shards = range(self._shards)
         return [
@@ -143,7 +142,7 @@ class CommandsSource(TopicSource):
         """See `TopicSource.look_at`."""
         name, dead = self._access.topic, self.membership.dead_topic
         findings = [
-            Finding("topic", one, MISSING, how)
+            Finding("topic", one, MISSING, how, cause=Cause.ABSENT)
             for one, how in (
                 (name, created(self._access, name, self._access.partitions)),
                 (dead, created_dead(self._access, dead)),

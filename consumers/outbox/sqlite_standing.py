@@ -13,7 +13,7 @@ from cachebus.consumers.outbox.letting import Resting
 from cachebus.consumers.outbox.remedies import served
 from cachebus.consumers.outbox.sqlite_file import Database
 from cachebus.consumers.worker.clean import clean
-from cachebus.consumers.worker.source import Finding
+from cachebus.consumers.worker.source import Cause, Finding
 from cachebus.producers.outbox.table import SQLITE_NOW, OutboxTable
 
 ASSUMPTIONS: Final = ("table", "columns", "removal", "namespaces")
@@ -90,7 +90,8 @@ class Standing:
     async def _of_table(self, name: str, needed: Mapping[str, str], made_by: int, *, stops: bool) -> list[Finding]:
         made = await self._database.fetch("SELECT type, sql FROM sqlite_master WHERE name = ?", name)
         if not made:
-            return [Finding("table", name, "it is not there", remedies.made(self._table), stops=stops)]
+            remedy = remedies.made(self._table)
+            return [Finding("table", name, "it is not there", remedy, stops=stops, cause=Cause.ABSENT)]
         if made[0][0] != b"table":
             remedy = f'DROP {made[0][0].decode().upper()} "{name}";'
             return [Finding("table", name, "it is no table", remedy, stops=stops)]

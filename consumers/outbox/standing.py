@@ -14,7 +14,7 @@ from cachebus.consumers.outbox.remedies import OPENS, made, put_by
 from cachebus.consumers.worker import row_security
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.partitions import tree_of
-from cachebus.consumers.worker.source import Finding
+from cachebus.consumers.worker.source import Cause, Finding
 from cachebus.producers.outbox.table import OutboxTable
 
 ASSUMPTIONS: Final = (
@@ -73,7 +73,7 @@ async def _of_none(connection: asyncpg.Connection, table: OutboxTable) -> Findin
             return _of_one_that_is_not_found(table, row)
     elif await connection.fetchval("SELECT to_regnamespace($1) IS NULL", table.schema):
         remedy = f'CREATE SCHEMA "{table.schema}";'
-    return Finding("table", table.rows, "it is not there", remedy, stops=True)
+    return Finding("table", table.rows, "it is not there", remedy, stops=True, cause=Cause.ABSENT)
 
 
 def _of_one_that_is_not_found(table: OutboxTable, row: Any) -> Finding:

@@ -10,7 +10,7 @@ from aiokafka import TopicPartition, codec
 
 from cachebus.consumers.topics.note import ANEW, L2, REMEDY, RULES, WHY
 from cachebus.consumers.worker.clean import clean
-from cachebus.consumers.worker.source import Finding
+from cachebus.consumers.worker.source import Cause, Finding
 
 _UNLIKE: Final = {
     L2: (
@@ -42,12 +42,8 @@ def of_missed(missed: Mapping[TopicPartition, str], state: str = "") -> Iterable
             f"{WHY[why]} (partitions {', '.join(map(str, sorted(parts)))})" for why, parts in by_why.items()
         )
         remedy = "; ".join(REMEDY[why] for why in by_why if REMEDY[why])
-        yield Finding(assumption, subject, problem, remedy, missed=True, over=True, state=state)
-
-
-def is_of_rules_alone(finding: Finding) -> bool:
-    """Whether what was missed was told by other rules, or cascades, and nothing else is found."""
-    return finding.over and {why for why in WHY if WHY[why] in finding.problem} == {RULES}
+        cause = Cause.RULES if by_why.keys() == {RULES} else Cause.OTHER
+        yield Finding(assumption, subject, problem, remedy, missed=True, over=True, state=state, cause=cause)
 
 
 def of_unlike(kind: str, group: str, partitions: Sequence[TopicPartition]) -> Finding:

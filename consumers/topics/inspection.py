@@ -28,7 +28,7 @@ from cachebus.consumers.topics.note import L2, RULES, begin_at, note_of
 from cachebus.consumers.topics.progress import partition_of
 from cachebus.consumers.topics.tools import altered, tool
 from cachebus.consumers.worker.clean import clean
-from cachebus.consumers.worker.source import AGREE_LOOKS, SENT_FROM_S, Finding, Look
+from cachebus.consumers.worker.source import AGREE_LOOKS, SENT_FROM_S, Cause, Finding, Look
 from cachebus.errors import BusUnavailable
 
 if TYPE_CHECKING:
@@ -75,9 +75,9 @@ class TopicInspector:
         named = source.named(topics)
         self._begun_anew(topics)
         findings = [*await source.look_at(session.brokers, topics), *self._rights(topics, named), *of_codecs()]
-        self._missing = self._missing + 1 if any(one.problem == MISSING for one in findings) else 0
+        self._missing = self._missing + 1 if any(one.cause is Cause.ABSENT for one in findings) else 0
         if not session.joined:
-            findings = [one._replace(problem=MAKES) if one.problem == MISSING else one for one in findings]
+            findings = [one._replace(problem=MAKES) if one.cause is Cause.ABSENT else one for one in findings]
         group = await session.brokers.group(source.membership.group)
         if not group.allowed:
             return Look([*findings, self._not_in_group()], warnings=source.warnings)

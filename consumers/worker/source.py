@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from enum import StrEnum
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
@@ -110,6 +111,18 @@ class FindingKey(NamedTuple):
         return self.assumption, self.subject
 
 
+class Cause(StrEnum):
+    """What a finding comes from, where something else depends on it. The problem is for people, and may be reworded."""
+
+    OTHER = "other"
+    ABSENT = "absent"
+    """What the worker reads or writes is not there."""
+    UNPUBLISHED = "unpublished"
+    """The publication leaves a table out, and has all it takes to add it."""
+    RULES = "rules"
+    """What was missed was told by other rules or cascades, and nothing else was missed."""
+
+
 class Finding(NamedTuple):
     """A broken assumption of the source."""
 
@@ -130,6 +143,7 @@ class Finding(NamedTuple):
     state: str = ""
     """What it was found by. With another state it has happened once more, and is to be made up for once more, though
     the problem reads the same."""
+    cause: Cause = Cause.OTHER
 
     @property
     def about(self) -> tuple[str, str]:

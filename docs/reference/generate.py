@@ -90,6 +90,9 @@ def commands() -> str:
 def api() -> str:
     """Every public name with its signature and docstring."""
     import cachebus
+    import cachebus.celery
+    import cachebus.django
+    import cachebus.flask
     import cachebus.testing
     from cachebus import producers
 
@@ -98,7 +101,8 @@ def api() -> str:
         "What others may rely on: these names, with these signatures. A test compares them with a list "
         "(`tests/unit/public_api.txt`), so that none changes unseen.\n\n"
     )
-    return head + "".join(_module(module) for module in (cachebus, cachebus.testing, producers))
+    public = cachebus, cachebus.testing, producers, cachebus.django, cachebus.flask, cachebus.celery
+    return head + "".join(_module(module) for module in public)
 
 
 PAGES: dict[str, Callable[[], str]] = {
@@ -326,7 +330,8 @@ def _signature(function: Any) -> str:
         if p.name not in ("self", "cls")
     ]
     result = found.return_annotation
-    return str(found.replace(parameters=given, return_annotation=result if result is found.empty else _Written(result)))
+    text = str(found.replace(parameters=given, return_annotation=result if result is found.empty else _Written(result)))
+    return re.sub(r"<object object at \w+>", "...", text)  # a default that is nothing but itself
 
 
 def _wrapped(text: str) -> str:

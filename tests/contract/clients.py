@@ -185,6 +185,7 @@ class Client:
         others: Sequence[Key] = (),
         scopes: Sequence[str] = (),
         if_absent: bool = False,
+        over: bytes = b"",
         px_ms: int = 0,
         lives_ms: int | None = None,
         tags: Sequence[str] = (),
@@ -194,7 +195,9 @@ class Client:
             self.record(payload, lives_ms=lives_ms, tags=tags),
             body([what, *others], scopes, self.caller.node),
         )
-        return await self.store.write(what, self.caller, WriteRequest(record, px_ms, told, others, scopes, if_absent))
+        return await self.store.write(
+            what, self.caller, WriteRequest(record, px_ms, told, others, scopes, if_absent, over)
+        )
 
     async def invalidate(self, *keys: Key, scopes: Sequence[str] = ()) -> Change:
         """Replace keys, scopes and tags."""

@@ -6,6 +6,7 @@ import pytest
 
 from cachebus.core.ports import Change, FillLeaseOutcome, Invalidated
 from cachebus.core.requests import WriteRequest
+from cachebus.keys.key import Key
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from tests.contract.clients import BUCKET, LONG_MS, SHORT_MS, Client, body, key, raised, scope, tag, where
@@ -185,6 +186,54 @@ async def test_if_absent_stores_over_what_is_not_believed(rig: StoreRig, ann: Cl
     (data,) = await bob.read(key())
     assert data is not None
     assert data.endswith(b"second")
+
+
+async def version_of(client: Client, what: Key) -> bytes:
+    """The version of the valid record that is there."""
+    (data,) = await client.read(what)
+    assert data is not None
+    return records.parse(data).version
+
+
+async def test_over_a_version_stores_in_its_place_and_once(rig: StoreRig, ann: Client, bob: Client) -> None:
+    await ann.write(key(), b"first")
+    version = await version_of(bob, key())
+    assert where(await ann.write(key(), b"second", over=version)) == (ann.caller.epoch, 3, True)
+    refused = await bob.write(key(), b"third", others=[key("o")], scopes=[scope()], over=version)
+    assert refused == Change(ann.caller.epoch, 3, False), "and says where it stands"
+    (data,) = await bob.read(key())
+    assert data is not None
+    assert data.endswith(b"second")
+    assert len(await bob.store.log(0, 0, 10)) == 2
+    assert await bob.invalidated() == {}
+
+
+@pytest.mark.parametrize("how", ["invalidated", "scope", "tag", "expired", "takeover", "nonsense", "guarded", "loaded"])
+async def test_over_a_version_stores_nothing_where_that_is_not_believed(
+    rig: StoreRig, ann: Client, bob: Client, how: str
+) -> None:
+    """What was replaced, or is gone, does not come back by who has read it before."""
+    await ann.write(key(), b"first", tags=[tag("plan")])
+    version = await version_of(bob, key())
+    if how == "invalidated":
+        await ann.invalidate(key())
+    elif how in ("scope", "tag"):
+        await ann.invalidate(scopes=[scope("doc") if how == "scope" else tag("plan")])
+    elif how == "expired":
+        record = ann.record(b"first", lives_ms=-1)
+        record.version = version
+        await ann.store.write(key(), ann.caller, WriteRequest(record, 0, body([key()], [], ann.caller.node)))
+    elif how == "takeover":
+        await rig.another_server()
+    elif how == "nonsense":
+        await rig.plant_nonsense(key())
+    elif how == "guarded":
+        await ann.guard(key())
+    else:
+        await ann.loaded(key(), b"loaded")
+    assert not (await bob.write(key(), b"second", over=version)).done
+    (data,) = await bob.read(key())
+    assert data is None or not data.endswith(b"second")
 
 
 async def test_the_log_is_read_by_ranges(ann: Client) -> None:

@@ -216,16 +216,18 @@ class Author:
         return Step("invalidate", {"caller": self.caller(), "keys": [], "scopes": [ALL_OF_SHARD]})
 
     def write(self) -> Step:
+        what = self.dice.choice(KEYS)
         return Step(
             "write",
             {
-                "key": self.dice.choice(KEYS),
+                "key": what,
                 "caller": self.caller(),
                 "record": self.record(-1, 0),
                 "px_ms": self.dice.choice([0, 100_000]),
                 "others": self.some(KEYS, 2),
                 "scopes": self.some(NAMES, 2),
                 "if_absent": self.dice.random() < 0.4,
+                "over": self.dice.choice([b"", b"", self.stored.get(what, bytes(4))]),
             },
         )
 

@@ -6,7 +6,6 @@ import asyncio
 import os
 import subprocess
 import sys
-import types
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib import import_module
@@ -49,8 +48,18 @@ FILES = {
     "outbox.md": {"cascades.toml"},
     "howto/fastapi.md": {"shop.py"},
     "comparison.md": {"with_cachebus.py", "with_cashews.py"},
-    "howto/flask.md": {"caching.py", "app.py"},
-    "howto/django.md": {"asgi.py", "views.py", "urls.py", "wsgi.py", "writes.py"},
+    "howto/flask.md": {"app.py"},
+    "howto/django.md": {
+        "settings.py",
+        "views.py",
+        "urls.py",
+        "models.py",
+        "caching.py",
+        "apps.py",
+        "writes.py",
+        "asgi.py",
+    },
+    "howto/celery.md": {"tasks.py", "send.py"},
     "howto/monitoring.md": {"service.py"},
     "howto/testing.md": {"books.py", "test_books.py", "test_shelf.py", "test_redis.py", "pytest.ini"},
 }
@@ -198,9 +207,9 @@ def put(page: str, folder: Path, url: str) -> None:
         (folder / title).write_text(file(DOCS / page, title).replace(EXAMPLE_URL, url))
 
 
-def in_a_process(code: str, folder: Path, status: int = 0) -> str:
-    """What such a program prints, with the files of that folder."""
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}"}
+def in_a_process(code: str, folder: Path, status: int = 0, **more: str) -> str:
+    """What such a program prints, with the files of that folder. `more`: environment variables besides."""
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{folder}", **more}
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=folder,
@@ -218,90 +227,82 @@ def test_the_application_of_flask(redis_url: str, tmp_path: Path) -> None:
     put("howto/flask.md", tmp_path, redis_url)
     program = (
         "from app import app\n"
-        "client = app.test_client()\n"
-        "print(client.get('/acme/agents/a7').json)\n"
-        "print(list(client.put('/acme/agents/a7').json))\n"
-        "print(client.get('/acme/agents/a7').json['name'])\n"
+        "client, of = app.test_client(), {'X-Tenant': 'acme'}\n"
+        "print(client.get('/agents/a7', headers=of).json)\n"
+        "print(list(client.put('/agents/a7', headers=of).json))\n"
+        "print(client.get('/agents/a7', headers=of).json['name'])\n"
     )
-    assert in_a_process(program, tmp_path) == "{'id': 'a7', 'name': 'Ada'}\n['receipt']\nAda\n"
+    assert in_a_process(program, tmp_path) == "{'id': 'a7', 'name': 'Ada', 'of': 'acme'}\n['receipt']\nAda\n"
 
 
-async def test_the_files_of_django(redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With what they need of Django played: it is no dependency, not even of the tests."""
-    put("howto/django.md", tmp_path, redis_url)
-    calls: list[Any] = []
+DJANGO = """
+import asyncio
+import django
+django.setup()
+from django.core.cache import cache
+from django.core.management import call_command
+from django.test import Client
+from cachebus import CacheManager
+from cachebus.django import blocking_cache
+from shop.models import Product
+from shop.writes import discount
 
-    async def inner(scope: Any, receive: Any, send: Any) -> None:
-        calls.append(await cachebus.CacheManager.get("agent", "a7", "acme"))
+call_command("migrate", run_syncdb=True, verbosity=0)
+Product.objects.create(pk=7, name="pen", price=1200)
+shown = lambda: Client().get("/products/7").json()["price"]
+blocking_cache().set("price", 7, "old", "django")
+print(shown(), shown())
+product = Product.objects.get(pk=7)
+product.price = 2000
+product.save()
+print(shown(), blocking_cache().get("price", 7, "django"))
+discount(10)
+print(shown())
 
-    played = {
-        "django": {},
-        "django.core": {},
-        "django.core.asgi": {"get_asgi_application": lambda: inner},
-        "django.http": {"JsonResponse": lambda value: value},
-        "django.core.wsgi": {"get_wsgi_application": lambda: None},
-        "django.db": {"connection": None, "transaction": None},
-        "django.urls": {"path": lambda *given: given},
-    }
-    project = tmp_path / "project"
-    project.mkdir()
-    for page, title in (("howto/flask.md", "caching.py"), ("howto/django.md", "views.py")):
-        (project / title).write_text(file(DOCS / page, title))
-    monkeypatch.syspath_prepend(tmp_path)
-    for module, names in played.items():
-        stand_in = types.ModuleType(module)
-        vars(stand_in).update(names)
-        monkeypatch.setitem(sys.modules, module, stand_in)
-    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "project.settings")
-    scopes = {title: _executed(tmp_path / title) for title in FILES["howto/django.md"]}
-    sync = scopes["wsgi.py"]["cache"]
-    assert await asyncio.to_thread(sync.get_or_load, "agent", "s1", lambda: "loaded", tenant_id="acme") == "loaded"
-    await asyncio.to_thread(sync.close)
-    assert scopes["urls.py"]["urlpatterns"] == [("<tenant_id>/agents/<agent_id>", sys.modules["project.views"].agent)]
-    for module in [name for name in sys.modules if name.partition(".")[0] == "project"]:
-        monkeypatch.delitem(sys.modules, module)
-    application, view = scopes["asgi.py"]["application"], scopes["views.py"]["agent"]
-    messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
-    sent: list[str] = []
+from shop.asgi import application
+messages, sent = iter(["startup", "shutdown"]), []
 
-    async def receive() -> Any:
-        if sent:
-            assert await view(None, "acme", "a7") == {"id": "a7", "name": "Ada"}
-            await application({"type": "http"}, receive, send)
-        return next(messages)
+async def receive():
+    if sent:
+        print(await CacheManager.get("django", ":1:product:7", "django") is not None)
+    return {"type": f"lifespan.{next(messages)}"}
 
-    async def send(message: Any) -> None:
-        sent.append(message["type"])
+async def send(message):
+    sent.append(message["type"])
 
-    await application({"type": "lifespan"}, receive, send)
-    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
-    assert calls == [{"id": "a7", "name": "Ada"}]
-    _renamed(scopes["writes.py"])
+asyncio.run(application({"type": "lifespan"}, receive, send))
+print(sent)
+"""
 
 
-def _executed(path: Path) -> dict[str, Any]:
-    scope: dict[str, Any] = {"__name__": path.stem}
-    exec(compile(path.read_text(), str(path), "exec"), scope)
-    return scope
+def test_the_files_of_django(redis_url: str, tmp_path: Path) -> None:
+    require(find_spec("django"), "Django", "pip install 'cachebus[test]'")
+    (tmp_path / "shop").mkdir()
+    put("howto/django.md", tmp_path / "shop", redis_url)
+    told = "['lifespan.startup.complete', 'lifespan.shutdown.complete']"
+    assert in_a_process(DJANGO, tmp_path, DJANGO_SETTINGS_MODULE="shop.settings") == (
+        f"1200 1200\n2000 None\n1800\nTrue\n{told}\n"
+    )
 
 
-def _renamed(scope: dict[str, Any]) -> None:
-    """Run the transaction of the page over a connection that is as Django's."""
-    said: list[tuple[str, Any]] = []
-
-    class Connection:
-        autocommit = False
-
-        def cursor(self) -> Any:
-            return types.SimpleNamespace(execute=lambda *given: said.append(given), close=lambda: None)
-
-    class Atomic:
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: object) -> None: ...
-
-    scope["connection"], scope["transaction"] = Connection(), types.SimpleNamespace(atomic=Atomic)
-    scope["rename"](types.SimpleNamespace(id="a7", name="", save=lambda: said.append(("saved", ()))), "Ada")
-    assert [sql.split()[0] for sql, _ in said] == ["saved", "INSERT"]
+def test_the_tasks_of_celery(redis_url: str, tmp_path: Path) -> None:
+    require(find_spec("celery"), "Celery", "pip install 'cachebus[test]'")
+    put("howto/celery.md", tmp_path, redis_url)
+    tasks = tmp_path / "tasks.py"
+    tasks.write_text(tasks.read_text().replace("redis://localhost:6379/1", redis_url.removesuffix("/0") + "/1"))
+    command = "worker --pool prefork --concurrency 1 --without-gossip --without-mingle --without-heartbeat"
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    with subprocess.Popen(
+        [sys.executable, "-m", "celery", "-A", "tasks", *command.split()],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as worker:
+        try:
+            assert in_a_process((tmp_path / "send.py").read_text(), tmp_path) == "hello Ada\n"
+        finally:
+            worker.terminate()
 
 
 def test_the_suite_of_a_service(tmp_path: Path) -> None:

@@ -269,6 +269,71 @@ async def test_a_worker(environment: Environment, redis_url: str) -> None:
         assert worker.wait(30) == 0
 
 
+DJANGO = """
+import cachebus
+import sys
+assert not {"django", "flask", "celery"} & set(sys.modules)
+from django.conf import settings
+settings.configure(CACHES={"default": {"BACKEND": "cachebus.django.CacheBackend", "LOCATION": sys.argv[1]}})
+from django.core.cache import cache
+print(cache.get_or_set("x", lambda: {"a": 1}), cache.incr_version("x"))
+"""
+
+
+@extra("django")
+def test_djangos_cache(environment: Environment, redis_url: str) -> None:
+    assert environment.python(DJANGO, redis_url) == "{'a': 1} 2\n"
+
+
+FLASK = """
+import sys
+from cachebus.flask import CacheBus
+from flask import Flask
+
+app = Flask("shop")
+app.config["CACHEBUS_URL"] = sys.argv[1]
+bus = CacheBus(app, tenant=lambda request: "acme")
+app.add_url_rule("/", view_func=lambda: bus.cache.get_or_load("plan", "x", lambda tenant_id: tenant_id))
+print(app.test_client().get("/").text)
+"""
+
+
+@extra("flask")
+def test_an_application_of_flask(environment: Environment, redis_url: str) -> None:
+    assert environment.python(FLASK, redis_url) == "acme\n"
+
+
+CELERY = """
+import sys
+from cachebus import Context
+from cachebus.celery import CeleryCache
+from celery import Celery
+
+app = Celery("shop", broker="memory://")
+app.conf.task_always_eager = True
+bus = CeleryCache(app, sys.argv[1])
+
+@app.task
+def plan():
+    return bus.cache.get_or_load("plan", "x", lambda tenant_id: tenant_id)
+
+with Context(tenant_id="acme"):
+    print(plan.delay().get())
+"""
+
+
+@extra("celery")
+def test_a_task_of_celery(environment: Environment, redis_url: str) -> None:
+    assert environment.python(CELERY, redis_url) == "acme\n"
+
+
+@extra("")
+def test_what_needs_a_framework_says_so(environment: Environment) -> None:
+    for name in ("django", "flask", "celery"):
+        said = run(environment.bin / "python", "-c", f"import cachebus.{name}", cwd=environment.folder, status=1)
+        assert f"pip install 'cachebus[{name}]'" in said
+
+
 POSTGRES = """
 from cachebus.tools.servers.postgres import PostgresServer
 

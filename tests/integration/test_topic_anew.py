@@ -125,8 +125,13 @@ async def test_who_dies_before_it_is_made_up_for_leaves_it_to_the_next(
 async def test_a_check_says_so_before_a_worker_starts(settings: Settings, cache: Cache) -> None:
     await read_and_left(settings, cache)
     await remade(settings)
-    found = {one.what: one.findings for one in await preflight(worker_of(settings))}
-    assert any(ANEW in finding.problem for finding in found["topic"])
+
+    async def is_said() -> bool:
+        """A broker hears of the new topic some moments after it is made."""
+        found = {one.what: one.findings for one in await preflight(worker_of(settings))}
+        return any(ANEW in finding.problem for finding in found["topic"])
+
+    await until(is_said)
     await missed_once(settings, cache)
 
 

@@ -47,7 +47,9 @@ _NODE = {
     "born_us",
     "blocked",
     "memberships",
-    "on_applied",
+    "applied_hook",
+    "hooks",  # nobody subscribes
+    "lapses",
     "groups",
     "about",
     "largest",

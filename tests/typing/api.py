@@ -47,6 +47,9 @@ from cachebus import (
     with_context,
     write_guard,
 )
+from cachebus.celery import CeleryCache
+from cachebus.django import Invalidation, blocking_cache, invalidate_on, invalidate_on_commit
+from cachebus.flask import CacheBus
 from cachebus.producers import (
     DirectProducer,
     KafkaProducer,
@@ -66,6 +69,7 @@ from cachebus.testing import (
     record_invalidations,
     verify,
 )
+from cachebus.threads import BlockingCache
 
 
 async def load_all(resource_id: str, tenant_id: str, ctx: Context) -> dict[str, int]:
@@ -308,3 +312,14 @@ async def write_path(error: L2Unavailable) -> None:
     caught: CacheBusError = error
     connection: ConnectionError = error
     print(caught, connection)
+
+
+def frameworks(bus: CacheBus, tasks: CeleryCache) -> None:
+    """Django, Flask and Celery."""
+    assert_type(bus.cache, BlockingCache)
+    assert_type(CacheBus(tenant=lambda request: request.headers.get("X-Tenant")).cache, BlockingCache)
+    assert_type(tasks.cache, BlockingCache)
+    assert_type(blocking_cache("pages"), BlockingCache)
+    mapping = invalidate_on({"shop.Product": lambda product: ["page", ("product", 7)]}, tenant=lambda product: "acme")
+    assert_type(mapping, Invalidation)
+    invalidate_on_commit("page", ("product", uuid4()), Target("product", 7), tenant_id="acme")

@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Literal, assert_type
+from uuid import UUID
 
-from pydantic import SecretStr
+from pydantic import BaseModel, SecretStr
 
 from cachebus import (
     Cache,
     CachedValue,
     CacheManager,
     DontCache,
+    EvictedEvent,
     Fresh,
+    Hook,
+    InvalidatedEvent,
+    KeyIds,
     NotModified,
     Policy,
     Previous,
     Receipt,
     Settings,
+    TypedCache,
     cached,
     get_with_cache_aside,
 )
@@ -256,6 +262,68 @@ async def decorated(shelf: Shelf, upper: Upper) -> None:
     assert_type(await Shelf.count(1), bytes)
     assert_type(await Shelf.count.get(number=1), bytes | None)
     assert_type(await Upper.count.refresh(1), bytes)
+
+
+class Product(BaseModel):
+    """A model."""
+
+    name: str
+
+
+async def load_product(resource_id: str) -> Product:
+    """One that always has it."""
+    return Product(name=resource_id)
+
+
+async def load_product_perhaps(resource_id: str) -> Product | None:
+    """One that may not."""
+    return Product(name=resource_id) if resource_id else None
+
+
+async def handles(cache: Cache) -> None:
+    """A handle's verbs have its model's type."""
+    products = assert_type(cache.of("product", model=Product, tags=["catalog"]), TypedCache[Product])
+    assert_type(CacheManager.of("product", model=Product), TypedCache[Product])
+    assert_type(cache.of("names", model=list[str], ttl=60), TypedCache[list[str]])
+    assert_type(cache.of("anything"), TypedCache[Any])
+    assert_type(await products.get(7, "acme"), Product | None)
+    assert_type(await products.get(7, tenant_id="acme", default=0), Product | int)
+    assert_type(await products.get_many([7, "8"], "acme"), dict[str | int | UUID, Product])
+    assert_type(await products.get_or_load(7, load_product, "acme"), Product)
+    assert_type(await products.get_or_load(7, load_product_perhaps, "acme"), Product | None)
+    assert_type(await products.get_or_load(7, lambda: Product(name="x"), "acme"), Product)
+    assert_type(await products.set(7, Product(name="x"), "acme", wait="nodes"), Receipt)
+    assert_type(await products.add(7, Product(name="x"), "acme"), bool)
+    assert_type(await products.invalidate(7, "acme", reason="import"), Receipt)
+    assert_type(await products.delete(7, "acme"), Receipt)
+    mine = assert_type(products.within(tenant_id="acme", agent_id="a7"), TypedCache[Product])
+    assert_type(await mine.get(7), Product | None)
+
+
+async def hooks(cache: Cache) -> None:
+    """What a callback gets has the type of the hook."""
+    assert_type(cache.on("loaded", lambda event: print(event.key.resource_id, event.took_s)), Hook)
+    with cache.on("degraded", lambda event: print(event.part, event.why)) as hook:
+        assert_type(hook, Hook)
+    hook.remove()
+
+    @cache.on("invalidated")
+    async def replaced(event: InvalidatedEvent) -> None:
+        assert_type(event.reason, str)
+
+    @cache.on("evicted", timeout_s=1)
+    def gone(event: EvictedEvent) -> int:
+        return event.size_bytes
+
+    assert_type(gone(EvictedEvent(0.0, KeyIds("a", "b"), 1)), int)
+    print(replaced)
+
+
+async def told_how(receipt: Receipt) -> None:
+    """Functions of `@cached` keep their types with options."""
+    assert_type(await page.with_options(after=receipt)(1, quick=True), dict[str, str])
+    assert_type(await page.with_options(wait="nodes", reason="import").invalidate(1), Receipt)
+    assert_type(await Shelf().book.with_options(use_memory=False).get(1), str | None)
 
 
 def declared() -> None:

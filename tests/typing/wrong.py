@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cachebus import Cache, CacheManager, Context, Policy, Settings, cached, get_with_cache_aside, with_context
+from pydantic import BaseModel
+
+from cachebus import (
+    Cache,
+    CacheManager,
+    Context,
+    LoadedEvent,
+    Policy,
+    Settings,
+    cached,
+    get_with_cache_aside,
+    with_context,
+)
 from cachebus.producers import SyncOutboxProducer
 from cachebus.testing import Fleet, override_settings
 
@@ -130,6 +142,34 @@ async def methods(shelf: Shelf) -> None:
     await Shelf.count.refresh(1, 2)  # call-arg | reportCallIssue
     text: str = await Shelf.of(1)  # assignment | reportAssignmentType
     print(text)
+
+
+class Product(BaseModel):
+    """A model."""
+
+    name: str
+
+
+def note(event: LoadedEvent) -> None:
+    """A hook of loads."""
+    print(event.took_s)
+
+
+async def handles(cache: Cache) -> None:
+    """A handle takes and gives its model alone."""
+    products = cache.of("product", model=Product)
+    await products.set(7, {"name": "x"}, "acme")  # arg-type | reportArgumentType
+    await products.get_or_load(7, load, "acme")  # arg-type | reportArgumentType
+    text: str | None = await products.get(7, "acme")  # assignment | reportAssignmentType
+    print(text)
+    await products.invalidate("product", 7, "acme", wait="all")  # arg-type | reportArgumentType
+
+
+def hooks(cache: Cache) -> None:
+    """A callback takes what its hook tells."""
+    cache.on("invalidated", note)  # call-overload | reportArgumentType
+    cache.on("load", note)  # call-overload | reportArgumentType
+    cache.on("loaded", lambda event: print(event.value))  # call-overload | reportAttributeAccessIssue
 
 
 async def decorated() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cachebus.consumers.cdc.rules.change import OddText, OtherText, Row, RowChange
-from cachebus.consumers.cdc.slot.pgoutput import Begin, Commit, Decoder, PgOutputError, Told
+from cachebus.consumers.cdc.slot.pgoutput import Begin, Commit, Decoder, PgOutputError, Relation, Told
 
 # Said by PostgreSQL 18.
 BEGIN = b"B\x00\x00\x00\x00\x01s\xb2\x98\x00\x03\x03\xf4\xb5\xe7\xee;\x00\x00\x02\xf2"
@@ -157,6 +157,13 @@ def test_a_text_of_a_fixed_width_that_is_none_in_its_encoding() -> None:
 def test_garbage_is_told(decoder: Decoder, message: bytes, says: str) -> None:
     with pytest.raises(PgOutputError, match=says):
         decoder.decode(message)
+
+
+def test_no_two_tables_are_known_by_one_name() -> None:
+    """What rests, and what is set aside, is told by table."""
+    one, other = Relation("a.b", "c", "d", ()), Relation("a", "b.c", "d", ())
+    assert one.full_name != other.full_name
+    assert Relation("public", "orders", "d", ()).full_name == "public.orders"
 
 
 KNOWN = [BEGIN, COMMIT, RELATION, INSERT, UPDATE, UPDATE_KEY, UPDATE_FULL, DELETE, TRUNCATE, MESSAGE]

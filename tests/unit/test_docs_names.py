@@ -18,6 +18,9 @@ import typer
 import yaml
 
 import cachebus
+import cachebus.celery
+import cachebus.django
+import cachebus.flask
 import cachebus.testing
 from cachebus import Cache, Policy, Settings, producers
 from cachebus.cli.main import app
@@ -260,7 +263,7 @@ def test_every_command_is_told() -> None:
 
 def test_every_public_name_is_told() -> None:
     told = re.findall(r"^### (.*)$", made("reference/api.md"), re.MULTILINE)
-    modules = (cachebus, cachebus.testing, producers)
+    modules = (cachebus, cachebus.testing, producers, cachebus.django, cachebus.flask, cachebus.celery)
     assert told == [f"{module.__name__}.{name}" for module in modules for name in sorted(module.__all__)]
 
 

@@ -2,7 +2,8 @@
 -- Store a new record and tell everyone. Under a guard nothing is stored: what is there goes all the same, but where it is
 -- stored only into a gap. KEYS from 4 on go: the fill lease, and other records and fill leases.
 local RECORD = KEYS[3]
-local IF_ABSENT = ARGV[10] -- '1' to store only where there is no valid record, or one that says "not found"
+local ONLY = ARGV[10] -- '0': whatever is there. '1': where no valid record is, or one that says "not found". Else the
+-- version of the valid record that it may replace.
 local SCOPES = ARGV[11] -- the number of the record's: they follow all these, and after them the names to mark
 local HEADER = ARGV[12] -- its first 40 bytes, whose epoch and seq are set here
 local REST = ARGV[13] -- of its bytes
@@ -14,9 +15,12 @@ local function record_at(position)
   return sealed(HEADER, epoch, struct.pack('>I8', position), string.sub(HEADER, 29, 36)) .. REST
 end
 local guarded = guarded_ms(L1_NAME, first, last, record_at(seq))
-if IF_ABSENT == '1' then
+if ONLY ~= '0' then
   local now = stored(RECORD)
-  if guarded or (now and not hidden(now, first, last) and not expired(now) and not says_nothing(now)) then
+  local valid = now and not hidden(now, first, last) and not expired(now) and not says_nothing(now)
+  local fits = not valid
+  if ONLY ~= '1' then fits = valid and string.sub(now, 41, 44) == ONLY end
+  if guarded or not fits then
     return {epoch, seq, bound_ms, '', 0, 0}
   end
 end

@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 from cachebus.consumers.cdc.rules.change import OddText, Op, OtherText, RowChange
 from cachebus.consumers.cdc.slot.encodings import decoded
+from cachebus.consumers.cdc.slot.identity import known_as
 
 EPOCH_S: Final = 946_684_800
 """Midnight of 2000-01-01 in Unix seconds: PostgreSQL counts microseconds from there."""
@@ -94,6 +95,11 @@ class Relation:
     """Python's name of the one that its rows' texts are in, some of which may be no text in it; "" for UTF-8."""
     oid: int = 0
     _layouts: dict[frozenset[str] | None, RowLayout] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def full_name(self) -> str:
+        """See `known_as`."""
+        return known_as(self.schema, self.table)
 
     def layout(self, wanted: frozenset[str] | None) -> RowLayout:
         """How its rows are read where these columns are wanted (None: all)."""

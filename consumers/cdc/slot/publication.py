@@ -24,7 +24,7 @@ from cachebus.consumers.cdc.slot.identity import (
 from cachebus.consumers.cdc.slot.needs import as_stored, full_identity
 from cachebus.consumers.cdc.slot.pgoutput import FIRST_OWN_TYPE
 from cachebus.consumers.cdc.slot.slot import Names
-from cachebus.consumers.worker.source import Finding
+from cachebus.consumers.worker.source import Cause, Finding
 
 if TYPE_CHECKING:
     import asyncpg
@@ -266,19 +266,20 @@ class Published:
     def _left_out(self, table: Table, refused: Mapping[str, str], found: Publication | None = None) -> Finding:
         """The finding that changes of a table go unnoticed. There is none if the table lacks what its rules need, since
         its changes would name nothing."""
-        sql = self.addition(table)
+        sql, cause = self.addition(table), Cause.OTHER
         rules = self._router.rules_of(table.schema, table.name)
         if table.is_publishable:
-            first, why = "", _why(refused, sql)
+            first, why, cause = "", _why(refused, sql), Cause.UNPUBLISHED
             if found is not None and self._must_be_altered(found, [table]):
-                first, why = f"{self._with_generated()}; ", _why(refused, self._with_generated()) or why
+                first, cause = f"{self._with_generated()}; ", Cause.OTHER
+                why = _why(refused, self._with_generated()) or why
         else:
             first, why = _unpublishable(table, rules)
             if any(rule.is_pattern for rule in rules):
                 why += " (or let no pattern fit it)"
         missed = any(rule.columns <= table.columns.keys() for rule in rules)
         said = f"the publication {self._name!r} leaves it out{why}"
-        return Finding("publication", table.full_name, said, f"{first}{sql};", missed=missed)
+        return Finding("publication", table.full_name, said, f"{first}{sql};", missed=missed, cause=cause)
 
     def _exposed(self, found: Publication, refused: Mapping[str, str]) -> Iterator[Finding]:
         ours = {(table.schema, table.name) for table in self._tables}

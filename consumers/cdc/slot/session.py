@@ -237,8 +237,7 @@ class SlotSession(Session):
 
     def origin(self, item: Item) -> str:
         """See `Session.origin`: the table."""
-        raw = item.raw
-        return f"{raw.relations[0].schema}.{raw.relations[0].table}" if isinstance(raw, Told) else ""
+        return item.raw.relations[0].full_name if isinstance(item.raw, Told) else ""
 
     def reads(self, origin: str) -> bool:
         """See `Session.reads`: no, while it stands by."""

@@ -22,7 +22,7 @@ from cachebus.consumers.cdc.slot.needs import table_findings
 from cachebus.consumers.cdc.slot.publication import Publication, Published
 from cachebus.consumers.cdc.slot.slot import Names, Slot
 from cachebus.consumers.cdc.slot.storage import SlotMemory, as_json
-from cachebus.consumers.worker.source import Finding
+from cachebus.consumers.worker.source import Cause, Finding
 
 if TYPE_CHECKING:
     from asyncpg import Connection
@@ -319,15 +319,11 @@ async def _warn_of_what_starting_mends(
 ) -> None:
     """Have that be warnings which nobody need mend, as where the rules are new: what was missed of tables and is over,
     and tables that a worker adds to the publication."""
-    adds = {found.needs.addition(table): table for table in tables} if found.needs else {}
-    left_out = {
-        one.subject: adds[sql].oid
-        for one in found.findings
-        if one.assumption == "publication" and (sql := one.remedy.removesuffix(";")) in adds
-    }
+    oids = {table.full_name: table.oid for table in tables}
+    left_out = {one.subject: oids[one.subject] for one in found.findings if one.cause is Cause.UNPUBLISHED}
     may = {row["oid"] for row in await connection.fetch(_MAY_ADD, names.publication, list(left_out.values()))}
     for one in found.findings.copy():
-        is_added = one.assumption == "publication" and left_out.get(one.subject) in may
+        is_added = one.cause is Cause.UNPUBLISHED and left_out[one.subject] in may
         if is_added or (one.assumption == "tables" and one.over):
             found.findings.remove(one)
             found.warnings.append(f"{one.subject}: {one.problem}: a worker that starts sees to it, and makes up for it")

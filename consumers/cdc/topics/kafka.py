@@ -20,7 +20,7 @@ from cachebus.consumers.topics.tools import created_dead
 from cachebus.consumers.worker import commands
 from cachebus.consumers.worker.clean import clean
 from cachebus.consumers.worker.dead import DeadLetter
-from cachebus.consumers.worker.source import Finding, Item, Meaning
+from cachebus.consumers.worker.source import Cause, Finding, Item, Meaning
 from cachebus.consumers.worker.source_worker import SourceWorker
 from cachebus.errors import ConfigError
 from cachebus.producers.command import Command
@@ -152,7 +152,8 @@ class DebeziumSource(TopicSource):
         self._warn([*self._doubts, *self._unmatched(self.named(topics))])
         dead = self.membership.dead_topic
         if dead not in topics:
-            findings.append(Finding("topic", dead, MISSING, created_dead(self.membership.access, dead)))
+            remedy = created_dead(self.membership.access, dead)
+            findings.append(Finding("topic", dead, MISSING, remedy, cause=Cause.ABSENT))
         return findings
 
     def _unmatched(self, named: Sequence[str]) -> list[str]:

@@ -1,0 +1,254 @@
+"""Invalidations that follow Django's models: what is saved, deleted or related anew is invalidated after the commit.
+
+1. A signal of a mapped model says what is to go, while the transaction is under way: `Invalidation`.
+2. It is noted for the commit (`commits.py`), and with an `Outbox` it is written into the same transaction besides.
+3. After the commit all that was noted is invalidated, in one step for each tenant.
+
+What no signal tells of is not seen: `update`, `bulk_create`, `bulk_update`, `delete` in raw SQL, other programs.
+`invalidate_on_commit` says it by hand; change data capture sees all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, Final
+
+from django.apps import apps
+from django.core.cache import caches
+from django.db import DEFAULT_DB_ALIAS, connections
+from django.db.models import NOT_PROVIDED, Model
+from django.db.models.signals import m2m_changed, post_delete, post_save, pre_save
+
+from cachebus.base.ids import Id
+from cachebus.cascade import CascadeTable, Target
+from cachebus.django.backend import CacheBackend
+from cachebus.django.commits import Noted, note
+from cachebus.errors import ConfigError
+from cachebus.keys.key import Keyspace
+from cachebus.keys.plan import Planner
+from cachebus.producers import Outbox, SyncOutboxProducer
+from cachebus.threads import BlockingCache
+
+Name = str | Target | tuple[Any, ...]
+"""A key of Django's cache; or data type, resource id ("*": all of the type) and, if need be, context ids."""
+NamesOf = Callable[[Any], Iterable[Name]]
+"""What is cached of an instance."""
+TenantOf = Id | Callable[[Any], Id]
+_FORMER: Final = "_cachebus_former"
+_PLANNER: Final = Planner(Keyspace(1), CascadeTable(()))
+"""For who looks whether names are right, before a transaction is committed."""
+
+
+def backend_of(alias: str) -> CacheBackend:
+    """The backend of an alias; `ConfigError` for one of another kind."""
+    backend = caches[alias]
+    if not isinstance(backend, CacheBackend):
+        raise ConfigError(f"the alias {alias!r} of CACHES has the backend {type(backend).__name__}, not CacheBackend")
+    return backend
+
+
+def blocking_cache(alias: str = "default") -> BlockingCache:
+    """The cache behind an alias of `CACHES`, for all that Django's interface lacks: loaders, tags, tenants, receipts.
+    It is the process's, and opens with its first call. `ConfigError` for an alias of another backend."""
+    return backend_of(alias).shared.cache
+
+
+def invalidate_on_commit(
+    *names: Name, alias: str = "default", tenant_id: Id | None = None, using: str = DEFAULT_DB_ALIAS
+) -> None:
+    """Invalidate after the commit of the transaction under way; at once where there is none, not at all after a
+    rollback.
+
+    - `names`: keys of Django's cache (str), or tuples of data type, resource id and, if need be, context ids
+    - `alias`: of `CACHES`; `using`: of `DATABASES`
+    - `tenant_id`: None is the alias's
+
+    Raises `InvalidKey` and `TenantRequired` here. After the commit it raises `InvalidationFailed` to who has committed,
+    whose data is then written all the same; with `pending_max` in the alias's OPTIONS it waits for the server instead.
+    """
+    backend = backend_of(alias)
+    tenant = backend.shared.options.tenant_id() if tenant_id is None else tenant_id
+    note(Noted(backend.shared, tenant, _targets(backend, names, tenant)), connections[using])
+
+
+def _targets(backend: CacheBackend, names: Iterable[Name], tenant_id: Id) -> list[Target]:
+    """What the names address; `InvalidKey`, and `ConfigError` for what is no name."""
+    if isinstance(names, str):
+        raise ConfigError(f"what is cached of an instance is a list of names, not {names!r} alone")
+    found = []
+    for name in names:
+        if isinstance(name, str):
+            found.append(Target(backend.shared.options.data_type, backend.resource_id(name)))
+            continue
+        try:
+            found.append(Target(*name).in_text())
+        except TypeError:
+            raise ConfigError(f"a key, or a tuple of data type and resource id is needed, not {name!r}") from None
+    if found:
+        _PLANNER.targets(found, tenant_id)
+    return found
+
+
+def invalidate_on(
+    mapping: Mapping[type[Model] | str, NamesOf],
+    *,
+    alias: str = "default",
+    tenant: TenantOf | None = None,
+    outbox: Outbox | None = None,
+    former: bool = True,
+) -> Invalidation:
+    """Have what is cached of models invalidated whenever an instance is saved, deleted, or related to others anew:
+    `invalidate_on({Product: lambda p: [("product", p.pk), f"page:{p.slug}"]})`. Call it in `AppConfig.ready`.
+
+    - `mapping`: by model, or its "app.Model", a function that gives what is cached of an instance: keys of Django's
+      cache (str), or tuples of data type, resource id and, if need be, context ids. It holds for subclasses and proxies
+      too
+    - `alias`: of `CACHES`, whose cache is meant
+    - `tenant`: whose data it is, an id or a function of the instance; None is the alias's `TENANT`
+    - `outbox`: writes it into the transaction too, so that it is sure to happen: a relay must run, and each write be in
+      `atomic()` (`ConfigError`)
+    - `former`: whether what was cached of the row as it was goes too, for names that change; it costs a query a save
+
+    It happens after the commit, as by `invalidate_on_commit`; see there what it raises. A process that is killed
+    between the commit and that loses it, but not with an `outbox`. Returns what can be disconnected. Raises
+    `ConfigError` for a model that there is none of.
+    """
+    models = {_model(model): names_of for model, names_of in mapping.items()}
+    invalidation = Invalidation(models, alias, tenant, outbox, former)
+    invalidation.connect()
+    return invalidation
+
+
+def _model(model: type[Model] | str) -> type[Model]:
+    if isinstance(model, str):
+        try:
+            found: type[Model] = apps.get_model(model)
+        except (LookupError, ValueError) as error:
+            raise ConfigError(f"invalidate_on: {error}") from None
+        return found
+    if not isinstance(model, type) or not issubclass(model, Model):
+        raise ConfigError(f"invalidate_on: a model or its 'app.Model' is needed, not {model!r}")
+    return model
+
+
+def _with_subclasses(model: type[Model]) -> Iterator[type[Model]]:
+    """The model, and those that inherit from it, whose signals are their own."""
+    if not model._meta.abstract:
+        yield model
+    for one in model.__subclasses__():
+        yield from _with_subclasses(one)
+
+
+class Invalidation:
+    """A mapping that follows its models' signals, until it is disconnected. Made by `invalidate_on`."""
+
+    def __init__(
+        self,
+        mapping: Mapping[type[Model], NamesOf],
+        alias: str,
+        tenant: TenantOf | None,
+        outbox: Outbox | None,
+        former: bool,
+    ) -> None:
+        self._mapping = mapping
+        self._alias = alias
+        self._tenant = tenant
+        self._outbox = outbox
+        self._former = former
+
+    def connect(self) -> None:
+        """Follow the signals."""
+        for signal, receiver, sender in self._followed():
+            signal.connect(receiver, sender=sender, weak=False, dispatch_uid=(id(self), receiver.__name__))
+
+    def disconnect(self) -> None:
+        """Follow them no more."""
+        for signal, receiver, sender in self._followed():
+            signal.disconnect(receiver, sender=sender, dispatch_uid=(id(self), receiver.__name__))
+
+    def _followed(self) -> Iterator[tuple[Any, Any, Any]]:
+        models = {one for model in self._mapping for one in _with_subclasses(model)}
+        for model in models:
+            yield pre_save, self._before_save, model
+            yield post_save, self._changed, model
+            yield post_delete, self._changed, model
+        for through in {through for model in models for through in _relations(model)}:
+            yield m2m_changed, self._related, through
+
+    # -- signals ------------------------------------------------------------------------------------------------------
+
+    def _before_save(self, sender: Any, instance: Any, using: str, **_: Any) -> None:
+        instance.__dict__.pop(_FORMER, None)
+        if self._outbox is not None and not connections[using].in_atomic_block:
+            raise ConfigError(f"{sender.__name__} goes with an outbox: save it in transaction.atomic()")
+        if not self._former or instance.pk is None:
+            return
+        if instance._state.adding and sender._meta.pk.default is not NOT_PROVIDED:
+            return  # as Django takes it for a new row
+        row = sender._base_manager.using(using).filter(pk=instance.pk).first()
+        if row is not None:
+            instance.__dict__[_FORMER] = row
+
+    def _changed(self, instance: Any, using: str, **_: Any) -> None:
+        former = instance.__dict__.pop(_FORMER, None)
+        self._note([instance] if former is None else [instance, former], using)
+
+    def _related(self, sender: Any, instance: Any, action: str, using: str, **more: Any) -> None:
+        model, pks, reverse = more["model"], more["pk_set"], more["reverse"]
+        if action == "pre_clear":
+            pks = _related_pks(sender, instance, model, using, reverse)  # afterwards nobody knows them
+        elif not action.startswith("post_"):
+            return
+        others = model._base_manager.using(using).filter(pk__in=pks) if pks and self._names_of(model) else ()
+        self._note([instance, *others], using)
+
+    # -- what is to go ------------------------------------------------------------------------------------------------
+
+    def _names_of(self, model: type[Model]) -> list[NamesOf]:
+        return [names_of for mapped, names_of in self._mapping.items() if issubclass(model, mapped)]
+
+    def _note(self, instances: Iterable[Any], using: str) -> None:
+        backend, by_tenant = backend_of(self._alias), dict[Id, list[Target]]()
+        for instance in instances:
+            for names_of in self._names_of(type(instance)):
+                tenant = self._tenant_of(instance, backend)
+                by_tenant.setdefault(tenant, []).extend(_targets(backend, names_of(instance), tenant))
+        for tenant, targets in by_tenant.items():
+            if targets:
+                if self._outbox is not None:
+                    _write(self._outbox, targets, tenant, connections[using])
+                noted = Noted(backend.shared, tenant, targets, is_certain=self._outbox is not None)
+                note(noted, connections[using])
+
+    def _tenant_of(self, instance: Any, backend: CacheBackend) -> Id:
+        if self._tenant is None:
+            return backend.shared.options.tenant_id()
+        return self._tenant(instance) if callable(self._tenant) else self._tenant
+
+
+def _relations(model: type[Model]) -> Iterator[Any]:
+    """The tables of its many-to-many relations, from both ends."""
+    for field in model._meta.many_to_many:
+        yield field.remote_field.through
+    for relation in model._meta.related_objects:
+        if relation.many_to_many:
+            yield relation.through
+
+
+def _related_pks(through: Any, instance: Any, model: Any, using: str, reverse: bool) -> list[Any]:
+    """What an instance is related to by this table."""
+    fields = (field for owner in (type(instance), model) for field in owner._meta.many_to_many)
+    field = next(field for field in fields if field.remote_field.through is through)
+    own, others = field.m2m_field_name(), field.m2m_reverse_field_name()
+    if reverse:
+        own, others = others, own
+    rows = through._base_manager.using(using).filter(**{own: instance})
+    return list(rows.values_list(others, flat=True))
+
+
+def _write(outbox: Outbox, targets: list[Target], tenant_id: Id, connection: Any) -> None:
+    """Write it into the transaction that is under way on the connection."""
+    with SyncOutboxProducer(connection, outbox, paramstyle="format").together() as several:
+        for target in dict.fromkeys(targets):
+            contexts = target.agent_id, target.conversation_id, target.collection_id
+            several.invalidate(target.data_type, target.resource_id, tenant_id, *contexts)

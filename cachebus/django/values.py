@@ -1,0 +1,108 @@
+"""A value of Django's cache as the bytes that a record carries, and back.
+
+```
+0  1   what it is: 0 = a value, 1 = text that is safe in HTML, 2 = a response, 3 = what the serializer has made
+1  1   the codec of what follows, as in a record; 0 for the serializer's
+2  ... the value
+```
+So memory holds bytes, which nobody can change: each caller is given a value of its own, made on its own thread.
+"""
+
+from __future__ import annotations
+
+from http.cookies import Morsel
+from typing import Any, Protocol
+
+from django.db.models import Model, QuerySet
+from django.http import HttpResponse
+from django.utils.safestring import SafeString, mark_safe
+
+from cachebus import values
+from cachebus.base.log import logger
+from cachebus.errors import NotSerializable
+
+PLAIN, SAFE_TEXT, RESPONSE, SERIALIZED = range(4)
+UNREADABLE = object()
+_HELP = (
+    "cache plain data: of a model's instance model_to_dict(instance) or its primary key, of a query set "
+    "list(query_set.values(...)); or name a SERIALIZER in OPTIONS, as pickle, where whoever may write to this Redis is "
+    "trusted"
+)
+
+
+class Serializer(Protocol):
+    """What may be named in place of msgpack: the module pickle is one."""
+
+    def dumps(self, value: Any, /) -> bytes:
+        """The value as bytes."""
+
+    def loads(self, data: bytes, /) -> Any:
+        """The value again."""
+
+
+def encoded(value: object, serializer: Serializer | None) -> bytes:
+    """The bytes of a value; `NotSerializable`, and whatever the serializer raises."""
+    if serializer is not None:
+        data = serializer.dumps(value)
+        if not isinstance(data, bytes):
+            raise NotSerializable(f"the SERIALIZER made {type(data).__name__} of a value, not bytes")
+        return bytes((SERIALIZED, 0)) + data
+    if isinstance(value, HttpResponse):
+        return _framed(RESPONSE, _parts_of(value))
+    if isinstance(value, Model | QuerySet):
+        raise NotSerializable(f"value is of type {type(value).__qualname__}: {_HELP}")
+    return _framed(SAFE_TEXT if isinstance(value, SafeString) else PLAIN, value)
+
+
+def _framed(kind: int, value: object) -> bytes:
+    try:
+        codec, payload = values.encode(value)
+    except NotSerializable as error:
+        raise NotSerializable(f"{error}: {_HELP}") from None
+    return bytes((kind, codec)) + payload
+
+
+def decoded(data: object, serializer: Serializer | None) -> Any:
+    """The value in these bytes; `UNREADABLE` for what is none, or needs another serializer: it counts as absent."""
+    try:
+        kind, codec, payload = data[0], data[1], data[2:]  # type: ignore[index]
+        if kind == SERIALIZED:
+            return UNREADABLE if serializer is None else serializer.loads(payload)
+        value: Any = values.decode(codec, payload)
+        if kind == SAFE_TEXT:
+            return mark_safe(value)  # noqa: S308 (it was said to be safe when it was stored)
+        return _response_of(value) if kind == RESPONSE else value
+    except Exception as error:  # noqa: BLE001 (another release's, or other people's: the source is asked in its place)
+        if logger.once("can't be read", "value of Django's cache", type(error).__name__):
+            logger.warning("a value of Django's cache can't be read, and counts as absent: {}", type(error).__name__)
+        return UNREADABLE
+
+
+def _parts_of(response: HttpResponse) -> dict[str, Any]:
+    """What makes a response; one of a subclass comes back as an `HttpResponse`. Raises Django's error where it is not
+    rendered."""
+    cookies = [[m.key, m.value, m.coded_value, dict(m)] for m in response.cookies.values()]
+    return {
+        "content": response.content,
+        "status": response.status_code,
+        "reason": response._reason_phrase,
+        "charset": response._charset,
+        "headers": [list(item) for item in response.items()],
+        "cookies": cookies,
+    }
+
+
+def _response_of(parts: dict[str, Any]) -> HttpResponse:
+    response = HttpResponse(
+        parts["content"],
+        status=parts["status"],
+        reason=parts["reason"],
+        charset=parts["charset"],
+        headers=dict(parts["headers"]),
+    )
+    for key, value, coded_value, attributes in parts["cookies"]:
+        morsel: Morsel[Any] = Morsel()
+        morsel.set(key, value, coded_value)
+        morsel.update(attributes)
+        response.cookies[key] = morsel
+    return response

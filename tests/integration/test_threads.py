@@ -1,0 +1,335 @@
+"""`BlockingCache`: its verbs over a real server, where loaders run, and what threads share."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from contextvars import ContextVar
+from typing import Any
+
+import pytest
+
+from cachebus import (
+    BlockingCache,
+    BlockingFunction,
+    Cache,
+    Cascade,
+    ConfigError,
+    Context,
+    InvalidKey,
+    LoadTimeout,
+    Policy,
+    TenantRequired,
+    blocking,
+    with_context,
+)
+from cachebus.producers import BlockingProducer
+from tests.support.caches import quick
+from tests.support.threads import Gate, given, threads
+
+me = threading.get_ident
+
+
+@pytest.fixture
+def cache(redis_url: str) -> Iterator[BlockingCache]:
+    """An open one."""
+    with BlockingCache.open(quick(redis_url)) as cache:
+        yield cache
+
+
+def test_the_verbs(cache: BlockingCache) -> None:
+    receipt = cache.set("config", "x", {"a": 1}, "acme", tags=["t"])
+    assert cache.get("config", "x", "acme") == {"a": 1}
+    assert cache.get("config", "x", "acme", after=receipt, use_memory=False) == {"a": 1}
+    assert cache.get("config", "y", "acme", default="none") == "none"
+    assert cache.get_many("config", iter(["x", "y"]), "acme") == {"x": {"a": 1}}
+    assert not cache.add("config", "x", 2, tenant_id="acme")
+    assert cache.add("config", "y", 2, 60, "acme")
+    cache.delete("config", "x", "acme")
+    assert cache.get("config", "x", "acme") is None
+    cache.set("config", "x", 3, "acme", tags=["t"])
+    cache.invalidate_tags(["t"], "acme")
+    assert cache.get("config", "x", "acme") is None
+    assert cache.get("config", "y", "acme") == 2
+    assert cache.invalidate_scope("acme", "config", wait="nodes").confirmed
+    assert cache.get("config", "y", "acme") is None
+    assert [cache.increment("hits", "acme", 2) for _ in range(3)] == [2, 4, 6]
+    assert "x" in str(cache.explain("config", "x", "acme"))
+    assert cache.ready() and cache.health().serving and cache.stats().invalidations
+    assert cache.drain(1.0)
+    cache.probe()
+    cache.invalidate_type("config")
+    cache.clear()
+
+
+def test_wrong_arguments_raise_as_in_a_cache(cache: BlockingCache) -> None:
+    with pytest.raises(TenantRequired):
+        cache.get("config", "x")
+    with pytest.raises(InvalidKey):
+        cache.get("config", True, "acme")
+    with pytest.raises(ValueError, match="nodes"):
+        cache.invalidate("config", "x", "acme", wait="all")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="needs other"):
+        cache.get_or_load("config", "x", lambda a, b, c, other: 1, "acme")
+    with pytest.raises(ConfigError, match="iterator"):
+        cache.get_or_load("config", "x", lambda: iter("ab"), "acme")
+    with pytest.raises(ConfigError, match="timeout_s"):
+        BlockingCache.open("memory://", timeout_s=0)
+
+
+def test_another_nodes_write_is_heard(cache: BlockingCache, redis_url: str) -> None:
+    with BlockingCache.open(quick(redis_url)) as other:
+        cache.set("config", "x", 1, "acme")
+        assert other.get("config", "x", "acme") == 1
+        cache.set("config", "x", 2, "acme", wait="nodes")
+        assert other.get("config", "x", "acme") == 2
+
+
+def test_a_loader_runs_on_the_calling_thread(cache: BlockingCache) -> None:
+    seen: list[Any] = []
+
+    def load(resource_id: str, tenant_id: str, ctx: Context | None) -> int:
+        seen.append((me(), resource_id, tenant_id, ctx))
+        return 1
+
+    assert cache.get_or_load("config", "x", load, "acme") == 1
+    assert cache.get_or_load("config", "x", load, "acme") == 1
+    assert seen == [(me(), "x", "acme", None)]
+
+
+def test_an_error_of_a_loader_is_raised_as_it_is(cache: BlockingCache) -> None:
+    class Broken(Exception):
+        pass
+
+    def load() -> int:
+        raise Broken("db")
+
+    with pytest.raises(Broken, match="db"):
+        cache.get_or_load("config", "x", load, "acme")
+
+
+def test_it_is_tried_again_on_the_same_thread(redis_url: str) -> None:
+    policies = {"config": Policy(retries=2, retry_backoff_s=0.001)}
+    calls: list[int] = []
+
+    def load() -> int:
+        calls.append(me())
+        if len(calls) < 3:
+            raise ConnectionError
+        return 7
+
+    with BlockingCache.open(quick(redis_url, policies=policies)) as cache:
+        assert cache.get_or_load("config", "x", load, "acme") == 7
+    assert calls == [me()] * 3
+
+
+def test_others_join_and_wait(cache: BlockingCache) -> None:
+    gate = Gate("value")
+    with threads() as running:
+        first = running.start(cache.get_or_load, "config", "x", gate, "acme")
+        gate.has_begun()
+        others = [running.start(cache.get_or_load, "config", "x", gate, "acme") for _ in range(10)]
+        gate.open.set()
+        assert [given(one) for one in (first, *others)] == ["value"] * 11
+    assert len(gate.calls) == 1
+
+
+def test_a_loader_reads_other_keys(cache: BlockingCache) -> None:
+    where: list[int] = []
+
+    def inner(resource_id: str) -> int:
+        where.append(me())
+        return len(resource_id)
+
+    def outer() -> int:
+        return cache.get_or_load("part", "abc", inner, "acme") + cache.get_or_load("part", "abcd", inner, "acme")
+
+    assert cache.get_or_load("config", "x", outer, "acme") == 7
+    assert where == [me(), me()]
+
+
+def test_loads_that_wait_for_one_another_are_told(cache: BlockingCache) -> None:
+    def itself() -> Any:
+        return cache.get_or_load("config", "x", itself, "acme")
+
+    with pytest.raises(ConfigError, match="waits for itself"):
+        cache.get_or_load("config", "x", itself, "acme")
+
+
+def test_threads_that_wait_for_one_another_crosswise_are_told(cache: BlockingCache) -> None:
+    both = threading.Barrier(2, timeout=30)
+
+    def loader(other: str) -> Any:
+        def load() -> Any:
+            both.wait()
+            return cache.get_or_load("config", other, loader("none"), "acme")
+
+        return load
+
+    def ask(one: str, other: str) -> Any:
+        try:
+            return cache.get_or_load("config", one, loader(other), "acme")
+        except ConfigError as error:
+            return str(error)
+
+    with threads(2) as running:
+        asked = [running.start(ask, "a", "b"), running.start(ask, "b", "a")]
+        assert all("waits for itself" in given(one) for one in asked)
+
+
+def test_async_loaders_and_those_in_threads(cache: BlockingCache) -> None:
+    where: list[str] = []
+
+    async def on_the_loop() -> int:
+        await asyncio.sleep(0)
+        where.append(threading.current_thread().name)
+        return 1
+
+    def elsewhere(resource_id: str) -> str:
+        where.append(threading.current_thread().name)
+        return resource_id
+
+    assert cache.get_or_load("config", "a", on_the_loop, "acme") == 1
+    assert cache.get_or_load("config", "b", lambda: on_the_loop(), "acme")  # noqa: PLW0108 (it gives a coroutine) == 1
+    assert cache.get_or_load("config", "c", blocking(elsewhere), "acme") == "c"
+    assert where == ["cachebus-loop", "cachebus-loop", "cachebus-loader"]
+
+
+def test_on_its_own_loop_it_raises(cache: BlockingCache) -> None:
+    async def load() -> Any:
+        return cache.get("config", "y", "acme")
+
+    with pytest.raises(ConfigError, match="on the event loop that a synchronous call would wait for"):
+        cache.get_or_load("config", "x", load, "acme")
+
+
+async def test_on_another_loop_it_works_and_says_so(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    with BlockingCache.open(quick(redis_url)) as cache:
+        assert cache.get_or_load("config", "x", lambda: 1, "acme") == 1
+
+
+def test_a_caller_that_is_gone_leaves_the_load_to_the_others(cache: BlockingCache, redis_url: str) -> None:
+    """Its time is over before the loader has begun on its thread, as that one runs another loader."""
+    gate = Gate("value")
+    with BlockingCache.open(quick(redis_url), timeout_s=0.2) as hasty, threads() as running:
+        one = running.start(hasty.get_or_load, "config", "x", blocking(gate), "acme")
+        gate.has_begun()
+        patient = running.start(hasty.get_or_load, "config", "x", blocking(gate), "acme")
+        with pytest.raises(LoadTimeout, match=r"0\.2 s"):
+            given(one)
+        gate.open.set()
+        patient.exception(30)
+
+
+def test_context_variables_travel(cache: BlockingCache) -> None:
+    user: ContextVar[str] = ContextVar("user", default="nobody")
+
+    def load(ctx: Context) -> str:
+        return f"{user.get()} of {ctx.tenant_id}"
+
+    @with_context()
+    def ask(tenant_id: str) -> Any:
+        assert cache.get("config", "none") is None
+        return cache.get_or_load("config", "x", load)
+
+    user.set("ada")
+    assert ask("acme") == "ada of acme"
+    with Context("acme"):
+        assert cache.get_or_load("config", "y", blocking(load)) == "ada of acme"
+
+
+def test_a_write_guard(cache: BlockingCache) -> None:
+    cache.set("config", "x", "old", "acme")
+    with cache.write_guard([("config", "x")], "acme", db_timeout_s=1) as guard:
+        assert cache.get_or_load("config", "x", lambda: "read in the block", "acme") == "read in the block"
+        assert cache.get("config", "x", "acme") is None
+    assert guard.receipt.seq and not guard.lost
+    assert cache.get_or_load("config", "x", lambda: "new", "acme") == "new"
+    with suppress(ZeroDivisionError), cache.write_guard([("config", "x")], "acme", db_timeout_s=1) as guard:
+        guard.nothing_written()
+        raise ZeroDivisionError
+    assert cache.stats().guards_left == 0
+    with pytest.raises(ConfigError):
+        cache.write_guard([("config", "x")], "acme")
+
+
+def test_cached_functions(cache: BlockingCache) -> None:
+    calls: list[Any] = []
+
+    @cache.cached("price", resource_id="{number}", tenant_id="acme", tags=["prices"])
+    def price(number: int) -> dict[str, int]:
+        calls.append(me())
+        return {"price": number}
+
+    class Shop:
+        @cache.cached("dear", resource_id="{number}", tenant_id="acme")
+        def dear(self, number: int) -> list[int]:
+            calls.append(number)
+            return [number]
+
+    assert isinstance(price, BlockingFunction)
+    assert [price(7), price(7), price.get(7)] == [{"price": 7}] * 3
+    assert calls == [me()]
+    price.invalidate(7)
+    assert price.get(7) is None
+    assert price.refresh(7) == {"price": 7}
+    cache.invalidate_tags(["prices"], "acme")
+    assert cache.get(**price.key(7)) is None
+    assert Shop().dear(8) == Shop().dear(number=8) == [8]
+    assert calls[2:] == [8]
+    with pytest.raises(ConfigError, match="sync functions"):
+
+        @cache.cached("price", tenant_id="acme", resource_id="x")
+        async def never() -> None: ...
+
+
+def test_what_is_declared_before_and_after_it_is_opened(redis_url: str) -> None:
+    cache = BlockingCache.open(quick(redis_url))
+    cache.register(Cascade("a", to=[("b", "{resource_id}")]), policies={"c": Policy(copy=True)})
+    with pytest.raises(ConfigError):
+        cache.register(Cascade("b", to=[("a", "{resource_id}")]))
+    with cache:
+        cache.register(Cascade("b", to=[("d", "{resource_id}")]))
+        for data_type in "abd":
+            cache.set(data_type, "x", 1, "acme")
+        cache.invalidate("a", "x", "acme")
+        assert [cache.get(data_type, "x", "acme") for data_type in "abd"] == [None] * 3
+        cache.set("c", "x", [1], "acme")
+        assert cache.get("c", "x", "acme") is not cache.get("c", "x", "acme")
+    with cache:
+        cache.set("d", "x", 1, "acme")
+        cache.invalidate("a", "x", "acme")
+        assert cache.get("d", "x", "acme") is None
+
+
+def test_its_life(redis_url: str) -> None:
+    cache = BlockingCache.open(quick(redis_url))
+    assert cache.get("config", "x", "acme") is None  # opened by its first call
+    cache.close()
+    cache.close()
+    with pytest.raises(ConfigError, match="is closed"):
+        cache.get("config", "x", "acme")
+    with cache, pytest.raises(ConfigError, match="open already"), cache:
+        pass
+    with pytest.raises(ConfigError, match="is closed"):
+        cache.stats()
+
+
+async def test_the_producer(redis_url: str) -> None:
+    settings = quick(redis_url)
+    async with Cache(settings) as cache:
+        with BlockingProducer.open(settings, [Cascade("a", to=[("b", "{resource_id}")])]) as producer:
+            for data_type in "abc":
+                await cache.set(data_type, "x", 1, "acme")
+            receipt = producer.invalidate("a", "x", "acme")
+            assert [await cache.get(each, "x", "acme", after=receipt) for each in "abc"] == [None, None, 1]
+            with Context("acme"):
+                receipt = producer.invalidate_scope(data_type="c")
+            assert await cache.get("c", "x", "acme", after=receipt) is None
+            producer.probe()
+            producer.invalidate_type("c")
+            producer.clear()
+        with pytest.raises(ConfigError, match="producer is closed"):
+            producer.clear()
