@@ -92,6 +92,10 @@ class SettingsOptions(TypedDict, total=False):
     log_max_len: int
     log_max_bytes: int
     keep_without_l2: bool
+    warm_up: bool
+    warm_up_keys: int
+    warm_up_bytes: int
+    warm_up_s: float
     policies: Mapping[str, Policy | PolicyOptions]
 
 
@@ -209,6 +213,13 @@ class Settings(BaseSettings):
     keep_without_l2: bool = Field(
         True, description="whether what is loaded while L2 is out of reach may be kept, for staleness_bound_s"
     )
+    warm_up: bool = Field(
+        False,
+        description="whether a node that starts takes over what is hot on one that has this too, and tells others",
+    )
+    warm_up_keys: int = Field(10_000, ge=1, le=1_000_000, description="the most keys that are taken over, or told")
+    warm_up_bytes: int = Field(64 * 1024 * 1024, ge=1, description="and the most that is read of L2 for that")
+    warm_up_s: Seconds = Field(10.0, gt=0, le=3600, description="and how long it may take")
     policies: dict[str, Policy] = Field(default_factory=dict, description="by data type")
 
     def __init__(self, **values: Unpack[SettingsOptions]) -> None:

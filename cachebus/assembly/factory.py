@@ -28,6 +28,7 @@ from cachebus.listening.catch_up import CatchUp
 from cachebus.listening.explain import KeyExplainer
 from cachebus.listening.fleet import FleetWatch
 from cachebus.listening.heartbeat import Heartbeat, Loops
+from cachebus.listening.heat import HotAnswering, HotTalk, WarmUpLimits
 from cachebus.listening.hook_delivery import HookDelivery
 from cachebus.listening.inquiries import Inquiries
 from cachebus.listening.lapsing import LapseWatch
@@ -37,6 +38,7 @@ from cachebus.listening.probe import Prober
 from cachebus.listening.receive import Receiver
 from cachebus.listening.tend import Ears, Tending
 from cachebus.listening.tidy import Tidying
+from cachebus.listening.warm_up import WarmUp
 from cachebus.observe import Counters
 from cachebus.observe.hooks import Hooks
 from cachebus.policy import PolicyTable
@@ -85,6 +87,7 @@ class Listening:
     peers: Peers
     attachment: Attachment
     heartbeat: Heartbeat
+    warm_up: WarmUp
     telling: HookDelivery
 
 
@@ -128,7 +131,7 @@ def build(
     inquiries = Inquiries(clock)
 
     store, bus_of = backends(settings, clock, world, node.counters, attention.nudge)
-    receiver = Receiver(node, waiters, attention, inquiries)
+    receiver = Receiver(node, waiters, attention, inquiries, HotTalk(clock, node.id))
     bus = bus_of(receiver.on_message)
 
     fetcher = Fetcher(node, store, policies, attention.nudge, l2_timeout_s=settings.l2_timeout_s)
@@ -149,7 +152,7 @@ def build(
         writer=writing.writer,
         explainer=KeyExplainer(store, bus, inquiries, clock, node),
         writing=writing,
-        listening=_listening(settings, store, bus, receiver, writing),
+        listening=_listening(settings, fetcher, bus, receiver, writing),
         world=world,
     )
 
@@ -196,8 +199,8 @@ def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus)
     )
 
 
-def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, writing: Writing) -> Listening:
-    node, attention = receiver.node, receiver.attention
+def _listening(settings: Settings, fetcher: Fetcher, bus: Bus, receiver: Receiver, writing: Writing) -> Listening:
+    node, store, attention = receiver.node, fetcher.store, receiver.attention
     notices, outages = Notices(node.clock), Outages(store, node.clock, settings.shards, node.hooks)
     fleet = FleetWatch(node, notices)
     catch_up = CatchUp(node, store, attention, grace_s=settings.gap_grace_s)
@@ -211,9 +214,12 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
     # Each in a task of its own: one of L2 and the bus that hangs must not keep the other from coming back.
     peers = Peers(node, store, bus, notices, pause_s=turn_s)
     of_kafka = (peers.introduce, peers.check) if settings.bus == "kafka" else ()
+    limits = _warm_up_limits(settings)
+    warm_up = WarmUp(fetcher, Keyspace(settings.shards), bus, receiver.hot, limits)
+    of_warm = (warm_up.step, HotAnswering(node, store, bus, receiver.hot, limits).step) if limits else ()
     of_shards = tending.step, ears.step, writing.repeating.step
     of_node = tidying.step, answering.step, telling.step, lapsing.step
-    loops = Loops(settings.shards, of_shards, (*of_node, *of_kafka))
+    loops = Loops(settings.shards, of_shards, (*of_node, *of_kafka, *of_warm))
     return Listening(
         attention=attention,
         receiver=receiver,
@@ -225,5 +231,14 @@ def _listening(settings: Settings, store: Store, bus: Bus, receiver: Receiver, w
         peers=peers,
         attachment=Attachment(node, store, bus, prober, outages),
         heartbeat=Heartbeat(loops, notices, node.clock, interval_s=turn_s),
+        warm_up=warm_up,
         telling=telling,
     )
+
+
+def _warm_up_limits(settings: Settings) -> WarmUpLimits | None:
+    """None where there is nothing to be warmed, or it is not wanted."""
+    holds = settings.enabled and settings.use_memory_cache and min(settings.l1_max_entries, settings.l1_max_bytes) > 0
+    if not (settings.warm_up and holds):
+        return None
+    return WarmUpLimits(settings.warm_up_keys, settings.warm_up_bytes, settings.warm_up_s)

@@ -139,6 +139,7 @@ def figures(parts: Parts) -> Stats:
         l2_connected=parts.store.connected and not parts.home.is_stopped,
         bus_connected=parts.bus.connected and not parts.home.is_stopped,
         flights=len(parts.loads.flights),
+        warming=parts.listening.warm_up.under_way,
         pending=parts.writing.pending.depth,
         reconnects=parts.listening.attachment.reconnects,
         shards_refused=len(parts.listening.outages.refusing),

@@ -49,6 +49,7 @@ async def stop(parts: Parts) -> None:
     meanwhile, it does so at once."""
     settings, loop = parts.settings, asyncio.get_running_loop()
     began_s = loop.time()
+    parts.listening.warm_up.end()
     try:
         await _land(parts)
         left_s = max(CANCELLED_S, began_s + settings.close_timeout_s - loop.time())
@@ -283,6 +284,16 @@ class Life(Hooking):
     async def drain(self, timeout_s: float | None = None) -> bool:
         """Wait until no invalidation of this cache is pending; False when `timeout_s` is over before."""
         return await self._live().writing.pending.drain(timeout_s)
+
+    async def warmed(self, timeout_s: float | None = None) -> bool:
+        """Wait until this cache has taken over what is hot on another node (`warm_up`), or has given that up; False
+        when `timeout_s` is over before. True at once where it takes over nothing. Reads need not wait for it."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._live().listening.warm_up.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def stats(self) -> Stats:
         """Every counter of this cache, and how it stands now; see `Stats` for what each means. May be called from any

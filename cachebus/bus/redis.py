@@ -17,6 +17,7 @@ from cachebus.base.patience import Patience
 from cachebus.core.ports import Listener
 from cachebus.errors import BusUnavailable, L2Unavailable
 from cachebus.resp import Address, Links, Route, Subscriber, host_port_in, leads_elsewhere
+from cachebus.wire.heat import HOT_NAMES
 from cachebus.wire.inquiry import ANSWER, channel_of_answers
 
 PING_EVERY_S = 1.0
@@ -167,7 +168,7 @@ class RedisBus:
         their own: of many nodes none would hear the others' answers to somebody else."""
 
         def heard_one(_channel: bytes, message: bytes) -> None:
-            if message.startswith(ANSWER):
+            if message.startswith((ANSWER, HOT_NAMES)):
                 self._listener(shard, message)
 
         try:

@@ -19,6 +19,11 @@ KAFKA: Final = "kafka"
 KEYS: Final = "keys"
 
 
+def beside(more: tuple[tuple[str, Any], ...]) -> tuple[tuple[str, Any], ...]:
+    """What a row's `more` says that is not about where its node hears events."""
+    return tuple(said for said in more if said[0] not in (TOPIC, KAFKA, KEYS))
+
+
 class Hearing(NamedTuple):
     """Where a node hears events over Kafka, and by which keys it tells its own."""
 

@@ -262,6 +262,18 @@ class Keyspace:
         contexts = agent, conversation, collection
         return Key(self.family(tenant or None, data_type), resource_id, _NONE if contexts == _NONE else contexts)
 
+    def parsed(self, l1: str) -> Key:
+        """The key that has this L1 name, whoever says it; `InvalidKey` for what is the name of none."""
+        try:
+            tenant, data_type, resource_id, contexts = parts_of(l1)
+            agent, conversation, collection = contexts
+        except ValueError:
+            raise InvalidKey("it is no name of a key in L1") from None
+        key = self.key(data_type, resource_id, tenant or None, agent, conversation, collection)
+        if key.l1 != l1:
+            raise InvalidKey("it is no name of a key in L1")
+        return key
+
     def scope(
         self,
         tenant_id: object,

@@ -117,6 +117,15 @@ class L1:
                     next(self._compactor)
         return True
 
+    @property
+    def has_room(self) -> bool:
+        """Whether an entry of any size that is let in at all may come in, and nothing goes for it."""
+        return len(self.entries) < self._max_entries and 0 <= self._largest_bytes <= self._max_bytes - self.bytes
+
+    def queued(self) -> tuple[list[str], list[str]]:
+        """The keys of the main and the small queue as they stand, the next to be evicted first; removed ones too."""
+        return list(self._main), list(self._small)
+
     def clear(self) -> None:
         """Drop everything, the ghosts too."""
         self.entries.clear()

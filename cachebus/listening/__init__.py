@@ -9,4 +9,5 @@
 7. `explain` asks L2 and the nodes why a read gives what it gives. `worth` judges the record, `touching` finds what
    touched it, `holders` tells what each node may serve, `verdict` says all that in one sentence; `explanation` is what
    comes of it. Nothing there changes anything.
+8. `warm_up` takes over what is hot on another node; `heat` asks and answers what that is.
 """

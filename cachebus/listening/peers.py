@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cachebus.core.answers import NO_EPOCH
-from cachebus.core.hearing import KAFKA, KEYS, TOPIC, Hearing
+from cachebus.core.hearing import KAFKA, KEYS, TOPIC, Hearing, beside
 from cachebus.core.node import Node
 from cachebus.core.ports import Bus, NodeRow, Store
 from cachebus.listening.outages import Notices
@@ -45,8 +45,9 @@ class Peers:
         self._say()
 
     def _say(self) -> None:
-        hearing = self._bus.hearing
-        self._node.about = self._node.about._replace(more=() if hearing is None else hearing.in_row)
+        hearing, about = self._bus.hearing, self._node.about
+        said = () if hearing is None else hearing.in_row
+        self._node.about = about._replace(more=(*said, *beside(about.more)))
 
     async def check(self) -> None:
         """Wait, and check; `L2Unavailable`."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 from cachebus.core.answers import Heard
 from cachebus.core.node import Node
 from cachebus.listening.attention import Attention
+from cachebus.listening.heat import HotTalk
 from cachebus.listening.inquiries import Inquiries
 from cachebus.reading.waiting import Waiters
 from cachebus.wire import event as events
+from cachebus.wire.heat import HOT_NAMES, HOT_QUESTION
 from cachebus.wire.inquiry import ANSWER, QUESTION
 
 ASK_EVERY_S = 1.0
@@ -17,10 +19,11 @@ ASK_EVERY_S = 1.0
 class Receiver:
     """Turns the bus's messages into state of the node."""
 
-    def __init__(self, node: Node, waiters: Waiters, attention: Attention, inquiries: Inquiries) -> None:
+    def __init__(self, node: Node, waiters: Waiters, attention: Attention, inquiries: Inquiries, hot: HotTalk) -> None:
         self.node = node
         self._waiters = waiters
         self.inquiries = inquiries
+        self.hot = hot
         self.attention = attention
         self._asked_s = [float("-inf")] * len(node.shards)
 
@@ -33,6 +36,8 @@ class Receiver:
             self._on_event(index, message)
         elif kind in (QUESTION, ANSWER):
             self.inquiries.take(index, message)
+        elif kind in (HOT_QUESTION, HOT_NAMES):
+            self.hot.take(index, message)
         else:  # of a later version, or damaged: then the probe finds the gap
             self.node.counters.messages_unknown += 1
 

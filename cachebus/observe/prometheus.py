@@ -58,12 +58,14 @@ _COUNTS = {
     "hook_failures": ("hook_failures", "Times a callback of a hook has failed"),
     "records_corrupt": ("records_corrupt", "Records in L2 that were damaged, or another key's"),
     "l2_errors": ("l2_errors", "Operations on L2 that failed"),
+    "warmed": ("warmed", "Values taken over by the names that another node has told"),
     "l1_evictions": ("l1_evictions", "Entries that left L1 for want of room"),
 }
 _GAUGES = {
     "l1_entries": "Entries in L1",
     "l1_bytes": "Estimated size of L1 in bytes",
     "flights": "Loads under way",
+    "warming": "Whether values are still taken over from another node",
     "pending": "Invalidations that wait for L2",
     "nodes_elsewhere": "Nodes of the namespace that do not hear us, or we them: another Kafka, topic or key",
     "loose_replicas": "Replicas, there or gone, of a primary whose min-replicas-to-write is 0, at most",

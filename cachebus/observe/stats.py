@@ -206,6 +206,10 @@ class Stats:
     """Connections to L2 or bus that were opened again after a loss."""
     flights: int
     """Loads under way now."""
+    warmed: int
+    """Values that were taken over from L2 by the names that another node has told (`warm_up`); no read counts them."""
+    warming: bool
+    """Whether that is still under way."""
     load_latency: LatencyStats = field(repr=False)
     """Loads from the source, their retries included."""
     l2_latency: LatencyStats = field(repr=False)

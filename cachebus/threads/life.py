@@ -112,6 +112,11 @@ class BlockingLife(Resident[Cache]):
         within_s = float("inf") if timeout_s is None else timeout_s + self._usual.within_s
         return self._ask(lambda cache: cache.drain(timeout_s), Limit(within_s))
 
+    def warmed(self, timeout_s: float | None = None) -> bool:
+        """As `Cache.warmed`, with no other time limit than `timeout_s`."""
+        within_s = float("inf") if timeout_s is None else timeout_s + self._usual.within_s
+        return self._ask(lambda cache: cache.warmed(timeout_s), Limit(within_s))
+
     def ready(self) -> bool:
         """As `Cache.ready`; a cache that is not open yet is opened."""
         return self._at_hand().ready()

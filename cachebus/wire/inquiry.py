@@ -46,11 +46,11 @@ class Inquiry(NamedTuple):
     @classmethod
     def about(cls, l1: str, *, sharded: bool = False) -> Inquiry:
         """A new one."""
-        return cls(secrets.token_hex(ID_BYTES // 2).encode(), l1, sharded)
+        return cls(new_id(), l1, sharded)
 
     def encode(self) -> bytes:
         """Its bytes."""
-        return _framed(QUESTION, SHARDED if self.sharded else 0, self.id, _encode([self.l1, {}]))
+        return framed(QUESTION, SHARDED if self.sharded else 0, self.id, _encode([self.l1, {}]))
 
 
 class NodeAnswer(msgspec.Struct, omit_defaults=True, frozen=True):
@@ -90,7 +90,7 @@ class NodeAnswer(msgspec.Struct, omit_defaults=True, frozen=True):
 
     def encode(self, question: bytes) -> bytes:
         """Its bytes, as the answer to the question with this id."""
-        return _framed(ANSWER, 0, question, _encode(self))
+        return framed(ANSWER, 0, question, _encode(self))
 
 
 _encode = msgspec.msgpack.encode
@@ -98,9 +98,15 @@ _decode_list = msgspec.msgpack.Decoder(list[Any]).decode
 _decode_answer = msgspec.msgpack.Decoder(NodeAnswer).decode
 
 
-def _framed(kind: bytes, flags: int, of: bytes, body: bytes) -> bytes:
+def framed(kind: bytes, flags: int, of: bytes, body: bytes) -> bytes:
+    """The bytes of a message of this kind, of or about the question with this id."""
     front = _FRONT.pack(kind, flags, of, 0)[_CHECKED]
     return _FRONT.pack(kind, flags, of, crc32(body, crc32(front))) + body
+
+
+def new_id() -> bytes:
+    """The id of a new question."""
+    return secrets.token_hex(ID_BYTES // 2).encode()
 
 
 def channel_of_answers(channel: str, question: str) -> str:
@@ -114,8 +120,9 @@ def id_of(data: bytes) -> bytes:
     return data[4:20]
 
 
-def _body_of(kind: bytes, data: bytes) -> tuple[int, bytes, bytes]:
-    if not _FRONT.size < len(data) <= MOST_BYTES:
+def body_of(kind: bytes, data: bytes, most_bytes: int = MOST_BYTES) -> tuple[int, bytes, bytes]:
+    """Flags, id and body of a message of this kind; `CorruptInquiry` for any other bytes."""
+    if not _FRONT.size < len(data) <= most_bytes:
         raise CorruptInquiry("too short or too long")
     found, flags, of, crc = _FRONT.unpack_from(data)
     body = data[_FRONT.size :]
@@ -130,7 +137,7 @@ def _is_id(of: bytes) -> bool:
 
 def decode_question(data: bytes) -> Inquiry:
     """The question in these bytes, or `CorruptInquiry`, whatever they are."""
-    flags, of, body = _body_of(QUESTION, data)
+    flags, of, body = body_of(QUESTION, data)
     try:
         l1, *_ = _decode_list(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, ValueError) as error:
@@ -142,7 +149,7 @@ def decode_question(data: bytes) -> Inquiry:
 
 def decode_answer(data: bytes) -> NodeAnswer:
     """The answer in these bytes, or `CorruptInquiry`, whatever they are."""
-    _, _, body = _body_of(ANSWER, data)
+    _, _, body = body_of(ANSWER, data)
     try:
         return _decode_answer(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

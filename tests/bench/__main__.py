@@ -20,7 +20,19 @@ from typing import Any, Final
 from cachebus.base.clock import perf_counter
 from cachebus.errors import ConfigError
 from cachebus.tools.servers.redis import EmbeddedServer
-from tests.bench import availability, cdc, hits, imports, invalidations, kafka_bus, memory, outbox, reads, server_cpu
+from tests.bench import (
+    availability,
+    cdc,
+    hits,
+    imports,
+    invalidations,
+    kafka_bus,
+    memory,
+    outbox,
+    reads,
+    server_cpu,
+    warm_up,
+)
 from tests.bench.report import show
 from tests.bench.rows import Row
 from tests.bench.run import Bench
@@ -57,6 +69,7 @@ GROUPS: Final = (
     Group(("outbox",), "the outbox's relay", outbox.rows),
     Group(("cdc",), "change data capture", cdc.rows),
     Group(("availability",), "availability", availability.rows),
+    Group(("warm-up",), "a rolling restart, warmed up", warm_up.rows),
     Group(("server",), "server CPU per operation", server_cpu.rows),
     Group(("drop",), "drops of a scope", memory.drops),
     Group(("import",), "import time", imports.rows),

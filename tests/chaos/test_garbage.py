@@ -53,6 +53,8 @@ def noise(seed: int, count: int = 60) -> list[bytes]:
         b"CBW\xff\xfe",
         b"CBQ",
         b"CBA" + bytes(60),
+        b"CBH",
+        b"CBN" + bytes(60),
         good[:40],
         good[:-1],
         good + b"x",

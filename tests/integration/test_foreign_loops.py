@@ -64,6 +64,7 @@ OF_CACHE: dict[str, Call] = {
     "probe": lambda cache: cache.probe(),
     "explain": lambda cache: cache.explain(*HERE, "acme"),
     "drain": lambda cache: cache.drain(1.0),
+    "warmed": lambda cache: cache.warmed(1.0),
     "aclose": lambda cache: cache.aclose(),
 }
 SHARED = ("get", "get_many", "get_or_load", "set", "delete", "invalidate", "invalidate_scope", "invalidate_tags")

@@ -24,6 +24,7 @@ from cachebus.l1 import L1
 from cachebus.listening.attention import Attention
 from cachebus.listening.catch_up import CatchUp
 from cachebus.listening.fleet import FleetWatch
+from cachebus.listening.heat import HotTalk
 from cachebus.listening.inquiries import Inquiries
 from cachebus.listening.outages import Notices
 from cachebus.listening.probe import Prober
@@ -209,7 +210,9 @@ class Rig:
         self.loads = Loads(LoadParts(self.fetch, self.reader, waiters, NoFlights(clock), Cooldowns(clock), PX_MS))
         self.writer = self._writer()
         attention = Attention(1)  # which nobody heeds: the model probes whenever it likes
-        self.receiver = Receiver(self.node, waiters, attention, Inquiries(self.node.clock))
+        self.receiver = Receiver(
+            self.node, waiters, attention, Inquiries(self.node.clock), HotTalk(self.node.clock, self.node.id)
+        )
         self.catch_up = CatchUp(self.node, self.store, attention, grace_s=0.0)
         self.prober = Prober(self.node, self.store, self.catch_up, FleetWatch(self.node, Notices()), self._nudge)
         self.cache = Cache("memory://")

@@ -176,6 +176,7 @@ async def verbs(settings: Settings) -> None:
         assert_type(CacheManager.write_guard(tags=["t"]), WriteGuard)
         await cache.probe()
         assert_type(await cache.drain(1.5), bool)
+        assert_type(await cache.warmed(1.5), bool)
         assert_type(stats.pending, int)
         await cache.aclose()
 

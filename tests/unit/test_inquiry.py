@@ -56,7 +56,7 @@ def test_each_flipped_bit_is_found(good: bytes) -> None:
 
 
 def framed(kind: bytes, body: bytes, of: bytes = b"0" * 16) -> bytes:
-    return inquiry._framed(kind, 0, of, body)
+    return inquiry.framed(kind, 0, of, body)
 
 
 def packed(value: object) -> bytes:

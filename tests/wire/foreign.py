@@ -187,8 +187,11 @@ def read_inquiry(data: bytes) -> dict[str, Any]:
     flags, asked, crc = struct.unpack(">B16sI", data[3:24])
     assert crc32(data[3:20] + data[24:]) == crc
     body = unpack(data[24:])
-    if data[:3] == b"CBA":
+    if data[:3] in (b"CBA", b"CBN"):
         return {"id": asked.decode(), "answer": body}
+    if data[:3] == b"CBH":
+        names = ("answerer", "asker", "names", "bytes", "more")
+        return {"id": asked.decode(), **dict(zip(names, body, strict=True))}
     assert data[:3] == b"CBQ"
     return {"id": asked.decode(), "sharded": bool(flags & 1), "l1": body[0], "more": body[1]}
 

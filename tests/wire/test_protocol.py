@@ -17,11 +17,14 @@ from cachebus.keys.key import Keyspace
 from cachebus.l2 import arguments
 from cachebus.l2.replies import KEEP_ALONE, node_row
 from cachebus.l2.scripts import script_names, whole_source
+from cachebus.listening import heat as hot
 from cachebus.listening.explain import ASK_S
 from cachebus.listening.inquiries import BURST, PER_S
+from cachebus.listening.warm_up import PIECE_S, WARM
 from cachebus.values import decode
 from cachebus.wire import event as events
 from cachebus.wire import record as records
+from cachebus.wire.heat import FULL_BYTES, PIECE_BYTES, HotPiece, HotQuestion, decode_hot_piece, decode_hot_question
 from cachebus.wire.inquiry import MOST_BYTES, Inquiry, NodeAnswer, decode_answer, decode_question
 from tests.wire.foreign import (
     Key,
@@ -131,6 +134,25 @@ def test_the_question_and_its_answer() -> None:
     assert f"answers {BURST} questions at once, and {PER_S:g} a second" in TEXT
     assert f"waits for {ASK_S:g} s" in TEXT
     assert f"more than {MOST_BYTES} bytes" in TEXT
+
+
+def test_the_question_for_hot_keys_and_its_answer() -> None:
+    told, data = from_document(block("json hot question")), hexdump("hot question")
+    assert read_inquiry(data) == told
+    ours = HotQuestion(told["id"].encode(), told["answerer"], told["asker"], told["names"], told["bytes"])
+    assert ours.encode() == data
+    assert decode_hot_question(data) == ours
+    told, data = from_document(block("json hot names")), hexdump("hot names")
+    assert read_inquiry(data) == told
+    piece = msgspec.convert(told["answer"], HotPiece)
+    assert piece.encode(told["id"].encode()) == data
+    assert decode_hot_piece(data) == piece
+    assert all(f"`{name}`" in TEXT for name in HotPiece.__struct_encode_fields__)
+    assert f"a piece {PIECE_BYTES}; a piece is full with {FULL_BYTES} bytes" in TEXT
+    assert f"answers {hot.BURST} questions at once, and one a second" in TEXT
+    assert hot.EVERY_S == 1.0
+    assert f"waits for {hot.LATE_S:g} s for the first piece, and for {PIECE_S:g} s for each other" in TEXT
+    assert f"`{WARM}`, if true" in TEXT
 
 
 def test_the_nodes_line() -> None:

@@ -12,6 +12,7 @@ from cachebus.errors import ConfigError
 from cachebus.keys.key import ABSENT, GIVEN
 from cachebus.keys.words import scope_in_words, shown
 from cachebus.wire import event as events
+from cachebus.wire.heat import HOT_NAMES, HOT_QUESTION
 from cachebus.wire.inquiry import ANSWER, QUESTION
 
 
@@ -82,8 +83,8 @@ def keys_named(message: bytes) -> set[tuple[str, str]]:
 
 def line_of(shard: int, message: bytes, wanted: Filter, *, as_json: bool) -> str:
     """An event for people or programs; "" for one that is not asked for, and for what is none: a hint to those who
-    wait, or a question about a key and its answers."""
-    if message.startswith((events.WAKE, QUESTION, ANSWER)):
+    wait, or a question to nodes and its answers."""
+    if message.startswith((events.WAKE, QUESTION, ANSWER, HOT_QUESTION, HOT_NAMES)):
         return ""
     try:
         event = events.decode(message)

@@ -298,6 +298,7 @@ class _Node:
             "loads behind a guard": sum(one.guarded_loads for one in stats),
             "refreshes": sum(each.refreshes for each in types),
             "values that can't be cached": sum(each.serialization_errors for each in types),
+            "values taken over by a warm-up": sum(one.warmed for one in stats),
             "fills refused": sum(one.fills_rejected for one in stats),
             "callers that gave up": self._answers.given_up,
             "invalidations by a worker": self._commands.worker.meters.count("applied"),

@@ -16,6 +16,7 @@ MARKS_MAX, FEW_MARKS = 60, 16
 LOG_MAX = 2_000
 ENTRIES, FEW_ENTRIES = 100_000, 150
 """Entries in L1, for most nodes, and for every third, which reads more than that."""
+WARM_UP_S = 10.0
 TOPIC = "cachebus.verify"
 PARTITIONS = 2
 
@@ -68,6 +69,8 @@ def settings_of(job: VerifyJob, cache_index: int = 0) -> Settings:
         max_invalidated_scopes=FEW_MARKS if cache_index else MARKS_MAX,
         log_max_len=LOG_MAX,
         l1_max_entries=ENTRIES if has_room(job.node) else FEW_ENTRIES,
+        warm_up=True,  # so that a node that is started anew reads, amid faults, what others tell it
+        warm_up_s=WARM_UP_S,
         policies=POLICIES,
         **_kafka(job),
     )
