@@ -1,34 +1,33 @@
 """`Cache`: the verbs that read, on top of those that write. A hit is written out here; all else is a call below.
 
-The hit stands in three places: twice here, and in `cachebus.helpers.get_with_cache_aside`. One function for all three
-would make each hit 7 to 13 % slower (measured), so it is one text between its markers, which a test compares."""
+The hit stands in several places: twice here, in `cachebus.helpers.get_with_cache_aside`, and twice in
+`cachebus.handle`, for a type that was looked at before. One function for all of them would make each hit 7 to 13 %
+slower (measured), so it is one text between its markers, which a test compares."""
 
 from __future__ import annotations
 
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
-from cachebus import context
 from cachebus.base.ids import Id
 from cachebus.base.parameters import SourceFunction
-from cachebus.calls import LoadArguments, load_request, position_after, read_many
+from cachebus.batches import Batches
+from cachebus.calls import LoadArguments, load_request, position_after
 from cachebus.decided import Answer, Decided
 from cachebus.errors import L2Unavailable
 from cachebus.handle import TypedCache, handled
-from cachebus.keys.key import Key
 from cachebus.listening.explanation import Explanation
+from cachebus.many import MANY, Sources, load_by
 from cachebus.reading.judge import MISSING, NOT_FOUND
 from cachebus.reading.looked import CachedValue
-from cachebus.reading.source import bind
 from cachebus.receipt import Receipt
-from cachebus.writes import Writes
 
 T = TypeVar("T")
 
 
-class Cache(Writes):
+class Cache(Batches):
     """A node's cache: memory in front of a shared store, kept coherent by the bus. Made by `Cache.open`; see `Life`.
 
     What the verbs have in common:
@@ -110,29 +109,6 @@ class Cache(Writes):
             value = await parts.reader.get(key, position, use_memory)
         return default if value is MISSING or value is NOT_FOUND else value
 
-    async def get_many(
-        self,
-        data_type: str,
-        resource_ids: Iterable[Id],
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        after: Receipt | str | None = None,
-    ) -> dict[Id, Any]:
-        """Read several values of one type; one round trip for all of 250 that L1 lacks. More are asked for 250 after
-        250, and are not what L2 held at one moment.
-
-        Returns the values by the ids asked, absent ones left out. Raises what `get` does.
-        """
-        parts = self._live()
-
-        def key_of(one: Id) -> Key:
-            return parts.naming.key(data_type, one, tenant_id, agent_id, conversation_id, collection_id)
-
-        return await read_many(parts, resource_ids, key_of, after)
-
     @overload
     async def get_or_load(
         self,
@@ -201,11 +177,12 @@ class Cache(Writes):
         use_memory: bool = True,
         refresh: bool = False,
     ) -> T: ...
+    @overload
     async def get_or_load(
         self,
         data_type: str,
         resource_id: Id,
-        loader: SourceFunction,
+        loader: None = None,
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -216,6 +193,48 @@ class Cache(Writes):
         after: Receipt | str | None = None,
         use_memory: bool = True,
         refresh: bool = False,
+        *,
+        batch: Callable[..., Awaitable[Mapping[Any, T]]],
+        batch_max: int = MANY,
+    ) -> T | None: ...
+    @overload
+    async def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: None = None,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
+        *,
+        batch: Callable[..., Mapping[Any, T]],
+        batch_max: int = MANY,
+    ) -> T | None: ...
+    async def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: SourceFunction | None = None,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
+        *,
+        batch: SourceFunction | None = None,
+        batch_max: int = MANY,
     ) -> Any:
         """Read a value, or load it: one load a key at a time on this node, and one over all nodes.
 
@@ -223,6 +242,8 @@ class Cache(Writes):
           `Context`) get these as given, and `previous` gets what is still cached; its others without a default get what
           is left of the three. It returns the value, None for not found, or what it decides of it: `Fresh`,
           `DontCache`, `NotModified`
+        - `batch`: in the place of a loader, what loads several ids, as of `get_or_load_many`. The calls of one tick of
+          the event loop that differ in their ids alone have it called once, for up to `batch_max` of them, 250 at most
         - `ttl`, `tags`: count for the load that makes the value; on a hit they are ignored
         - `search_hierarchy`, `use_memory`: as in `get`
         - `refresh`: load anew, whatever is cached, and put that in its place in L2 and here; nothing older than the
@@ -269,11 +290,9 @@ class Cache(Writes):
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-        tenant = key.family.tenant or None if tenant_id is None else tenant_id
-        bound = bind(loader, resource_id, tenant, context.current())
-        request = load_request(
-            parts, key, bound, LoadArguments(after, search_hierarchy, ttl, tags, use_memory, refresh)
-        )
+        load = load_by(parts, key, Sources(loader, batch, batch_max, resource_id, tenant_id))
+        given = LoadArguments(after, search_hierarchy, ttl, tags, use_memory, refresh)
+        request = load_request(parts, key, load, given)
         return (await parts.loads.get_or_load(request)).value
 
     async def look(

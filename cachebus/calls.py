@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from cachebus.assembly.factory import Parts
@@ -16,18 +14,14 @@ from cachebus.core.ports import Position
 from cachebus.decided import Decided
 from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts, tag_scopes
-from cachebus.keys.plan import Plan
-from cachebus.reading.judge import MISSING, NOT_FOUND
-from cachebus.reading.request import Request
-from cachebus.reading.source import Bound, WithPrevious, load_of
+from cachebus.keys.plan import Plan, target
+from cachebus.reading.request import Joint, Load, Request
 from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.every_shard import invalidate_in_every_shard
 from cachebus.writing.guard import WriteGuard, guard_time_s
 from cachebus.writing.write import SetRequest
 
-MANY = 250
-"""So many keys are asked for at a time: many more would hold up everybody else, here (4 ms) and at the server."""
 AMOUNT_LIMIT = 1 << 63
 """A counter has 64 bits, signed."""
 
@@ -52,22 +46,15 @@ def position_after(parts: Parts, after: Receipt | str | None, key: Key) -> Posit
     return None if after is None else position_of(after, key.shard, enabled=parts.settings.enabled)
 
 
-async def read_many(
-    parts: Parts, ids: Iterable[Id], key_of: Callable[[Id], Key], after: Receipt | str | None
-) -> dict[Id, Any]:
-    """The values by these ids, absent ones left out, asked for `MANY` at a time."""
-    found: dict[Id, Any] = {}
-    remaining = iter(ids)
-    while some := list(islice(remaining, MANY)):
-        # Each is looked at before they are told apart: True would else pass for the 1 beside it.
-        keys = {one: key_of(one) for one in some}
-        asked = list(keys.values())
-        values = await parts.reader.get_many(asked, position_after(parts, after, asked[0]))
-        there = zip(keys, values, strict=True)
-        found.update((one, value) for one, value in there if value is not MISSING and value is not NOT_FOUND)
-        if len(some) == MANY:
-            await asyncio.sleep(0)  # what L1 has is given without any wait
-    return found
+def as_target(one: Sequence[Any]) -> Target:
+    """What a target's caller means by it: data type, resource id and context ids. `ValueError` for no such sequence,
+    `InvalidKey`."""
+    if isinstance(one, Target):
+        return one
+    if isinstance(one, str) or not isinstance(one, Sequence) or not 2 <= len(one) <= 5:
+        raise ValueError("a target is a data type and a resource id, and up to three context ids behind them")
+    data_type, resource_id, *contexts = one
+    return target(data_type, resource_id, (*contexts, None, None, None)[:3])
 
 
 class LoadArguments(NamedTuple):
@@ -81,20 +68,29 @@ class LoadArguments(NamedTuple):
     refresh: bool
 
 
-def load_request(parts: Parts, key: Key, bound: Bound, given: LoadArguments) -> Request:
-    """A read that may load, by this loader."""
+class LoadBy(NamedTuple):
+    """By what a key is loaded."""
+
+    load: Load
+    joint: Joint | None = None
+    takes_previous: bool = False
+
+
+def load_request(parts: Parts, key: Key, by: LoadBy, given: LoadArguments) -> Request:
+    """A read that may load."""
     rules = parts.policies.rules(key.family.data_type)
     return Request(
         key,
-        load_of(bound, rules),
+        by.load,
         rules,
         position_after(parts, given.after, key),
         given.search_hierarchy,
         checked_ttl(given.ttl),
         tag_scopes(key, given.tags, rules),
         given.use_memory,
-        takes_previous=isinstance(bound, WithPrevious),
+        takes_previous=by.takes_previous,
         refresh=given.refresh,
+        joint=by.joint,
     )
 
 

@@ -307,7 +307,8 @@ def deserialize_from_cache(data: bytes, data_type: str) -> Any:
     """Decode what `serialize_for_cache` gave. Returns the value; raises `ValueError` for any other bytes."""
     if not data:
         raise ValueError("no bytes to deserialize")
-    return values.decode(data[0], data[1:], _rules(data_type).model)
+    rules = _rules(data_type)
+    return values.decode(data[0], data[1:], rules.model, rules.form.own_type)
 
 
 def _rules(data_type: str) -> Rules:

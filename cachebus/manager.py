@@ -32,20 +32,12 @@ _REMEDY = (
     "`async with lifespan():` (or `async with lifespan(settings):` alone)"
 )
 _OPEN_ALREADY = "the process-wide cache is open already"
-_VERBS = {
-    "get": "get",
-    "get_many": "get_many",
-    "get_or_load": "get_or_load",
-    "look": "look",
-    "set": "set",
-    "delete": "delete",
-    "invalidate": "invalidate",
-    "invalidate_scope": "invalidate_scope",
-    "invalidate_tags": "invalidate_tags",
-    "invalidate_type": "invalidate_type",
-    "clear": "clear",
-    "set_if_not_exists": "add",
-}
+_SAME = (
+    "get get_many get_targets get_or_load get_or_load_many look set set_many delete invalidate invalidate_many "
+    "invalidate_scope invalidate_tags invalidate_type clear"
+)
+"""Verbs that are called as in a cache."""
+_VERBS = {verb: verb for verb in _SAME.split()} | {"set_if_not_exists": "add"}
 
 
 class _Closed:
@@ -143,11 +135,15 @@ class CacheManager:
     # Type checkers take these for what a cache has: its own signatures, so that nothing is said twice.
     get = _CLOSED.get
     get_many = _CLOSED.get_many
+    get_targets = _CLOSED.get_targets
     get_or_load = _CLOSED.get_or_load
     look = _CLOSED.look
+    get_or_load_many = _CLOSED.get_or_load_many
     set = _CLOSED.set
+    set_many = _CLOSED.set_many
     delete = _CLOSED.delete
     invalidate = _CLOSED.invalidate
+    invalidate_many = _CLOSED.invalidate_many
     invalidate_scope = _CLOSED.invalidate_scope
     invalidate_tags = _CLOSED.invalidate_tags
     invalidate_type = _CLOSED.invalidate_type

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from inspect import iscoroutinefunction
 from types import MappingProxyType
 from typing import Annotated, Any, TypedDict, Unpack, get_origin
 
@@ -19,7 +20,8 @@ from cachebus.base.lifetimes import TAGS_MAX, TTL_MAX_S, TTL_MIN_S, check_ttl
 from cachebus.base.templates import Template
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.observe import TYPES_MAX
-from cachebus.values import Form, check_model
+from cachebus.values import Decode, Encode, Form, OwnType, check_model
+from cachebus.values.cipher import ValueCipher
 
 TTL_SHORT = 300.0
 """5 minutes, in seconds."""
@@ -41,6 +43,7 @@ DEFAULT_TTL_MAPPING: Mapping[str, float] = MappingProxyType(
 
 VALUE_MAX_BYTES = 500 * 1024 * 1024
 """A server takes 512 MB at once, and what goes with a value needs some of it."""
+VERSION_MAX = 2**32 - 1
 RULES_MAX = TYPES_MAX
 TAG_FIELDS = ("resource_id", "tenant_id")
 
@@ -92,6 +95,9 @@ class PolicyOptions(TypedDict, total=False):
     max_value_bytes: int
     copy: bool
     tags: Sequence[str]
+    version: int
+    encode: Encode | None
+    decode: Decode | None
 
 
 class Policy(BaseModel):
@@ -136,6 +142,17 @@ class Policy(BaseModel):
         description="give each caller a copy of what is cached; else all share one object, which none may change",
     )
     tags: tuple[str, ...] = Field((), description="tags of every value: templates of {resource_id} and {tenant_id}")
+    version: int = Field(
+        1,
+        ge=1,
+        le=VERSION_MAX,
+        strict=True,
+        description="raise it when the values' shape changes: what was stored by another version is loaded anew",
+    )
+    encode: Encode | None = Field(
+        None, description="makes bytes, or plain data, of a value of a type of your own; with decode, in place of model"
+    )
+    decode: Decode | None = Field(None, description="makes the value again of what encode gave")
 
     def __init__(self, **values: Unpack[PolicyOptions]) -> None:
         try:
@@ -187,7 +204,19 @@ class Policy(BaseModel):
             raise ValueError("load_soft_timeout_s needs fail_safe_s: only an expired value can be served meanwhile")
         if self.model is not None and self.codec != "msgpack":
             raise ValueError(f"model needs codec msgpack: what codec {self.codec} gives fits no model")
+        if (self.encode is None) != (self.decode is None):
+            given, other = ("encode", "decode") if self.decode is None else ("decode", "encode")
+            raise ValueError(f"{given} needs {other}: what one makes of a value, the other makes a value of again")
+        if self.decode is not None and self.model is not None:
+            raise ValueError("decode and model both say what values are decoded into: leave one out")
         return self
+
+    @field_validator("encode", "decode")
+    @classmethod
+    def _is_sync(cls, hook: Any) -> Any:
+        if hook is not None and (iscoroutinefunction(hook) or iscoroutinefunction(type(hook).__call__)):
+            raise ValueError("a sync function is needed: it is called in the event loop, and must not wait")
+        return hook
 
 
 def _lines(what: str, error: ValidationError) -> str:
@@ -206,6 +235,7 @@ class Rules:
     """A policy as the data path reads it: plain attributes, the TTL resolved, tags as templates; `ConfigError`."""
 
     __slots__ = (
+        "cipher",
         "copy",
         "data_type",
         "fail_safe_s",
@@ -224,9 +254,11 @@ class Rules:
         "tags",
         "ttl_jitter",
         "ttl_s",
+        "version",
     )
 
-    def __init__(self, data_type: str, policy: Policy) -> None:
+    def __init__(self, data_type: str, policy: Policy, cipher: ValueCipher | None = None) -> None:
+        """`cipher`: what encrypts values in L2, if anything does."""
         try:
             self.data_type = data_type = check_part("data_type", data_type)
         except InvalidKey as error:
@@ -245,8 +277,12 @@ class Rules:
         self.retry_on = policy.retry_on
         self.retry_backoff_s = policy.retry_backoff_s
         self.model = policy.model
-        self.form = Form(policy.codec, policy.compress_over_bytes, policy.max_value_bytes, policy.model, policy.lossy)
+        own_type = None if policy.encode is None or policy.decode is None else OwnType(policy.encode, policy.decode)
+        self.form = Form(
+            policy.codec, policy.compress_over_bytes, policy.max_value_bytes, policy.model, policy.lossy, own_type
+        )
         """How its values are stored."""
+        self.version, self.cipher = policy.version, cipher
         self.copy = policy.copy_values
         self.tags = tuple(Template(tag) for tag in policy.tags)
         if self.soft_ttl_s is not None and self.soft_ttl_s >= self.ttl_s:
@@ -259,7 +295,9 @@ DEFAULT_POLICY = Policy()
 class PolicyTable:
     """The rules of every data type; a type without a policy has the defaults."""
 
-    def __init__(self, policies: Mapping[str, Policy] | None = None) -> None:
+    def __init__(self, policies: Mapping[str, Policy] | None = None, cipher: ValueCipher | None = None) -> None:
+        """`cipher`: what encrypts values in L2, of all types."""
+        self._cipher = cipher
         self._registered: dict[str, Rules] = {}
         self._rules: dict[str, Rules] = {}
         for data_type, policy in (policies or {}).items():
@@ -267,7 +305,7 @@ class PolicyTable:
 
     def register(self, data_type: str, policy: Policy) -> None:
         """Set a type's policy, in place of an earlier one; `ConfigError`."""
-        rules = Rules(data_type, policy)
+        rules = Rules(data_type, policy, self._cipher)
         self._rules[rules.data_type] = self._registered[rules.data_type] = rules
 
     def rules(self, data_type: str) -> Rules:
@@ -276,5 +314,5 @@ class PolicyTable:
         if found is None:
             if len(self._rules) >= RULES_MAX:  # a caller that makes up types must not fill the memory
                 self._rules = dict(self._registered)
-            found = self._rules[data_type] = Rules(data_type, DEFAULT_POLICY)
+            found = self._rules[data_type] = Rules(data_type, DEFAULT_POLICY, self._cipher)
         return found

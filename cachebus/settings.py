@@ -11,7 +11,7 @@ from typing import Annotated, Any, Self, TypedDict, Unpack
 from pydantic import Field, PlainValidator, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
-from cachebus.base.agreement import PREFIX, check_credentials, check_kafka
+from cachebus.base.agreement import PREFIX, check_credentials, check_kafka, check_times
 from cachebus.base.choices import OnOutage, SaslMechanism, Transport
 from cachebus.base.ids import check_part
 from cachebus.base.log import Logs
@@ -25,6 +25,7 @@ from cachebus.base.providers import (
 from cachebus.base.urls import CLUSTER_SCHEMES, SCHEMES, as_redis, brokers, safe
 from cachebus.errors import ConfigError
 from cachebus.policy import Policy, PolicyOptions, closest, unknown
+from cachebus.values.secret_keys import KeyProvider, encryption_of
 
 CLUSTER_SHARDS = 64
 SHARDS_MAX = 1024
@@ -36,6 +37,7 @@ Seconds = Annotated[float, Field(allow_inf_nan=False)]
 PatienceSeconds = Annotated[float, Field(allow_inf_nan=False, ge=0.01, le=3600)]
 """Less than a network takes would fail every call; more is none."""
 Credentials = Annotated[CredentialProvider | AsyncCredentialProvider | str | None, PlainValidator(credentials_of)]
+Encryption = Annotated[KeyProvider | SecretStr | None, PlainValidator(encryption_of)]
 Tokens = Annotated[TokenProvider | str | None, PlainValidator(tokens_of)]
 
 
@@ -92,6 +94,8 @@ class SettingsOptions(TypedDict, total=False):
     log_max_len: int
     log_max_bytes: int
     keep_without_l2: bool
+    encryption: KeyProvider | str | SecretStr | None
+    encryption_required: bool
     warm_up: bool
     warm_up_keys: int
     warm_up_bytes: int
@@ -213,6 +217,13 @@ class Settings(BaseSettings):
     keep_without_l2: bool = Field(
         True, description="whether what is loaded while L2 is out of reach may be kept, for staleness_bound_s"
     )
+    encryption: Encryption = Field(
+        None,
+        repr=False,
+        description="keys that encrypt values in L2: ID:KEY, with 32 bytes in base64, several by commas (the first "
+        "encrypts, all decrypt), file:PATH, provider:module:name, or a callable",
+    )
+    encryption_required: bool = Field(True, description="whether values that lie in L2 unencrypted count as absent")
     warm_up: bool = Field(
         False,
         description="whether a node that starts takes over what is hot on one that has this too, and tells others",
@@ -338,24 +349,7 @@ class Settings(BaseSettings):
     def _kafka_fits(self) -> Self:
         check_kafka(self)
         check_credentials(self)
-        return self
-
-    @model_validator(mode="after")
-    def _times_fit(self) -> Self:
-        if self.probe_interval_s > self.staleness_bound_s / 2:
-            raise ValueError(
-                "probe_interval_s (CACHEBUS_PROBE_INTERVAL_S) must be at most half of staleness_bound_s "
-                "(CACHEBUS_STALENESS_BOUND_S), or leases lapse between probes"
-            )
-        if self.gap_grace_s >= self.staleness_bound_s:
-            raise ValueError(
-                "gap_grace_s (CACHEBUS_GAP_GRACE_S) must be below staleness_bound_s (CACHEBUS_STALENESS_BOUND_S)"
-            )
-        if self.db_timeout_s is not None and 0 < self.guard_max_s <= self.db_timeout_s:
-            raise ValueError(
-                "db_timeout_s (CACHEBUS_DB_TIMEOUT_S) must be below guard_max_s (CACHEBUS_GUARD_MAX_S): a write guard "
-                "outlasts the transaction"
-            )
+        check_times(self)
         return self
 
 

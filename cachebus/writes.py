@@ -8,7 +8,7 @@ from typing import Any
 from cachebus.assembly.lifecycle import Life
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, check_part
-from cachebus.calls import Guarding, checked_amount, checked_ttl, guard, invalidate_plans, set_request
+from cachebus.calls import Guarding, as_target, checked_amount, checked_ttl, guard, invalidate_plans, set_request
 from cachebus.cascade import Target
 from cachebus.keys.naming import check_contexts
 from cachebus.receipt import Receipt
@@ -108,7 +108,7 @@ class Writes(Life):
 
     async def invalidate_targets(
         self,
-        targets: Sequence[Target],
+        targets: Sequence[Target | tuple[Any, ...]],
         tenant_id: Id | None = None,
         *,
         contexts: ContextMatch = "exact",
@@ -117,6 +117,8 @@ class Writes(Life):
     ) -> Receipt:
         """Invalidate several resources of one tenant, and their cascades, in one atomic step; see `invalidate`.
 
+        - `targets`: each a `Target`, or data type, resource id ("*": all of the type) and, if need be, agent,
+          conversation and collection id: `("product", 7)`
         - `contexts`: "exact" is each target's own key; "all": one without a context id means its id in every context
         """
         check_wait(wait)
@@ -124,8 +126,9 @@ class Writes(Life):
         parts = self._live()
         if not targets:
             raise ValueError("nothing to invalidate: no targets")
-        tenant = parts.naming.tenant_of(targets[0].data_type, tenant_id)
-        plan = parts.planner.targets(targets, tenant, all_contexts=contexts == "all").because(reason)
+        several = [as_target(one) for one in targets]
+        tenant = parts.naming.tenant_of(several[0].data_type, tenant_id)
+        plan = parts.planner.targets(several, tenant, all_contexts=contexts == "all").because(reason)
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
     async def invalidate_scope(

@@ -50,6 +50,8 @@ from cachebus.reading.parts import LoadParts
 from cachebus.reading.read import Reader
 from cachebus.reading.waiting import Waiters
 from cachebus.settings import Settings
+from cachebus.values.cipher import ValueCipher
+from cachebus.values.key_source import KeySource
 from cachebus.writing.confirm import Confirmer
 from cachebus.writing.delivery import Delivery
 from cachebus.writing.exchange import Exchanger
@@ -110,6 +112,8 @@ class Parts:
     explainer: KeyExplainer
     writing: Writing
     listening: Listening
+    keys: KeySource | None
+    """What gives the keys that encrypt values."""
     world: World | None
     """Kept alive by those who share it."""
 
@@ -125,7 +129,8 @@ def build(
     home = Home()
     in_memory = settings.url.get_secret_value().startswith("memory://")
     world = (world or world_of(settings, clock)) if in_memory else None
-    policies, cascades = PolicyTable(settings.policies), CascadeTable()
+    cipher, keys = encryption_of(settings)
+    policies, cascades = PolicyTable(settings.policies, cipher), CascadeTable()
     keyspace = Keyspace(settings.shards)
     node, waiters, attention = _node(settings, clock, hooks or Hooks()), Waiters(), Attention(settings.shards)
     inquiries = Inquiries(clock)
@@ -153,6 +158,7 @@ def build(
         explainer=KeyExplainer(store, bus, inquiries, clock, node),
         writing=writing,
         listening=_listening(settings, fetcher, bus, receiver, writing),
+        keys=keys,
         world=world,
     )
 
@@ -197,6 +203,14 @@ def _writing(settings: Settings, keyspace: Keyspace, fetcher: Fetcher, bus: Bus)
         guards=Guards(node, writer, enabled=settings.enabled),
         repeating=EpochResender(node, delivery, resend_buffer),
     )
+
+
+def encryption_of(settings: Settings) -> tuple[ValueCipher | None, KeySource | None]:
+    """What encrypts values, and what gives it its keys."""
+    if settings.encryption is None:
+        return None, None
+    cipher = ValueCipher(settings.namespace, required=settings.encryption_required)
+    return cipher, KeySource(settings.encryption, cipher, settings.connect_timeout_s)
 
 
 def _listening(settings: Settings, fetcher: Fetcher, bus: Bus, receiver: Receiver, writing: Writing) -> Listening:

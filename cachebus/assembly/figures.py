@@ -72,6 +72,7 @@ def health_of(parts: Parts) -> Health:
             f"the leases of {shards_of(len(lapsed), len(node.shards))} have lapsed: L2 is asked at each read"
         )
     degraded += parts.reader.refusals.lately()
+    degraded += parts.reader.unreadable.lately()
     degraded += _login_troubles(parts.settings)
     if parts.listening.peers.trouble:
         degraded.append(parts.listening.peers.trouble)

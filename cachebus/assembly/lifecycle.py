@@ -65,6 +65,8 @@ async def stop(parts: Parts) -> None:
     finally:
         parts.listening.heartbeat.cancel()
         parts.writing.pending.abandon()
+        if parts.keys is not None:
+            parts.keys.close()
         try:
             await parts.bus.close()
         finally:
@@ -100,8 +102,11 @@ async def _take_leave(parts: Parts) -> None:
 
 
 def _declare(parts: Parts, data_type: str, policy: Policy) -> None:
+    is_another = parts.policies.rules(data_type).version != policy.version
     parts.policies.register(data_type, policy)
     parts.node.groups.declare(data_type)
+    if is_another:
+        _decode_anew(parts, data_type)
 
 
 def _decode_anew(parts: Parts, data_type: str) -> None:
@@ -155,6 +160,9 @@ class Life(Hooking):
             parts.cascades.register(cascade)
         if self.settings.enabled:
             try:
+                if parts.keys is not None:
+                    await parts.keys.read()
+                    parts.keys.watch()
                 await attach(parts)
             except BaseException:
                 self._parts = None
@@ -250,7 +258,7 @@ class Life(Hooking):
 
     def _with_model(self, data_type: str, policy: Policy) -> Policy:
         model, _ = self._models.get(data_type, (None, None))
-        if model is None or policy.model is not None or policy.codec != "msgpack":
+        if model is None or policy.model is not None or policy.codec != "msgpack" or policy.decode is not None:
             return policy
         return policy.model_copy(update={"model": model})
 

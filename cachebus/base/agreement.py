@@ -55,3 +55,21 @@ def check_credentials(settings: Any) -> None:
         raise ValueError(
             "reauth_interval_s (CACHEBUS_REAUTH_INTERVAL_S) needs credential_provider (CACHEBUS_CREDENTIAL_PROVIDER)"
         )
+
+
+def check_times(settings: Any) -> None:
+    """`ValueError` for times that contradict each other."""
+    if settings.probe_interval_s > settings.staleness_bound_s / 2:
+        raise ValueError(
+            "probe_interval_s (CACHEBUS_PROBE_INTERVAL_S) must be at most half of staleness_bound_s "
+            "(CACHEBUS_STALENESS_BOUND_S), or leases lapse between probes"
+        )
+    if settings.gap_grace_s >= settings.staleness_bound_s:
+        raise ValueError(
+            "gap_grace_s (CACHEBUS_GAP_GRACE_S) must be below staleness_bound_s (CACHEBUS_STALENESS_BOUND_S)"
+        )
+    if settings.db_timeout_s is not None and 0 < settings.guard_max_s <= settings.db_timeout_s:
+        raise ValueError(
+            "db_timeout_s (CACHEBUS_DB_TIMEOUT_S) must be below guard_max_s (CACHEBUS_GUARD_MAX_S): a write guard "
+            "outlasts the transaction"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -61,6 +62,9 @@ Bus = Annotated[
         "--bus", help="What carries the events: redis, or kafka, a broker of its own, with faults of its own."
     ),
 ]
+Encryption = Annotated[
+    bool, typer.Option("--encryption", help="Values lie encrypted in Redis, by two keys that change places.")
+]
 Picture = Annotated[
     Path | None,
     typer.Option(
@@ -84,6 +88,7 @@ def verify(
     write_rate: WriteRate = None,
     kind: Kind = "standalone",
     bus: Bus = "redis",
+    encryption: Encryption = False,
     picture: Picture = None,
     json_file: JsonFile = None,
     list_faults: Annotated[bool, typer.Option("--list-faults", help="Show what each fault does, and end.")] = False,
@@ -118,7 +123,7 @@ def verify(
         kind=kind,
         bus=bus,
     )
-    raise typer.Exit(perform(plan, picture=picture, json_file=json_file))
+    raise typer.Exit(perform(replace(plan, encryption=encryption), picture=picture, json_file=json_file))
 
 
 def _list() -> None:

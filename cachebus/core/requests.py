@@ -31,6 +31,8 @@ class FillLeaseRequest(NamedTuple):
     """What the caller would serve, while the source is left alone."""
     tags: Sequence[str] = ()
     """The scopes of the tags that the load will give its record."""
+    unreadable: bytes = b""
+    """The version of a record that the asker can't read, and that is none for it."""
 
 
 class FillRequest(NamedTuple):

@@ -105,7 +105,8 @@ class FillLeaseArgs(NamedTuple):
 
     token: str
     px_ms: int
-    refresh: int
+    refresh: int | bytes
+    """The version of a record that the caller can't read, or whether to load whatever is there."""
     fallback: int
     l1_name: str
     scope_count: int

@@ -182,14 +182,14 @@ class MemoryShard(MemoryHistory):
 
     def fill_lease(self, key: Key, caller: Caller, request: FillLeaseRequest) -> FillLeaseReply:
         """See `Store.fill_lease`."""
-        token, px_ms, refresh, fallback, tags = request
+        token, px_ms, refresh, fallback, tags, unreadable = request
         self.attend(caller, key.family.bucket)
         left_ms = self.guarded_ms(key, tags)
         if left_ms is not None:
             return FillLeaseReply(self.epoch, self.seq, FillLeaseOutcome.GUARDED, None, left_ms)
         now_s, hit, held = self.clock(), self.stored(key), self.fill_leases.get(key.l2)
         data, old = (hit[0], self.expired(hit[1])) if hit else (None, False)
-        if hit and not refresh and not old:
+        if hit and not refresh and not old and hit[1].version != unreadable:
             return FillLeaseReply(self.epoch, self.seq, FillLeaseOutcome.HIT, data, 0)
         if held and held.epoch == self.epoch and held.until_s > now_s and (held.cools_down or held.token != token):
             left_ms = int((held.until_s - now_s) * 1000)

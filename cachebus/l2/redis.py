@@ -239,7 +239,7 @@ class RedisStore:
         own = FillLeaseArgs(
             token=request.token,
             px_ms=request.px_ms,
-            refresh=int(request.refresh),
+            refresh=int(request.refresh) or request.unreadable or 0,
             fallback=int(request.fallback),
             l1_name=key.l1,
             scope_count=len(key.scopes),

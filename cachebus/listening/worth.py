@@ -74,6 +74,10 @@ def _described(value: StoredValue, facts: KeyFacts, record: Record) -> StoredVal
     if cut_short:
         says.append(why_cut_short(facts.guard_ms))
     says.append(f"seq {record.seq}, version {record.version.hex()}, {len(facts.record or b''):,} bytes")
+    if record.policy_version != 1:
+        says.append(f"of version {record.policy_version} of its policy")
+    if record.is_encrypted:
+        says.append("encrypted")
     if tags:
         says.append(f"tags {' '.join(tags)}")
     return replace(

@@ -91,7 +91,8 @@ class Counters:
         self.guards = self.guards_left = self.guards_lost = self.guarded_loads = 0
         self.pending_delivered = self.pending_lost = 0
         self.hook_events_dropped = self.hook_failures = 0
-        self.records_corrupt = self.l2_errors = self.warmed = 0
+        self.records_corrupt = self.records_of_other_versions = self.records_not_decrypted = self.l2_errors = 0
+        self.warmed = 0
         self.bus_publish_failures = self.bus_positions_lost = self.events_unsigned = 0
         self.flushes: dict[str, int] = {}
         self.types: dict[str, TypeCounters] = {}

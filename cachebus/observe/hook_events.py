@@ -112,7 +112,8 @@ class StaleServedEvent:
 
 @dataclass(frozen=True, slots=True)
 class LeaseLapsedEvent:
-    """This node's lease of a shard has run out: its memory of the shard serves nothing until a probe is answered."""
+    """This node's lease of a shard has run out. Until a probe is answered, its memory of the shard serves nothing that
+    was read or loaded longer ago than the staleness bound."""
 
     at_s: float
     shard: int

@@ -57,6 +57,8 @@ _COUNTS = {
     "hook_events_dropped": ("hook_events_dropped", "Events that no hook was told, as too many waited"),
     "hook_failures": ("hook_failures", "Times a callback of a hook has failed"),
     "records_corrupt": ("records_corrupt", "Records in L2 that were damaged, or another key's"),
+    "records_of_other_versions": ("records_of_other_versions", "Records in L2 of another version of their policy"),
+    "records_not_decrypted": ("records_not_decrypted", "Records in L2 that were not decrypted, or not encrypted"),
     "l2_errors": ("l2_errors", "Operations on L2 that failed"),
     "warmed": ("warmed", "Values taken over by the names that another node has told"),
     "l1_evictions": ("l1_evictions", "Entries that left L1 for want of room"),

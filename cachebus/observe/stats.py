@@ -181,6 +181,12 @@ class Stats:
     """Times a callback of a hook has raised, or taken longer than its time."""
     records_corrupt: int
     """Records in L2 that were damaged, or answered for another key; each was a miss."""
+    records_of_other_versions: int
+    """Times a record in L2 was a miss since it was stored by another version of its type's policy: in order while a
+    release is rolled out."""
+    records_not_decrypted: int
+    """Times a record in L2 was a miss since it could not be decrypted here: by an unknown key, changed since it was
+    stored, of another key or namespace; or not believed, as it was not encrypted."""
     l2_errors: int
     """Operations on L2 that failed or timed out, for callers. Probes that fail are not among them: they cost leases,
     see `lease_lapses`."""

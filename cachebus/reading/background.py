@@ -90,8 +90,8 @@ class Background:
             return NOTHING
         flight.heed(tags)  # who asked has got what carries them
         self._node.counters.of(request.key.family.data_type).refreshes += 1
-        # Where L2 has lost the record, it is stored anew.
-        over = flight.departure.refreshes if dated.reply.record is not None else b""
+        # Where L2 has lost the record, or has one of another version of the policy, it is stored anew.
+        over = flight.departure.refreshes if lease.is_readable(dated) else b""
         try:
             return await SourceLoad(self._parts, flight, lease).under_fill_lease(dated, over)
         finally:

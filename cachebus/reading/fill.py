@@ -19,7 +19,7 @@ from cachebus.reading.flight import Flight
 from cachebus.reading.freshness import Freshness
 from cachebus.reading.judge import AsOf
 from cachebus.reading.request import Found, Loaded
-from cachebus.wire.packing import Given, copier, keep_ms, pack
+from cachebus.wire.packing import Given, copier, is_left_alone, keep_ms, pack
 from cachebus.wire.record import FLAG_MAKESHIFT, FLAG_NOT_FOUND, Record
 
 
@@ -51,9 +51,12 @@ class Fill:
             # It may have been read before an invalidation that L2 does not know of yet.
             return None if _is_not_modified(found) else found
         kept_ms = keep_ms(record, self._rules)
+        if is_left_alone(granted.record, self._rules):
+            return self._kept_here(found, record, granted, as_of)
         record.set_position(granted.epoch, granted.seq, created_ms=self._read_ms(granted.epoch, as_of))
         try:
-            change = await self._fill_lease.store(record, kept_ms, over)
+            async with self._flight.room(len(record.payload)):
+                change = await self._fill_lease.store(record, kept_ms, over)
         except L2Unavailable as error:
             self._fetch.refusals.count(error, "fills", self._key.family.data_type)
             self._end_former_fallback(granted.seq, granted.epoch, as_of)
@@ -70,6 +73,14 @@ class Fill:
         record.set_position(granted.epoch, granted.seq, expires_ms=change.expires_ms)
         self._admit(found, record, as_of, fenced=True)
         return found
+
+    def _kept_here(self, found: Found, record: Record, granted: FillLeaseReply, as_of: AsOf) -> Found:
+        """What lies in L2 is encrypted, and this node has no keys. It stays there, for those who have: in its place
+        everybody could read what was loaded, and they would load again."""
+        record.set_position(granted.epoch, granted.seq, created_ms=self._read_ms(granted.epoch, as_of))
+        self._end_former_fallback(granted.seq, granted.epoch, as_of)
+        self._admit(found, record, as_of, fenced=False)
+        return _of_first(found)
 
     def holds(self, found: Found, offered: Freshness) -> bool:
         """Whether what was loaded may be given by what this node knows: the old value only while nothing that it has

@@ -24,7 +24,7 @@ from cachebus.reading.judge import MISSING, AsOf
 from cachebus.reading.request import Found, Request
 from cachebus.reading.source import GIVE_UP_S
 from cachebus.wire.packing import copier
-from cachebus.wire.record import Record
+from cachebus.wire.record import VERSION, Record
 from cachebus.wire.terms import terms_of
 
 _tokens = itertools.count()
@@ -59,6 +59,11 @@ class DatedReply(NamedTuple):
         return ExpiredRecord.NOT_SENT if unsaid else ExpiredRecord.NONE
 
 
+def version_of(dated: DatedReply) -> bytes:
+    """That of the record that came, whatever else of it can be read."""
+    return (dated.reply.record or b"")[VERSION]
+
+
 class FillLease:
     """One flight's fill lease. To be entered: whatever happens inside, one that is still held is given back."""
 
@@ -85,17 +90,23 @@ class FillLease:
     # -- asked, extended, ended -----------------------------------------------------------------------------------
 
     async def ask(
-        self, tags: Sequence[str], *, refresh: bool = False, fallback: FallbackKind = FallbackKind.NONE
+        self,
+        tags: Sequence[str],
+        *,
+        refresh: bool = False,
+        fallback: FallbackKind = FallbackKind.NONE,
+        unreadable: bytes = b"",
     ) -> DatedReply:
         """Ask for the lease once; a granted one is extended from now on.
 
         `tags`: the scopes of the tags that the value will carry. `refresh`: also where L2 has a record.
-        `fallback`: what the caller could serve instead, while the source is left alone. Raises `L2Unavailable`.
+        `fallback`: what the caller could serve instead, while the source is left alone. `unreadable`: the version of a
+        record that this node can't read, and that is none for it. Raises `L2Unavailable`.
         """
         key, store = self._request.key, self._fetch.store
         as_of = AsOf(self._node.shards[key.shard].reserve(), self._clock())
         caller = self._node.caller(key.shard)
-        request = FillLeaseRequest(self._token, px_ms=self._lease_ms, refresh=refresh, fallback=fallback, tags=tags)
+        request = FillLeaseRequest(self._token, self._lease_ms, refresh, fallback, tags, unreadable)
         try:
             reply = await self._budget.spent_on(store.fill_lease(key, caller, request))
         except BaseException:
@@ -161,6 +172,11 @@ class FillLease:
             return None
         value = self._fetch.judge.decode_and_admit(key, record, dated.as_of if self._request.admits else None)
         return None if value is MISSING else Found(value, "l2", copy=copier(record, value, self._request.rules))
+
+    def is_readable(self, dated: DatedReply) -> bool:
+        """Whether the record that came, if one did, is of this node's version of the policy."""
+        record = self._record(dated)
+        return record is not None and record.policy_version == self._request.rules.version
 
     def left_and_callers_tags(self, dated: DatedReply) -> tuple[float, Sequence[str]]:
         """How long the record has until its hard expiry, in seconds, and the tags that its callers have given."""

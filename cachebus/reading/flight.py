@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from copy import copy
 from enum import Enum
 from typing import NamedTuple
@@ -204,6 +204,22 @@ class Flight:
         """Whether it is another load of this cache that asks for it, just now."""
         return loads_for(self._loading.owner)
 
+    def aside(self) -> AbstractContextManager[None]:
+        """Inside it this flight waits for another load: those with whom it shares its source do not wait for it."""
+        joint = self.request.joint
+        return _ALONE if joint is None else joint.aside(self._task)
+
+    def room(self, size_bytes: int) -> AbstractAsyncContextManager[None]:
+        """Inside it the flight sends L2 so much."""
+        joint = self.request.joint
+        return _ALONE if joint is None else joint.room(size_bytes)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether another flight tells of the failure of the source that both share."""
+        joint = self.request.joint
+        return joint is not None and joint.has_told(self._task)
+
     def close(self) -> None:
         """The cache is closed: no more than this is waited for."""
         self._stage = _Stage.CLOSED
@@ -233,7 +249,7 @@ class Flight:
             if self._callers == 1:
                 raise
             failed = error
-        raise _own(failed)  # out here, so that it gets no context that the load did not give it
+        raise own_error(failed)  # out here, so that it gets no context that the load did not give it
 
     async def _result_or_fallback(self, request: Request | None) -> Found:
         """For one caller, who counts as long as it waits."""
@@ -268,7 +284,10 @@ class Flight:
         return None
 
 
-def _own(error: Exception) -> Exception:
+_ALONE: nullcontext[None] = nullcontext()
+
+
+def own_error(error: Exception) -> Exception:
     """The error for one of several callers: what its handlers add to it is not shown to the others."""
     try:
         own = copy(error)
@@ -308,9 +327,14 @@ class Flights:
         flight = Flight(self, departure, fly, self._clock)
         self._flights[name] = flight
         self._tasks[flight.task] = flight
+        joint = departure.request.joint
+        if joint is not None:
+            joint.expect(flight.task, is_refresh=bool(departure.refreshes))
 
         def landed(task: asyncio.Task[Found]) -> None:
             self._tasks.pop(task, None)
+            if joint is not None:
+                joint.leave(task)
             if self._flights.get(name) is flight:
                 del self._flights[name]
             ignore_error(task)  # those who waited have it, and a background load has logged it

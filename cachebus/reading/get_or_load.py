@@ -12,11 +12,15 @@ Steps 0, 1 and 3 to 5 decide without a wait; then the caller waits for the fligh
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
+
 from cachebus.core.details import details
 from cachebus.core.ports import Position
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.reading.background import Background
+from cachebus.reading.coalescing import Coalescing
 from cachebus.reading.cooldown import Cooldown
 from cachebus.reading.fill_lease import FillLease
 from cachebus.reading.flight import Departure, Flight, Flights
@@ -41,6 +45,7 @@ class Loads:
         self._parts = parts
         self._node, self._clock = parts.fetch.node, parts.fetch.clock
         self.background = Background(parts)
+        self.coalescing = Coalescing()
 
     @property
     def flights(self) -> Flights:
@@ -51,22 +56,38 @@ class Loads:
         """What L1 or L2 holds, else what the source gives, None where that has nothing; one load a key and node, and
         one over all nodes. Raises what the source does, `LoadTimeout`, and `ConfigError` for a load that waits for
         itself."""
-        found = await self._found(request)
-        return found._replace(value=None) if found.value is NOT_FOUND else found
+        passes = request.refresh or self._parts.reader.bypass.here()
+        found = None if passes else self._in_memory(request)
+        return _given(await self._found(request) if found is None else found)
+
+    async def get_or_load_many(self, requests: Sequence[Request]) -> list[Found]:
+        """What `get_or_load` gives for each of these, all at once: what one tick asks of L2 is one round trip. Raises,
+        once all have ended, what the first of those does that fail."""
+        passes = self._parts.reader.bypass.here()
+        founds = [None if passes else self._in_memory(request) for request in requests]
+        asking = [request for request, found in zip(requests, founds, strict=True) if found is None]
+        # To end the others where one has failed would throw away what they load.
+        answers = iter(await asyncio.gather(*map(self._found, asking), return_exceptions=True))
+        given = []
+        for known in founds:
+            found_or_error = next(answers) if known is None else known
+            if isinstance(found_or_error, BaseException):
+                raise found_or_error
+            given.append(_given(found_or_error))
+        return given
 
     async def look(self, key: Key, after: Position | None) -> CachedValue[object]:
         """What L1 or L2 holds, and what is known of it."""
         return await looked_at(self._parts, key, after)
 
     async def _found(self, request: Request) -> Found:
+        """What is found where memory has nothing to serve."""
         if self._parts.reader.bypass.here():
             return await self._past_the_cache(request)
         if request.refresh:
             return await self._anew(request)
         began_s = self._clock()
-        found = self._in_memory(request)
-        if found is None and request.searches:
-            found = await self._searched(request)
+        found = await self._searched(request) if request.searches else None
         if found is not None:
             return found
         check(self.flights, request.key)
@@ -174,3 +195,8 @@ class Loads:
         else:
             counters.l1_hits += 1
         return found.handed_out
+
+
+def _given(found: Found) -> Found:
+    """What a caller is given: None where the source has nothing."""
+    return found._replace(value=None) if found.value is NOT_FOUND else found

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import NamedTuple
 
 from cachebus.base.log import logger
@@ -17,10 +18,12 @@ from cachebus.core.answers import INF, Reservation
 from cachebus.core.node import Node
 from cachebus.keys.key import Key
 from cachebus.policy import PolicyTable, Rules
+from cachebus.reading.unreadable import UnreadableLog
 from cachebus.values import CorruptValue
 from cachebus.values import decode as decode_value
+from cachebus.values.cipher import NotDecrypted
 from cachebus.wire import record as records
-from cachebus.wire.packing import copier, unpack
+from cachebus.wire.packing import copier, decrypt, unpack
 from cachebus.wire.record import HEADER, MAGIC, Record, is_of
 from cachebus.wire.terms import terms_of
 
@@ -54,6 +57,7 @@ class Judge:
         self.node = node
         self.clock = node.clock
         self.policies = policies
+        self.unreadable = UnreadableLog(node.clock, node.counters)
         self._just: dict[int, tuple[bytes, object]] = {}
         """By the identity of what a server has sent in this tick: that, and the value."""
         self._shards = node.shards
@@ -80,7 +84,7 @@ class Judge:
         """What a record stands for that a plain get brought.
 
         1. Its value, where it is of this epoch, unexpired, and in no scope that was invalidated since.
-        2. MISSING where it is not.
+        2. MISSING where it is not, or where this node can't read it.
         3. ASK_L2 where L2 must be asked: the node entered another epoch meanwhile, or may lack an invalidation.
 
         It reads the header where it lies: a `Record` is made only for what enters L1, or is special.
@@ -91,7 +95,7 @@ class Judge:
         if len(data) < HEADER.size:
             return self._corrupt(key, DAMAGED)
         header = HEADER.unpack_from(data)
-        magic, kind, epoch, seq, expires_ms, _, _, _, _, tags, more = header
+        magic, kind, epoch, seq, expires_ms, _, _, _, _, version, tags, more = header
         if magic != MAGIC:
             return self._corrupt(key, DAMAGED)
         if epoch != shard.epoch or 0 < expires_ms <= self.node.server_now_s(key.shard) * 1000:
@@ -104,8 +108,9 @@ class Judge:
         if id(data) not in self._just and not is_of(key.crc, data, header):
             return self._corrupt(key, DAMAGED)
         rules = self.policies.rules(key.family.data_type)
+        is_special = tags or more or kind > 0xFF or rules.cipher is not None or version != rules.version
         try:
-            if tags or more or kind > 0xFF or (admit and rules.l1):
+            if is_special or (admit and rules.l1):
                 record = records.made(data, header)
                 if tags and shard.hides(seq, key.family.bucket, record.tags):
                     return MISSING
@@ -113,7 +118,8 @@ class Judge:
                     return ASK_L2
                 return self.decode_and_admit(key, record, as_of if admit else None, data)
             known = self._just.get(id(data))
-            return known[1] if known else self._keep(data, decode_value(kind, data[HEADER.size :], rules.model), rules)
+            payload, own_type = data[HEADER.size :], rules.form.own_type
+            return known[1] if known else self._keep(data, decode_value(kind, payload, rules.model, own_type), rules)
         except (CorruptValue, records.CorruptRecord) as error:
             return self._corrupt(key, getattr(error, "in_log", "") or str(error))
 
@@ -171,6 +177,8 @@ class Judge:
         if self.node.is_blocked(key, record.tags):
             return MISSING  # this node knows better, and L2 will
         rules = self.policies.rules(key.family.data_type)
+        if not self._is_readable(key, record, rules):
+            return MISSING
         try:
             known = self._just.get(id(data))
             value = known[1] if known else self._keep(data, unpack(record, rules), rules)
@@ -183,12 +191,33 @@ class Judge:
                 return copy()  # what is in memory is nobody's to change, this caller's neither
         return NOT_FOUND if record.not_found else value
 
+    def _is_readable(self, key: Key, record: Record, rules: Rules) -> bool:
+        """Whether the record is of this node's version and could be decrypted, as it is from now on."""
+        if record.policy_version != rules.version:
+            self.unreadable.note_other_version()
+            return False
+        try:
+            decrypt(record, rules, key.l2)
+        except NotDecrypted as error:
+            self.unreadable.note_not_decrypted(error, key.family.data_type)
+            return False
+        return True
+
+    def copier_of(self, key: Key, record: Record, value: object) -> Callable[[], object] | None:
+        """What makes a fresh value for each caller, of a record that this value was read from in this tick."""
+        rules = self.rules(key)
+        if rules.copy and record.is_encrypted:
+            decrypt(record, rules, key.l2)
+        return copier(record, value, rules)
+
     def admit(self, key: Key, value: object, record: Record, as_of: AsOf, *, fenced: bool = True) -> bool:
         """Let a value into L1 by the rules of its type, if nothing replaced it meanwhile; whether it is there.
 
         `fenced=False`: L2 did not confirm it.
         """
         rules = self.rules(key)
+        if record.policy_version != rules.version:
+            return False  # another policy was registered while it was loaded
         own_s = terms_of(record.more).l1_ttl_s if record.more else None
         l1_ttl_s = own_s or (INF if rules.l1_ttl_s is None else rules.l1_ttl_s)
         decode = copier(record, value, rules) if rules.copy else None

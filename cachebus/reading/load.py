@@ -164,7 +164,8 @@ class SourceLoad:
         """Count and log that a source has failed: by its class alone, since a driver's text may hold a password."""
         data_type = self._flight.request.key.family.data_type
         self._node.counters.of(data_type).load_errors += 1
-        logger.warning("loading {} failed: {}", data_type, type(error).__name__)
+        if not self._flight.is_told:
+            logger.warning("loading {} failed: {}", data_type, type(error).__name__)
         if self._node.hooks.load_failed:
             took_s = self._node.clock() - self._began_s
             self._node.hooks.tell("load_failed", self._flight.request.key.l1, took_s, type(error).__name__)

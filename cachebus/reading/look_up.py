@@ -7,7 +7,6 @@ from collections.abc import Callable
 from cachebus.reading.fetch import record_of
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.request import Found, Request
-from cachebus.wire.packing import copier
 
 
 async def look_up(parts: LoadParts, request: Request, refresh: Callable[[Request, bytes], None]) -> Found:
@@ -22,4 +21,4 @@ async def look_up(parts: LoadParts, request: Request, refresh: Callable[[Request
     soft_version = parts.fetch.judge.soft_version(key.shard, record)
     if soft_version:
         refresh(request, soft_version)
-    return Found(value, "l2", copy=copier(record, value, parts.fetch.judge.rules(key)))
+    return Found(value, "l2", copy=parts.fetch.judge.copier_of(key, record, value))

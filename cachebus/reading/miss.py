@@ -15,7 +15,7 @@ from cachebus.core.requests import FallbackKind
 from cachebus.errors import L2Unavailable, LoadTimeout
 from cachebus.reading.background import Background
 from cachebus.reading.cooldown import Cooldown
-from cachebus.reading.fill_lease import DatedReply, ExpiredRecord, FillLease
+from cachebus.reading.fill_lease import DatedReply, ExpiredRecord, FillLease, version_of
 from cachebus.reading.flight import Flight
 from cachebus.reading.judge import MISSING
 from cachebus.reading.load import SourceLoad
@@ -91,16 +91,18 @@ class Miss:
         flight, clock = self._flight, self._node.clock
         flight.fresh.date_from(clock())  # from here on L2 itself judges, as of now
         deadline_s = clock() + flight.request.patience_s
-        backoff_s, refresh = BACKOFF_FIRST_S, flight.departure.must_load
+        backoff_s, refresh, unreadable = BACKOFF_FIRST_S, flight.departure.must_load, b""
         kind = FallbackKind.NONE if insists else self._fallback_kind()
         while True:
-            dated = await self._fill_lease.ask(flight.tags, refresh=refresh, fallback=kind)
+            dated = await self._fill_lease.ask(flight.tags, refresh=refresh, fallback=kind, unreadable=unreadable)
             if dated.outcome is FillLeaseOutcome.HIT:
                 found = self._fill_lease.hit(dated)
                 if found is not None:
                     self._parts.cooldowns.end(self._key.l1)  # the source has answered another node
                     return found
-                refresh = True  # what lies there can't be decoded
+                # What lies there can't be read here. What another node loads in its place may be: that is no reason for
+                # each node to load. But where two releases replace each other's records, this one gets its turn.
+                refresh, unreadable = refresh or bool(unreadable), version_of(dated)
                 continue
             self._note_fallback(dated)
             if dated.outcome is not FillLeaseOutcome.WAIT:
@@ -114,7 +116,11 @@ class Miss:
             pause_s, left_s = min(backoff_s, max(dated.reply.wait_ms, 1) / 1000), deadline_s - clock()
             # 1. A pause that ends after the deadline: this flight asks once more.
             # 2. No turn within `BACKOFF_MAX_S` after the deadline: it gives up.
-            if left_s < 0 or not await self._parts.waiters.wait(self._key.l1, pause_s, left_s + BACKOFF_MAX_S):
+            if left_s < 0:
+                return self._waited_in_vain()
+            with flight.aside():
+                is_turn = await self._parts.waiters.wait(self._key.l1, pause_s, left_s + BACKOFF_MAX_S)
+            if not is_turn:
                 return self._waited_in_vain()
             backoff_s = min(backoff_s * BACKOFF_GROWTH[self._parts.hints], BACKOFF_MAX_S)
 
@@ -187,5 +193,6 @@ class Miss:
         if other is not None and other.joinable(shared):
             flight.fix_wishes()  # neither load could heed other wishes any more
             other.join(shared)
-            return await other.wait()
+            with flight.aside():
+                return await other.wait()
         return await self._load.without_l2()

@@ -32,6 +32,7 @@ class Reader:
         self._fetch, self._node, self._clock = fetcher, fetcher.node, fetcher.clock
         self.refusals = fetcher.refusals
         self._judge = fetcher.judge
+        self.unreadable = fetcher.judge.unreadable
         self._outage_is_miss = outage_is_miss
         self._enabled = enabled
         self.bypass = Bypass()

@@ -28,10 +28,11 @@ class Loading:
 
     __slots__ = ("_outer", "key", "over", "owner", "waiters")
 
-    def __init__(self, owner: object, key: Key) -> None:
+    def __init__(self, owner: object, key: Key | None) -> None:
         self.owner = owner
         """Whose key it is: a key of another cache is another key."""
         self.key = key
+        """None of what loads for several others, which wait for it."""
         self.over = False
         self.waiters: dict[Loading, int] = {}
         """Loads that wait for this one, and in how many tasks."""
@@ -67,8 +68,8 @@ def check(owner: object, key: Key) -> None:
     ahead = deque([asking])  # breadth first: the shortest cycle is told
     while ahead:
         loading = ahead.popleft()
-        if loading.owner is owner and loading.key.l1 == key.l1:
-            raise ConfigError(_cycle_in_words(loading, waits_for))
+        if loading.owner is owner and loading.key is not None and loading.key.l1 == key.l1:
+            raise ConfigError(_cycle_in_words(key, loading, waits_for))
         # A copy, as a cache of another thread's event loop may be one of the cycle.
         for waiter in list(loading.waiters):
             if waiter not in waits_for:
@@ -116,11 +117,12 @@ class _Wait(AbstractContextManager[None]):
 _NOBODY = nullcontext()
 
 
-def _cycle_in_words(first: Loading, waits_for: dict[Loading, Loading | None]) -> str:
-    names = [first.key.l2]
+def _cycle_in_words(key: Key, first: Loading, waits_for: dict[Loading, Loading | None]) -> str:
+    names = [key.l2]
     loading = waits_for[first]
     while loading is not None:
-        names.append(loading.key.l2)
+        if loading.key is not None:
+            names.append(loading.key.l2)
         loading = waits_for[loading]
-    cycle = " -> ".join([*names, first.key.l2])
+    cycle = " -> ".join([*names, key.l2])
     return f"a load waits for itself: {cycle}. Let the loader read the source, or put what both need under a third key"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
-from typing import Any, NamedTuple
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from typing import Any, NamedTuple, Protocol
 
 from cachebus.base.choices import Level, Origin
 from cachebus.core.ports import Position
@@ -60,6 +62,34 @@ class Failing(Exception):
         self.error, self.instead = error, instead
 
 
+FlightTask = asyncio.Task[Any]
+"""The task of a flight, by which it is known to a source that it shares with others."""
+
+
+class Joint(Protocol):
+    """A source that flights of several keys share: it is called once for all who come to it together."""
+
+    def expect(self, flight: FlightTask, *, is_refresh: bool) -> None:
+        """This flight has begun, and may come."""
+        ...
+
+    def leave(self, flight: FlightTask) -> None:
+        """This flight has ended."""
+        ...
+
+    def aside(self, flight: FlightTask) -> AbstractContextManager[None]:
+        """Inside it the flight waits for another load: the others do not wait for it."""
+        ...
+
+    def room(self, size_bytes: int) -> AbstractAsyncContextManager[None]:
+        """Inside it a flight sends L2 so much: what they send at once must not be too much for it."""
+        ...
+
+    def has_told(self, flight: FlightTask) -> bool:
+        """Whether the failure of this flight's source is told by another flight."""
+        ...
+
+
 class Request(NamedTuple):
     """A read that may load. Tags, ttl and rules count for the load that makes the value; on a hit they are ignored."""
 
@@ -81,6 +111,8 @@ class Request(NamedTuple):
     """Whether the source wants to know what the cache still has."""
     refresh: bool = False
     """Whether it is to be loaded anew, whatever is cached."""
+    joint: Joint | None = None
+    """What `load` shares with those of other keys."""
 
     @property
     def patience_s(self) -> float:

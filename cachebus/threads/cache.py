@@ -6,29 +6,28 @@ the event loop of this process, waited for (`cachebus.threads.crossing`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from inspect import iscoroutinefunction
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 from cachebus.assembly.factory import Parts
 from cachebus.base.ids import Id
-from cachebus.base.parameters import SourceFunction, passing_of
+from cachebus.base.parameters import SourceFunction
 from cachebus.cache import Cache
 from cachebus.decided import Answer, Decided
 from cachebus.declaration import CachedOptions
 from cachebus.listening.explanation import Explanation
+from cachebus.many import MANY
 from cachebus.reading.looked import CachedValue
 from cachebus.receipt import Receipt
-from cachebus.threads.crossing import Crossing, OnCaller
+from cachebus.threads.batches import BlockingBatches
 from cachebus.threads.decorator import BlockingDecorator, decorator_of
 from cachebus.threads.hit import name_of_ids, served
-from cachebus.threads.writes import BlockingWrites
 
 T = TypeVar("T")
 
 
-class BlockingCache(BlockingWrites):
+class BlockingCache(BlockingBatches):
     """A node's cache for synchronous code: `with BlockingCache.open(url) as cache: cache.get("config", "x", "acme")`.
 
     It has the verbs of `Cache`, with the same parameters, results and errors, and may be used from any thread. Made at
@@ -64,22 +63,6 @@ class BlockingCache(BlockingWrites):
                 return entry.value
         ids = data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id
         return self._ask(lambda cache: cache.get(*ids, search_hierarchy, use_memory, default, after))
-
-    def get_many(
-        self,
-        data_type: str,
-        resource_ids: Iterable[Id],
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        after: Receipt | str | None = None,
-    ) -> dict[Id, Any]:
-        """As `Cache.get_many`."""
-        asked = list(resource_ids)  # here: an iterator of the caller's may be bound to its thread
-        contexts = tenant_id, agent_id, conversation_id, collection_id
-        return self._ask(lambda cache: cache.get_many(data_type, asked, *contexts, after=after))
 
     @overload
     def get_or_load(
@@ -149,11 +132,12 @@ class BlockingCache(BlockingWrites):
         use_memory: bool = True,
         refresh: bool = False,
     ) -> T: ...
+    @overload
     def get_or_load(
         self,
         data_type: str,
         resource_id: Id,
-        loader: SourceFunction,
+        loader: None = None,
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -164,6 +148,48 @@ class BlockingCache(BlockingWrites):
         after: Receipt | str | None = None,
         use_memory: bool = True,
         refresh: bool = False,
+        *,
+        batch: Callable[..., Awaitable[Mapping[Any, T]]],
+        batch_max: int = MANY,
+    ) -> T | None: ...
+    @overload
+    def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: None = None,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
+        *,
+        batch: Callable[..., Mapping[Any, T]],
+        batch_max: int = MANY,
+    ) -> T | None: ...
+    def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: SourceFunction | None = None,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
+        *,
+        batch: SourceFunction | None = None,
+        batch_max: int = MANY,
     ) -> Any:
         """As `Cache.get_or_load`. On which thread the loader runs is told at the class."""
         if use_memory and after is None and not refresh:
@@ -174,10 +200,10 @@ class BlockingCache(BlockingWrites):
 
         async def load(cache: Cache, source: SourceFunction) -> Any:
             contexts = tenant_id, agent_id, conversation_id, collection_id
-            return await cache.get_or_load(
+            found: Any = await cache.get_or_load(
                 data_type,
                 resource_id,
-                source,
+                cast("Any", source if batch is None else loader),
                 *contexts,
                 search_hierarchy=search_hierarchy,
                 ttl=ttl,
@@ -185,21 +211,12 @@ class BlockingCache(BlockingWrites):
                 after=after,
                 use_memory=use_memory,
                 refresh=refresh,
+                batch=cast("Any", None if batch is None else source),
+                batch_max=batch_max,
             )
+            return found
 
-        return self._load(data_type, loader, load)
-
-    def _load(
-        self, data_type: str, loader: SourceFunction, verb: Callable[[Cache, SourceFunction], Awaitable[Any]]
-    ) -> Any:
-        """What a verb gives that loads by this function."""
-        if iscoroutinefunction(loader):
-            return self._ask(lambda cache: verb(cache, loader), self._loading(data_type)[0])
-        passing_of(loader)  # what can't be used is told before anything begins
-        limit, apart = self._loading(data_type)
-        crossing = Crossing()
-        source = OnCaller(loader, crossing, apart=apart)
-        return self._ask(lambda cache: verb(cache, source), limit, crossing)
+        return self._load(data_type, loader if batch is None else batch, load)
 
     def look(
         self,

@@ -102,7 +102,7 @@ class BlockingWrites(BlockingLife):
 
     def invalidate_targets(
         self,
-        targets: Sequence[Target],
+        targets: Sequence[Target | tuple[Any, ...]],
         tenant_id: Id | None = None,
         *,
         contexts: ContextMatch = "exact",

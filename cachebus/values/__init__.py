@@ -10,13 +10,15 @@ date, time, timedelta, UUID, Decimal, and numpy arrays and scalars. Said once, s
 - an Enum member comes back as its value, and a dataclass, pydantic model or msgspec Struct as a dict of its fields,
   unless `decode` is told the `model`: then it is that type again.
 
-`carry` does both, and where a model is named it compares: what would come back changed is refused.
+`carry` does both, and where a model is named it compares: what would come back changed is refused. Functions of the
+user's own (`OwnType`) stand in place of a model.
 """
 
 from cachebus.values.carry import Form, carry
 from cachebus.values.codec import CODECS, F32, F32_ARRAY, MSGPACK, RAW, UNSET, ZLIB, decode, encode
 from cachebus.values.extension import CorruptValue
 from cachebus.values.models import check_model
+from cachebus.values.own_types import Decode, Encode, OwnType
 from cachebus.values.plain import UNCHANGING
 
 __all__ = [
@@ -29,7 +31,10 @@ __all__ = [
     "UNSET",
     "ZLIB",
     "CorruptValue",
+    "Decode",
+    "Encode",
     "Form",
+    "OwnType",
     "carry",
     "check_model",
     "decode",

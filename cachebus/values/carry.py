@@ -8,6 +8,7 @@ from cachebus.errors import CacheBusError, NotSerializable, ValueTooLarge
 from cachebus.values.codec import decode, encode, with_unset
 from cachebus.values.compare import compare
 from cachebus.values.extension import CorruptValue
+from cachebus.values.own_types import OwnType, plain_of
 from cachebus.values.unset import restore
 
 
@@ -22,14 +23,17 @@ class Form(NamedTuple):
     """What they are decoded as."""
     lossy: bool = False
     """Whether what comes back may differ from what was given."""
+    own_type: OwnType | None = None
+    """Functions of the user's that encode and decode; then there is no model."""
 
 
 def carry(value: object, form: Form) -> tuple[int, bytes, object]:
     """The codec byte, the payload, and the value that anybody will decode from it.
 
     With a model, what is decoded must equal what was given, at every depth and with the same types, private attributes
-    included; what was set on pydantic models is restored. A `lossy` form takes it as it comes back. Raises
-    `NotSerializable`, which says what differs and where, or `ValueTooLarge`, and nothing else.
+    included; what was set on pydantic models is restored. A `lossy` form takes it as it comes back, and so does one
+    with `own_type`, as only these know what is equal. Raises `NotSerializable`, which says what differs and where, or
+    `ValueTooLarge`, and nothing else.
     """
     try:
         return _carried(value, form)
@@ -40,11 +44,13 @@ def carry(value: object, form: Form) -> tuple[int, bytes, object]:
 
 
 def _carried(value: object, form: Form) -> tuple[int, bytes, object]:
-    codec, compress_over_bytes, max_bytes, model, lossy = form
+    codec, compress_over_bytes, max_bytes, model, lossy, own_type = form
+    if own_type is not None and value is not None:
+        value = plain_of(own_type, value)
     byte, payload = encode(value, codec, compress_over_bytes, dumped=model is not None or lossy)
     _check_size(payload, max_bytes)
     try:
-        found = decode(byte, payload, model)
+        found = decode(byte, payload, model, own_type)
     except CorruptValue as error:
         reason = f"the value does not fit the policy's model: {error}" if model is not None else str(error)
         refused = NotSerializable(reason)

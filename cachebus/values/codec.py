@@ -26,6 +26,7 @@ import msgspec
 from cachebus.errors import ConfigError, NotSerializable
 from cachebus.values.extension import CorruptValue, NotEncodable, name_of
 from cachebus.values.models import into
+from cachebus.values.own_types import OwnType, made_of
 from cachebus.values.plain import SCALARS, is_plain
 from cachebus.values.reading import unpack
 from cachebus.values.unset import Unset, restore
@@ -85,8 +86,9 @@ def compressed(byte: int, payload: bytes, compress_over_bytes: int | None) -> tu
     return byte, payload
 
 
-def decode(codec_byte: int, payload: bytes | memoryview, model: Any = None) -> object:
-    """The value again; with `model` (a dataclass, pydantic model, Struct, or type such as `list[Item]`) as that type.
+def decode(codec_byte: int, payload: bytes | memoryview, model: Any = None, own_type: OwnType | None = None) -> object:
+    """The value again; with `model` (a dataclass, pydantic model, Struct, or type such as `list[Item]`) as that type;
+    with `own_type` as what these make of it.
 
     Raises `CorruptValue`, and nothing else: for any damage, when the value does not fit the model, and when nothing can
     be decoded into `model`.
@@ -98,6 +100,8 @@ def decode(codec_byte: int, payload: bytes | memoryview, model: Any = None) -> o
             return _decode_unset(_inflated(payload) if codec_byte & ZLIB else payload, model)
         else:
             value = _decode_other(codec_byte, payload)
+        if own_type is not None and value is not None:
+            return made_of(own_type, value)
         return value if model is None else into(model, value)
     except CorruptValue:
         raise

@@ -12,7 +12,8 @@ from typing import Final, NamedTuple
 from cachebus import values
 from cachebus.errors import NotSerializable
 from cachebus.policy import Rules
-from cachebus.wire.record import FLAG_NOT_FOUND, Record
+from cachebus.values.cipher import NO_KEY, NOT_ENCRYPTED, NotDecrypted
+from cachebus.wire.record import FLAG_ENCRYPTED, FLAG_NOT_FOUND, FLAGS_AT, Record
 from cachebus.wire.terms import NO_TERMS, Terms
 
 
@@ -63,6 +64,8 @@ def pack(value: object, rules: Rules, server_now_s: float, given: Given = NOTHIN
         expires_ms=0 if ttl_s == math.inf else created_ms + max(1, int(ttl_s * 1000)),
         tags=tags,
         more=terms.encoded(),
+        policy_version=rules.version,
+        cipher=rules.cipher,
     )
     try:
         record.middle()  # so that it is said here, and not where L2 is asked
@@ -84,22 +87,40 @@ def keep_ms(record: Record, rules: Rules) -> int:
     return record.expires_ms - record.created_ms + int(after_s * 1000)
 
 
+def decrypt(record: Record, rules: Rules, name: str) -> None:
+    """Put what was encrypted in place of a record's payload. `NotDecrypted` where that can't be, or where it had to be
+    encrypted and is not. `name`: its key's (`Key.l2`)."""
+    if not record.is_encrypted:
+        if rules.cipher is not None and rules.cipher.required:
+            raise NotDecrypted(NOT_ENCRYPTED)
+        return
+    if rules.cipher is None:
+        raise NotDecrypted(NO_KEY)
+    record.payload = rules.cipher.decrypt(record.payload, record.bound(name))
+    record.flags &= ~FLAG_ENCRYPTED
+
+
+def is_left_alone(data: bytes | None, rules: Rules) -> bool:
+    """Whether a record is encrypted, and this node has no keys at all: it replaces none by what everybody can read."""
+    return data is not None and rules.cipher is None and bool(data[FLAGS_AT] & FLAG_ENCRYPTED)
+
+
 def unpack(record: Record, rules: Rules) -> object:
-    """The value in a record; `values.CorruptValue` when its payload is damaged."""
+    """The value in a record, decrypted; `values.CorruptValue` when its payload is damaged."""
     if record.not_found:
         return None
-    return values.decode(record.codec, record.payload, rules.model)
+    return values.decode(record.codec, record.payload, rules.model, rules.form.own_type)
 
 
 def copier(record: Record, value: object, rules: Rules) -> Callable[[], object] | None:
     """What makes a fresh value for each caller, where the type's policy wants copies of what can be changed."""
     if not rules.copy or record.not_found or type(value) in values.UNCHANGING:
         return None
-    codec, payload, model = record.codec, record.payload, rules.model
+    codec, payload, model, own_type = record.codec, record.payload, rules.model, rules.form.own_type
 
     def copied() -> object:
         try:
-            return values.decode(codec, payload, model)
+            return values.decode(codec, payload, model, own_type)
         except values.CorruptValue:  # a validator that took it before, and changed its mind: by the time of day, say
             return deepcopy(value)
 

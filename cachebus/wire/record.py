@@ -6,7 +6,8 @@ or that was damaged on its way, is none.
 ```
 offset  bytes
 0       2     magic 0xCB and format 2
-2       1     flags: 1 = the source said "not found", 2 = made without the source, which had failed
+2       1     flags: 1 = the source said "not found", 2 = made without the source, which had failed, 4 = the payload is
+              encrypted
 3       1     codec of the payload
 4       16    epoch, hexadecimal digits
 20      8     seq at which its fill lease was granted, or of its write (big-endian, like all numbers here)
@@ -15,9 +16,10 @@ offset  bytes
 40      4     version: random
 44      8     created, ms on that clock: when its load began at the earliest, or its write was sent
 52      8     soft expiry, ms on that clock; 0 = none
-60      1     number of tags
-61      2     bytes of `more`
-63            for each tag: 2 bytes of length, its scope
+60      4     version of the policy by which the value was encoded
+64      1     number of tags
+65      2     bytes of `more`
+67            for each tag: 2 bytes of length, its scope
 ...           more: a msgpack map of what else is to be said of the record, or nothing
 ...           payload
 ```
@@ -37,23 +39,29 @@ from zlib import crc32
 
 import msgspec
 
+from cachebus.values.cipher import ValueCipher
+
 MAGIC = b"\xcb\x02"
 FLAG_NOT_FOUND = 1
 FLAG_MAKESHIFT = 2
+FLAG_ENCRYPTED = 4
 FLAGS_AT = 2
+VERSION = slice(40, 44)
 COMPRESSED = 0x80
 """A codec of this or above has a compressed payload."""
-HEADER = Struct(">2sH16sQQI4sQQBH")
+HEADER = Struct(">2sH16sQQI4sQQIBH")
 CHECKED_AT = 40
 """From here on the CRC goes over all."""
 PRIME = 2**32 - 5
 VERSION_BYTES = 4
-_FRONT, _BACK = Struct(">2sH16sQQI"), Struct(">4sQQBH")
-Header = tuple[bytes, int, bytes, int, int, int, bytes, int, int, int, int]
-"""Magic, kind (flags * 256 + codec), epoch, seq, hard expiry, check, version, created, soft expiry, tags, `more`."""
+_FRONT, _BACK = Struct(">2sH16sQQI"), Struct(">4sQQIBH")
+Header = tuple[bytes, int, bytes, int, int, int, bytes, int, int, int, int, int]
+"""Magic, kind (flags * 256 + codec), epoch, seq, hard expiry, check, version, created, soft expiry, the policy's
+version, tags, `more`."""
 _COPIED_MAX_BYTES = 4096
 """A slice of so many costs less than a view of them."""
 _LENGTH = Struct(">H")
+_BOUND = Struct(">HI")
 
 
 class CorruptRecord(ValueError):
@@ -65,7 +73,7 @@ def _version() -> bytes:
 
 
 class Record(msgspec.Struct, eq=False):
-    """One decoded record; `payload` is still encoded."""
+    """One decoded record; `payload` is still encoded, and one that was read may be encrypted (`is_encrypted`)."""
 
     flags: int
     codec: int
@@ -79,11 +87,24 @@ class Record(msgspec.Struct, eq=False):
     epoch: bytes = b"0" * 16
     seq: int = 0
     version: bytes = msgspec.field(default_factory=_version)
+    policy_version: int = 1
+    """By which version of its type's policy the value was encoded: of another, it is none."""
+    cipher: ValueCipher | None = None
+    """What encrypts the payload where it is written, as it lies here in the clear."""
 
     @property
     def not_found(self) -> bool:
         """Whether it says that the source has nothing for the key."""
         return bool(self.flags & FLAG_NOT_FOUND)
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether its payload is."""
+        return bool(self.flags & FLAG_ENCRYPTED)
+
+    def bound(self, name: str) -> bytes:
+        """What an encrypted payload is bound to: how it is to be read, and the key of this name."""
+        return _BOUND.pack((self.flags | FLAG_ENCRYPTED) << 8 | self.codec, self.policy_version) + name.encode()
 
     @property
     def may_be_fallback(self) -> bool:
@@ -100,7 +121,9 @@ class Record(msgspec.Struct, eq=False):
     def middle(self) -> bytes:
         """What lies between its check and its payload; raises what does not fit in there: `struct.error`,
         `UnicodeError`."""
-        back = _BACK.pack(self.version, self.created_ms, self.soft_ms, len(self.tags), len(self.more))
+        back = _BACK.pack(
+            self.version, self.created_ms, self.soft_ms, self.policy_version, len(self.tags), len(self.more)
+        )
         if not self.tags:
             return back + self.more
         names = [tag.encode() for tag in self.tags]
@@ -108,13 +131,16 @@ class Record(msgspec.Struct, eq=False):
 
     def encode(self, name: str) -> bytes:
         """The bytes that L2 stores under the key of this name (`Key.l2`)."""
-        middle = self.middle()
+        middle, payload = self.middle(), self.payload
         kind = self.flags << 8 | self.codec
+        if self.cipher is not None:
+            kind |= FLAG_ENCRYPTED << 8
+            payload = self.cipher.encrypt(payload, self.bound(name))
         # 2^64 leaves 25, 2^128 leaves 625.
         laid = (self.expires_ms + 25 * self.seq + 625 * kind) % PRIME
-        check = crc32(self.payload, crc32(middle, crc32(name.encode()))) ^ laid
+        check = crc32(payload, crc32(middle, crc32(name.encode()))) ^ laid
         front = _FRONT.pack(MAGIC, kind, self.epoch, self.seq, self.expires_ms, check)
-        return b"".join([front, middle, self.payload])
+        return b"".join([front, middle, payload])
 
 
 def is_of(crc: int, data: bytes, header: Header) -> bool:
@@ -148,7 +174,7 @@ def _header(data: bytes) -> Header:
 
 def made(data: bytes, header: Header) -> Record:
     """The record in these bytes, of which the header was read already; or `CorruptRecord`."""
-    _, kind, epoch, seq, expires_ms, _, version, created_ms, soft_ms, count, size = header
+    _, kind, epoch, seq, expires_ms, _, version, created_ms, soft_ms, policy_version, count, size = header
     tags: Sequence[str] = ()
     at, more = HEADER.size, b""
     if count:
@@ -169,6 +195,7 @@ def made(data: bytes, header: Header) -> Record:
         epoch=epoch,
         seq=seq,
         version=version,
+        policy_version=policy_version,
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
+from cachebus.base.pieces import PIECE_MAX, in_pieces
 from cachebus.core.membership import Confirmed
 from cachebus.core.ports import Change
 from cachebus.core.requests import WriteRequest
@@ -18,11 +20,14 @@ from cachebus.reading.fetch import Fetcher
 from cachebus.reading.judge import AsOf
 from cachebus.receipt import Receipt, disabled_receipt, pending_receipt
 from cachebus.wire.packing import Given, keep_ms, pack
+from cachebus.wire.record import Record
 from cachebus.writing.confirm import Confirmer
 from cachebus.writing.delivery import Delivery
 from cachebus.writing.pending import Pending, PendingInvalidation
 
 NOBODY_ASKED = Confirmed()
+Packed = tuple[Record, object]
+"""A record, and the value as every node decodes it."""
 
 
 class SetRequest(NamedTuple):
@@ -87,12 +92,50 @@ class Writer:
         """
         if not self._enabled:
             return disabled_receipt(request.key.shard)
+        change = await self._stored(request, self._packed(request))
+        if (request.if_absent or request.over) and not change.done:
+            return receipt_of(request.plan, change)
+        return await self._receipt_for(request.plan, change, wait=request.wait)
+
+    async def set_many(self, requests: Sequence[SetRequest], *, wait: bool = False) -> Receipt:
+        """Store several values of one shard, as `set` does each. What can't be encoded is told before anything is
+        written. Once all have been tried, raises the first error of those that failed."""
+        shard = requests[0].key.shard
+        if not self._enabled:
+            return disabled_receipt(shard)
+        packed = []
+        for i, request in enumerate(requests):
+            packed.append((request, self._packed(request)))
+            if i % PIECE_MAX == PIECE_MAX - 1:
+                await asyncio.sleep(0)
+        if wait:  # nodes are asked once, by the last event, for all before it
+            packed[-1] = packed[-1][0]._replace(wait=True), packed[-1][1]
+        changes: list[Change] = []
+        for some in in_pieces(packed, lambda one: len(one[1][0].payload)):
+            answers = await asyncio.gather(*(self._stored(*one) for one in some), return_exceptions=True)
+            for answer in answers:
+                if isinstance(answer, BaseException):
+                    raise answer
+                changes.append(answer)
+        # A new epoch voids what was stored in the one before: the last stands for all that there is.
+        last = max((c for c in changes if c.epoch == changes[-1].epoch), key=lambda change: change.seq)
+        plan = Plan(shard)
+        for request in requests:
+            for data_type, count in request.plan.targets.items():
+                plan.targets[data_type] = plan.targets.get(data_type, 0) + count
+        return await self._receipt_for(plan, last._replace(done=all(c.done for c in changes)), wait=wait)
+
+    def _packed(self, request: SetRequest) -> Packed:
+        given = Given(request.ttl_s, request.tags)
+        return pack(request.value, request.rules, self._node.server_now_s(request.key.shard), given)
+
+    async def _stored(self, request: SetRequest, packed: Packed) -> Change:
+        """Store one value, and tell of it."""
         key, plan, node = request.key, request.plan, self._node
+        record, kept = packed
         budget = self._fetch.budget()
         await budget.spent_on(self._pending.make_way(key.shard))
         reservation, sent_at_s = node.shards[key.shard].reserve(), node.clock()
-        given = Given(request.ttl_s, request.tags)
-        record, kept = pack(request.value, request.rules, node.server_now_s(key.shard), given)
         body = plan.body(node.id, probe=request.wait)
         kept_ms = keep_ms(record, request.rules)
         writing = WriteRequest(record, kept_ms, body, plan.keys[1:], plan.scopes, request.if_absent, request.over)
@@ -100,12 +143,12 @@ class Writer:
         with self._delivery.refusals.of("values", key.family.data_type):
             change = await self._or_doubt(plan, budget.spent_on(stored))
         if (request.if_absent or request.over) and not change.done:
-            return receipt_of(plan, change)
+            return change
         await self._delivery.spread(plan, change, body, sent_at_s)
         if request.rules.l1 and change.done:
             record.set_position(change.epoch, change.seq, expires_ms=change.expires_ms)
             self._fetch.judge.admit(key, kept, record, AsOf(reservation, sent_at_s))
-        return await self._receipt_for(plan, change, wait=request.wait)
+        return change
 
     async def invalidate(self, plan: Plan, *, wait: bool = False) -> Receipt:
         """Replace all that the plan addresses, everywhere; `InvalidationFailed` when that is not sure. `wait`: return

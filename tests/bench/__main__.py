@@ -22,7 +22,9 @@ from cachebus.errors import ConfigError
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.bench import (
     availability,
+    batches,
     cdc,
+    encryption,
     hits,
     imports,
     invalidations,
@@ -49,6 +51,7 @@ PEERS: Final = (
     "theine",
     "asyncpg",
     "aiokafka",
+    "cryptography",
 )
 
 
@@ -64,6 +67,9 @@ class Group:
 GROUPS: Final = (
     Group(("hit",), "hits in L1", hits.rows),
     Group(("l2",), "reads of L2", reads.rows),
+    Group(("encryption",), "encryption", encryption.rows),
+    Group(("batch",), "many ids at once", batches.rows),
+    Group(("vectors",), "vectors", batches.vectors),
     Group(("invalidate", "flood"), "invalidations", invalidations.rows),
     Group(("kafka", "commands"), "invalidations over Kafka", kafka_bus.rows),
     Group(("outbox",), "the outbox's relay", outbox.rows),

@@ -83,7 +83,8 @@ async def cancelled(stage: Stage, name: str, cancelling: Cancelling, clock: Any)
         )
     elif not task.cancelled():
         task.exception()
-    if cancelling.how == "caller" and cancelling.happened and name not in ("a load for two", "a refresh ahead"):
+    shared = "a load for two", "two batches that overlap", "a refresh ahead"
+    if cancelling.how == "caller" and cancelling.happened and name not in shared:
         await stage.settle()
         assert not parts(stage.a).loads.flights, "a load goes on that nobody waits for"
     await undisturbed(stage, clock, closed=name == "close and open")

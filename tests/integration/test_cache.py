@@ -29,7 +29,7 @@ from cachebus import (
     ValueTooLarge,
     with_context,
 )
-from cachebus.calls import MANY
+from cachebus.many import MANY
 from cachebus.reading.fetch import Fetcher
 from cachebus.resp import link
 from tests.support.caches import Source, asked, data_calls, deaf, nodes, parts, until

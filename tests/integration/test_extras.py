@@ -179,6 +179,24 @@ def test_arrays(environment: Environment) -> None:
     assert environment.python(NUMPY) == "[1.0, 1.0, 1.0]\n"
 
 
+ENCRYPTION = """
+import asyncio
+from cachebus import Cache, Settings
+
+async def main():
+    async with Cache.open(Settings(url="memory://", encryption=lambda: {"a": bytes(32)})) as cache:
+        await cache.set("doc", "x", 7, tenant_id="acme")
+        print(await cache.get("doc", "x", tenant_id="acme", use_memory=False))
+
+asyncio.run(main())
+"""
+
+
+@extra("encryption")
+def test_encryption(environment: Environment) -> None:
+    assert environment.python(ENCRYPTION) == "7\n"
+
+
 KAFKA = """
 import asyncio
 import sys

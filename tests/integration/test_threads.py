@@ -45,6 +45,7 @@ def test_the_verbs(cache: BlockingCache) -> None:
     assert cache.get("config", "x", "acme", after=receipt, use_memory=False) == {"a": 1}
     assert cache.get("config", "y", "acme", default="none") == "none"
     assert cache.get_many("config", iter(["x", "y"]), "acme") == {"x": {"a": 1}}
+    assert cache.get_targets([("config", "x"), ("config", "y")], "acme") == {("config", "x"): {"a": 1}}
     assert not cache.add("config", "x", 2, tenant_id="acme")
     assert cache.add("config", "y", 2, 60, "acme")
     cache.delete("config", "x", "acme")
@@ -62,6 +63,26 @@ def test_the_verbs(cache: BlockingCache) -> None:
     cache.probe()
     cache.invalidate_type("config")
     cache.clear()
+
+
+def test_many_at_once(cache: BlockingCache) -> None:
+    calls = []
+
+    def load(ids: list[int], tenant_id: str) -> dict[int, str]:
+        calls.append((me(), ids, tenant_id))
+        return {one: f"row {one}" for one in ids}
+
+    assert cache.get_or_load_many("row", iter([1, 2]), load, "acme") == {1: "row 1", 2: "row 2"}
+    assert cache.get_or_load("row", 3, tenant_id="acme", batch=load) == "row 3"
+    assert calls == [(me(), [1, 2], "acme"), (me(), [3], "acme")]  # on this thread
+    assert cache.set_many("row", {4: 4, 5: 5}, "acme").stored
+    assert cache.get_many("row", range(6), "acme") == {1: "row 1", 2: "row 2", 3: "row 3", 4: 4, 5: 5}
+    assert cache.invalidate_many("row", range(6), "acme").targets == {"row": 6}
+    assert cache.get_many("row", range(6), "acme") == {}
+    with pytest.raises(ConfigError, match="not both"):
+        cache.get_or_load("row", 1, load, "acme", batch=load)  # type: ignore[call-overload]
+    with pytest.raises(ConfigError, match="needs a loader"):
+        cache.get_or_load("row", 1, tenant_id="acme")  # type: ignore[call-overload]
 
 
 def test_wrong_arguments_raise_as_in_a_cache(cache: BlockingCache) -> None:

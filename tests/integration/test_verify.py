@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -15,7 +16,9 @@ from cachebus import ConfigError, testing
 from cachebus.cli.main import run
 from cachebus.tools.servers.kafka import KafkaServer
 from cachebus.tools.servers.redis import EmbeddedServer
-from cachebus.tools.verify.nemesis.faults import FAULTS
+from cachebus.tools.verify.nemesis.faults import FAULTS, chosen
+from cachebus.tools.verify.plan import make_plan
+from cachebus.tools.verify.run import Run
 from tests.support.command import all_gone, cachebus, ran
 from tests.support.rules_off import RULES, without
 from tests.support.servers import any_binary
@@ -233,6 +236,17 @@ async def test_it_is_a_function_too() -> None:
     assert set(verdict.faults) <= {"drop", "stop"}
     assert verdict.judged > 200
     assert verdict.within(0.5) == verdict.within_bound == 1.0
+
+
+async def test_every_promise_is_kept_with_encrypted_values() -> None:
+    any_binary()
+    faults = chosen("network,node")
+    plan = make_plan(url=None, seconds=5, seed=5, faults=faults, nodes=3, bound_s=0.5, rate=300, write_rate=20)
+    verdict = await Run(replace(plan, encryption=True)).verdict()
+    verdict.raise_for_broken()
+    assert verdict.judged > 300
+    assert verdict.l1_hits < verdict.reads
+    assert verdict.loads < verdict.reads / 2, "what others have stored is read"
 
 
 @pytest.mark.parametrize(

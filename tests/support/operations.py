@@ -46,6 +46,10 @@ class Stage:
         await asyncio.sleep(0.01)
         return version
 
+    async def load_many(self, ids: list[str]) -> dict[str, int]:
+        """The source, asked for several: it has the same for each."""
+        return dict.fromkeys(ids, await self.load())
+
     async def failing(self) -> int:
         """The source, while it is down."""
         await asyncio.sleep(0.01)
@@ -226,6 +230,37 @@ async def _joined(stage: Stage) -> Any:
     return await stage.get_or_load(stage.a)
 
 
+async def _many(stage: Stage) -> Any:
+    """Of three ids, as one batch."""
+    found = await stage.a.get_or_load_many(stage.data_type, ["w", "x", "y"], stage.load_many, **WHERE, tags=["t"])
+    return found.get("x")
+
+
+async def _some(stage: Stage) -> Any:
+    """Two batches at once that overlap."""
+    other = stage.a.get_or_load_many(stage.data_type, ["y", "x"], stage.load_many, **WHERE, tags=["t"])
+    stage.others.append(asyncio.create_task(other))
+    await asyncio.sleep(0.001)
+    return await _many(stage)
+
+
+async def _coalesced(stage: Stage) -> Any:
+    """Three calls of one tick."""
+    found = await asyncio.gather(
+        *(
+            stage.a.get_or_load(stage.data_type, one, batch=stage.load_many, **WHERE, tags=["t"])
+            for one in ("w", "x", "y")
+        )
+    )
+    return found[1]
+
+
+async def _set_many(stage: Stage) -> Any:
+    stage.version += 1
+    values = dict.fromkeys(("w", "x", "y"), stage.version)
+    return await stage.a.set_many(stage.data_type, values, **WHERE, tags=["t"])
+
+
 async def _refreshed(stage: Stage) -> Any:
     value = await stage.get_or_load(stage.a)
     await until(lambda: not parts(stage.a).loads.flights)
@@ -240,6 +275,11 @@ async def _added(stage: Stage) -> Any:
 async def _replaced(stage: Stage, how: str) -> Any:
     stage.version += 1
     return await REPLACING[how](stage.a)
+
+
+async def _invalidated_many(stage: Stage) -> Any:
+    stage.version += 1
+    return await stage.a.invalidate_many("config", ["w", "x", "y"], **WHERE)
 
 
 async def _reopened(stage: Stage) -> Any:
@@ -267,6 +307,11 @@ LOADS = {
     ),
     "a load for two": Operation(empty, _joined),
     "a refresh ahead": Operation(soft, _refreshed),
+    "a batch": Operation(empty, _many),
+    "a batch, another node loading some": Operation(loading_elsewhere, _many),
+    "a batch of expired values": Operation(expired, _many),
+    "two batches that overlap": Operation(empty, _some),
+    "loads of one tick": Operation(empty, _coalesced),
     "cache-aside": Operation(empty, _aside, tagged=False),
     "a cached function": Operation(empty, _decorated, tagged=False),
 }
@@ -280,6 +325,8 @@ READS = {
 }
 WRITES = {
     "set": Operation(everywhere, lambda s: s.set(s.a)),
+    "set_many": Operation(everywhere, _set_many),
+    "invalidate_many": Operation(everywhere, _invalidated_many),
     "add": Operation(empty, _added, tagged=False),
     "delete": Operation(everywhere, lambda s: _replaced(s, "key")),
     **{f"invalidate by {how}": Operation(everywhere, lambda s, how=how: _replaced(s, how)) for how in REPLACING},

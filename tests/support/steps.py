@@ -162,6 +162,7 @@ class Cancelling:
         """A task of the operation, or the operation itself."""
         counted = bool(self.tasks) == self.inner
         task: asyncio.Task[Any] = asyncio.Task(self._driven(coro) if counted else coro, **kwargs)
+        task.add_done_callback(lambda _: coro.close())  # one that is cancelled before it begins has not seen it
         self.tasks.append(task)
         return task
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, assert_type
 from uuid import UUID
@@ -160,6 +160,25 @@ async def cached_if_modified(resource_id: str, previous: Previous[str] | None = 
 async def cached_fresh_or_nothing(resource_id: str) -> Fresh[dict[str, int]] | None:
     """One whose source may have nothing."""
     return Fresh({resource_id: 1}) if resource_id else None
+
+
+async def load_rows(ids: list[int]) -> dict[int, str]:
+    """What loads several."""
+    return {one: str(one) for one in ids}
+
+
+def load_rows_sync(ids: Sequence[str], tenant_id: str) -> Mapping[str, bytes]:
+    """A sync one."""
+    return {one: tenant_id.encode() for one in ids}
+
+
+async def batches(cache: Cache) -> None:
+    """Those of many give what theirs give, by the ids that they are given."""
+    assert_type(await cache.get_or_load_many("a", [1, 2], load_rows, "acme"), dict[int, str])
+    assert_type(await cache.get_or_load_many("a", ["x", "y"], load_rows_sync, tenant_id="acme"), dict[str, bytes])
+    assert_type(await cache.get_or_load("a", 1, batch=load_rows, tenant_id="acme"), str | None)
+    assert_type(await cache.get_or_load("a", 1, batch=load_rows_sync, batch_max=50), bytes | None)
+    assert_type(await CacheManager.get_or_load_many("a", [1, 2], load_rows, "acme", ttl=60), dict[int, str])
 
 
 async def process_wide() -> None:

@@ -48,6 +48,8 @@ async def verbs(cache: Cache) -> None:
     await cache.invalidate("config", "x", "acme", contexts="every")  # arg-type | reportArgumentType
     await cache.set("config", "x", 1, "acme", wait="node")  # arg-type | reportArgumentType
     await cache.set("config", "x", 1, "acme", tt=60)  # call-arg | reportCallIssue
+    await cache.get_or_load("config", "x", load, "acme", batch=load)  # call-overload | reportCallIssue
+    await cache.get_or_load_many("config", ["x"], load, tenant="acme")  # call-overload | reportCallIssue
     await cache.get("config", 1.5, "acme")  # arg-type | reportArgumentType
 
 

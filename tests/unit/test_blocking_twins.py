@@ -21,8 +21,8 @@ OF_WORKERS = {"beside", "goes_on_without", "identity", "probe_one", "reaches", "
 """Of a producer: what workers ask, which are no synchronous code."""
 HOW = (
     "{name} of {ours} and of {theirs} differ. Each verb is written out in cachebus/threads/ (reading and loading in "
-    "cache.py, writing in writes.py, all else in life.py), as `self._ask(lambda cache: cache.{name}(...))`, or by "
-    "`self._load` where it takes a loader"
+    "cache.py, writing in writes.py, many at once in batches.py, all else in life.py), as "
+    "`self._ask(lambda cache: cache.{name}(...))`, or by `self._load` where it takes a loader"
 )
 
 

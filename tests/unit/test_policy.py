@@ -132,9 +132,10 @@ def test_what_is_accepted() -> None:
         max_value_bytes=100,
         copy=True,
         tags=("all", "doc:{resource_id}:{tenant_id}"),
+        version=7,
     )
     rules = Rules("thing", full)
-    form = (full.codec, full.compress_over_bytes, full.max_value_bytes, full.model, full.lossy)
+    form = (full.codec, full.compress_over_bytes, full.max_value_bytes, full.model, full.lossy, None)
     for name in Rules.__slots__:
         expected = {"data_type": "thing", "copy": True, "form": form}.get(name, getattr(full, name, None))
         is_ = getattr(rules, name)

@@ -39,8 +39,8 @@ COMMENT_SHARE = (0.04, 0.15)
 PARAMETERS_MAX = 5
 """What is handed to a function; more of it belongs together, and has a name."""
 OF_THE_USER = (
-    r"cachebus/(cache|writes|handle|helpers|manager|decorator)\.py:",
-    r"cachebus/threads/(cache|writes|hit)\.py:",
+    r"cachebus/(cache|writes|batches|handle|helpers|manager|decorator)\.py:",
+    r"cachebus/threads/(cache|writes|batches|hit)\.py:",
     r"cachebus/testing/",
     r"cachebus/keys/(key|naming)\.py:(Keyspace|Naming)\.key$",
     r"producers/base\.py:(Producer|Orders)\.",

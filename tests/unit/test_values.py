@@ -274,5 +274,17 @@ def test_an_unknown_codec() -> None:
 
 
 def test_public_names() -> None:
-    others = ["UNCHANGING", "UNSET", "ZLIB", "CorruptValue", "Form", "carry", "check_model", "decode", "encode"]
+    others = [
+        "UNCHANGING",
+        "UNSET",
+        "ZLIB",
+        "CorruptValue",
+        "Decode",
+        "Encode",
+        "Form",
+        "OwnType",
+        "carry",
+        "check_model",
+    ]
+    others += ["decode", "encode"]
     assert sorted(values.__all__) == sorted(["CODECS", "F32", "F32_ARRAY", "MSGPACK", "RAW", *others])

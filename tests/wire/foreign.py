@@ -113,7 +113,7 @@ def write_record(
     key: str, value: Any, epoch: bytes, seq: int, *, expires_ms: int = 0, tags: tuple[str, ...] = ()
 ) -> bytes:
     """A record by the table in "A record", its payload msgpack."""
-    rest = secrets.token_bytes(4) + struct.pack(">QQBH", 1, 0, len(tags), 0)
+    rest = secrets.token_bytes(4) + struct.pack(">QQIBH", 1, 0, 1, len(tags), 0)
     rest += b"".join(struct.pack(">H", len(tag.encode())) + tag.encode() for tag in tags) + pack(value)
     front = b"\xcb\x02\x00\x01" + epoch + struct.pack(">QQ", seq, expires_ms)
     return front + struct.pack(">I", check_of(key, front + bytes(4) + rest)) + rest
@@ -128,9 +128,9 @@ def check_of(key: str, record: bytes) -> int:
 def read_record(key: str, data: bytes) -> dict[str, Any]:
     """What a record says."""
     assert data[:2] == b"\xcb\x02"
-    seq, expires, check, version, created, soft, count, more = struct.unpack(">QQI4sQQBH", data[20:63])
+    seq, expires, check, version, created, soft, policy, count, more = struct.unpack(">QQI4sQQIBH", data[20:67])
     assert check == check_of(key, data)
-    tags, at = [], 63
+    tags, at = [], 67
     for _ in range(count):
         (size,) = struct.unpack_from(">H", data, at)
         tags.append(data[at + 2 : at + 2 + size].decode())
@@ -145,9 +145,10 @@ def read_record(key: str, data: bytes) -> dict[str, Any]:
         "created_ms": created,
         "soft_ms": soft,
         "expires_ms": expires,
+        "policy_version": policy,
         "tags": tags,
         "more": unpack(data[at : at + more]) if more else {},
-        "value": unpack(payload) if data[3] == 1 else payload,
+        "value": unpack(payload) if data[3] == 1 and not data[2] & 4 else payload,
     }
 
 

@@ -22,6 +22,8 @@ from cachebus.listening.explain import ASK_S
 from cachebus.listening.inquiries import BURST, PER_S
 from cachebus.listening.warm_up import PIECE_S, WARM
 from cachebus.values import decode
+from cachebus.values.cipher import ValueCipher
+from cachebus.values.xaes import Xaes256Gcm
 from cachebus.wire import event as events
 from cachebus.wire import record as records
 from cachebus.wire.heat import FULL_BYTES, PIECE_BYTES, HotPiece, HotQuestion, decode_hot_piece, decode_hot_question
@@ -93,10 +95,27 @@ def test_the_record() -> None:
     ours = records.decode(data, key)
     assert ours.encode(key) == data
     assert decode(ours.codec, ours.payload) == told["value"]
-    for name in ("flags", "codec", "seq", "created_ms", "soft_ms", "expires_ms", "tags"):
+    for name in ("flags", "codec", "seq", "created_ms", "soft_ms", "expires_ms", "policy_version", "tags"):
         assert getattr(ours, name) == told[name]
     assert ours.epoch.decode() == told["epoch"]
     assert ours.version.hex() == told["version"]
+
+
+def test_an_encrypted_record(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, data = json.loads(block("json encrypted")), hexdump("encrypted")
+    front, nonce, sealed = data[:67], data[70:94], data[94:]
+    assert data[67:70] == bytes([len(told["id"])]) + told["id"].encode()
+    bound = told["namespace"].encode() + b"\x1f" + front[2:4] + front[60:64] + told["key"].encode()
+    payload = Xaes256Gcm(bytes.fromhex(told["secret"])).decrypt(nonce, sealed, bound)
+    assert payload is not None and unpack(payload) == told["value"]
+    assert read_record(told["key"], data)["policy_version"] == told["policy_version"]
+    # And that is what is written.
+    cipher = ValueCipher(told["namespace"])
+    cipher.use({told["id"]: bytes.fromhex(told["secret"])})
+    monkeypatch.setattr("cachebus.values.cipher.os.urandom", lambda size: nonce[:size])
+    record = records.decode(data, told["key"])
+    record.payload, record.flags, record.cipher = payload, 0, cipher
+    assert record.encode(told["key"]) == data
 
 
 def test_a_record_with_more() -> None:

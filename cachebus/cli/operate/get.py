@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cachebus.assembly.factory import encryption_of
 from cachebus.cli.operate.layout import layout_of
 from cachebus.cli.operate.stored import elsewhere
 from cachebus.cli.performance import until_signalled
@@ -28,7 +29,8 @@ from cachebus.settings import Settings
 from cachebus.tools.doctor.asking import Asker
 from cachebus.tools.doctor.primaries import primaries_of
 from cachebus.values import CorruptValue
-from cachebus.wire.packing import unpack
+from cachebus.values.cipher import NotDecrypted, named_key
+from cachebus.wire.packing import decrypt, unpack
 from cachebus.wire.record import CorruptRecord, Record, decode
 
 DataType = Annotated[str, typer.Argument(metavar="TYPE", help="The data type.")]
@@ -57,6 +59,8 @@ class StoredRecord:
     value: object = MISSING
     why: str = ""
     """Why nothing valid is there; "" where it is."""
+    encrypted_by: str = ""
+    """The id of the key that it names; "" where it is not encrypted."""
     cut_short: str = ""
     """Why it expires sooner than its TTL says; "" where it does not."""
 
@@ -150,10 +154,29 @@ async def _seen(asker: Asker, settings: Settings, key: Key) -> StoredRecord:
         return replace(seen, why=replaced)
     if 0 < record.expires_ms <= seen.now_ms:
         return replace(seen, why=f"it expired {_seconds(seen.now_ms - record.expires_ms)} ago")
+    return await _read(seen, record, settings)
+
+
+async def _read(seen: StoredRecord, record: Record, settings: Settings) -> StoredRecord:
+    """With the value of a valid record, or why it has none here."""
+    cipher, keys = encryption_of(settings)
+    if keys is not None:
+        await keys.read()
+    data_type = seen.key.family.data_type
+    rules = PolicyTable(settings.policies, cipher).rules(data_type)
+    if data_type in settings.policies and record.policy_version != rules.version:
+        of = f"it was stored by version {record.policy_version} of its policy"
+        return replace(seen, why=f"{of}, which is {rules.version} here: a read takes it for a miss")
+    try:
+        if record.is_encrypted:
+            seen = replace(seen, encrypted_by=named_key(record.payload))
+        decrypt(record, rules, seen.key.l2)
+    except NotDecrypted as error:
+        return replace(seen, why=f"it is valid, and can't be read here: {error}")
     if record.not_found:
         return replace(seen, why="the source said that there is none")
     try:
-        return replace(seen, value=unpack(record, PolicyTable(settings.policies).rules(key.family.data_type)))
+        return replace(seen, value=unpack(record, rules))
     except CorruptValue as error:
         return replace(seen, why=f"it is valid, and can't be decoded here: {error}")
 
@@ -187,6 +210,8 @@ def _as_dict(seen: StoredRecord) -> dict[str, Any]:
             "epoch": _epoch(record),
             "seq": record.seq,
             "version": record.version.hex(),
+            "policy_version": record.policy_version,
+            "encrypted_by": seen.encrypted_by or None,
             "bytes": len(seen.data),
             "tags": [_tag(tag) for tag in record.tags],
         }
@@ -204,7 +229,9 @@ def _lines(seen: StoredRecord) -> list[str]:
     times.append(hard if record.expires_ms else "never expires")
     tags = f", tags {', '.join(map(_tag, record.tags))}" if record.tags else ""
     where = f"seq {record.seq} of epoch {_epoch(record)} in shard {seen.key.shard}, version {record.version.hex()}"
-    return [", ".join(times), f"{where}, {len(seen.data):,} bytes{tags}"]
+    policy = f", of version {record.policy_version} of its policy" if record.policy_version != 1 else ""
+    encrypted = f", encrypted by the key {shown(seen.encrypted_by)}" if seen.encrypted_by else ""
+    return [", ".join(times), f"{where}, {len(seen.data):,} bytes{policy}{encrypted}{tags}"]
 
 
 def _when(left_ms: int) -> str:

@@ -25,7 +25,7 @@ end
 -- swept: of that, only the latest end of all is known.
 local function was_guarded(record)
   local since_us = struct.unpack('>I8', record, 45) * 1000
-  if guarded_until <= since_us or string.byte(record, 61) == 0 then return false end
+  if guarded_until <= since_us or string.byte(record, 65) == 0 then return false end
   if number(redis.call('HGET', META, 'swept')) > since_us then return true end
   for _, tokens in ipairs(redis.call('HMGET', prefix .. 'guards', unpack(tags_of(record) or {''}))) do
     for at = 17, tokens and #tokens or 0, 24 do

@@ -2,8 +2,8 @@
 local MAGIC = '\203\2'
 
 local function tags_of(record)
-  local names, at = {}, 64
-  for _ = 1, string.byte(record, 61) do
+  local names, at = {}, 68
+  for _ = 1, string.byte(record, 65) do
     if at + 1 > #record then return nil end
     local after = at + 2 + struct.unpack('>I2', record, at)
     if after > #record + 1 then return nil end
@@ -23,11 +23,11 @@ end
 -- Whether a record may not be believed: none at all, not one of this epoch, or replaced by a low watermark, a scope
 -- (ARGV first..last: the first two are of all tenants, the others lie in the bucket) or a tag.
 local function hidden(record, first, last)
-  if #record < 63 or string.sub(record, 1, 2) ~= MAGIC or string.sub(record, 5, 20) ~= epoch then return true end
+  if #record < 67 or string.sub(record, 1, 2) ~= MAGIC or string.sub(record, 5, 20) ~= epoch then return true end
   local granted = struct.unpack('>I8', record, 21)
   if granted < low then return true end
   if marked_all > 0 and beyond(granted, prefix .. 'marks:' .. ALL, {ARGV[first], ARGV[first + 1]}) then return true end
-  if marked == 0 and string.byte(record, 61) == 0 then return false end
+  if marked == 0 and string.byte(record, 65) == 0 then return false end
   local names = tags_of(record)
   if not names then return true end
   if marked == 0 then return false end

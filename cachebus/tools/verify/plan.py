@@ -34,6 +34,8 @@ class VerifyPlan:
     """How the run's own server is set up, one of `KINDS`."""
     bus: str = REDIS
     """What carries the events, one of `BUSES`. The run starts its own Kafka."""
+    encryption: bool = False
+    """Whether values lie encrypted in L2, by keys that nodes change as they are started again."""
 
 
 WRITE_RATE: Final = 20.0

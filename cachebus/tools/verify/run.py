@@ -152,6 +152,7 @@ class Run:
                 other_url="" if plan.url is not None else server.other(url),
                 kafka="" if broker is None else broker.address(node),
                 proxy_ports=proxy.ports if isinstance(proxy, NodeProxies) else {},
+                encryption=plan.encryption,
             )
 
         return job_of

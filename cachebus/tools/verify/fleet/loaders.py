@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from random import Random
 from typing import Any, Final
 
@@ -87,6 +87,35 @@ class Loaders:
                 raise
             finally:
                 self._log.change(place, code, version, began_s, self._clock())
+
+        return load
+
+    def of_many(self, items: Mapping[str, SourceItem]) -> Callable[[list[str]], Awaitable[dict[str, Any]]]:
+        """A loader of several items by their ids, of types that do nothing odd."""
+
+        async def load(ids: list[str]) -> dict[str, Any]:
+            asked = {one: items[one] for one in ids}
+            self.loads += len(asked)
+            began_s, versions, kind = self._clock(), dict.fromkeys(asked, 0), ORDINARY
+            places = {
+                one: self._log.add(item.number | kind << VERB_SHIFT, 0, began_s, 0.0) for one, item in asked.items()
+            }
+            half_s = self._latency_s() / 2
+            try:
+                await asyncio.sleep(half_s)
+                await self._misbehave(asked[ids[0]])
+                versions = {one: self._source.versions[item.number] for one, item in asked.items()}
+                await asyncio.sleep(half_s)
+                return {one: as_loaded(item.data_type, item.value(versions[one])) for one, item in asked.items()}
+            except asyncio.CancelledError:
+                if self._clock() - began_s < LOAD_S * 0.9:
+                    kind = UNKEPT  # nobody waits any more, so the source did not fail
+                await asyncio.sleep(self._rng.uniform(*TIDY_S))
+                raise
+            finally:
+                for one, item in asked.items():
+                    code = item.number | kind << VERB_SHIFT
+                    self._log.change(places[one], code, versions[one], began_s, self._clock())
 
         return load
 

@@ -58,6 +58,8 @@ class VerifyJob(msgspec.Struct, frozen=True):
     """The address of Kafka, if it carries the events."""
     proxy_ports: dict[int, int] = {}
     """The port of the proxy before each server, by the server's port; empty where there is one server."""
+    encryption: bool = False
+    """Whether values are encrypted."""
 
     @property
     def name(self) -> str:

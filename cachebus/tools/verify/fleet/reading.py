@@ -17,7 +17,7 @@ from cachebus.tools.verify.fleet.items import SourceItem, by_popularity, popular
 from cachebus.tools.verify.fleet.loaders import Loaders, Odd
 from cachebus.tools.verify.fleet.source_of_truth import RECENT, SESSIONS, SourceOfTruth, Token
 
-LOAD, GET, L2, MANY, SEARCH, LOAD_L2, TOKEN, SESSION, OWN, ASIDE, CACHED, SEARCH_LOAD, TTL = range(13)
+LOAD, GET, L2, MANY, SEARCH, LOAD_L2, TOKEN, SESSION, OWN, ASIDE, CACHED, SEARCH_LOAD, TTL, LOAD_MANY, TICK = range(15)
 VERBS: Final = (
     "get_or_load",
     "get",
@@ -32,8 +32,10 @@ VERBS: Final = (
     "@cached",
     "get_or_load(search_hierarchy=True)",
     "get_or_load(ttl=)",
+    "get_or_load_many",
+    "get_or_load(batch=)",
 )
-WEIGHTS: Final = (68, 20, 1, 1, 1.5, 0.5, 1.5, 1, 0, 2, 2, 1, 1)
+WEIGHTS: Final = (66, 20, 1, 1, 1.5, 0.5, 1.5, 1, 0, 2, 2, 1, 1, 1, 1)
 READERS: Final = 256
 BATCH: Final = 512
 SKEW: Final = 1.0
@@ -85,6 +87,8 @@ class Readers:
             self._cached,
             self._search_load,
             self._load_ttl,
+            self._load_many,
+            self._load_tick,
         )
         self._alike: dict[tuple[int, str | None, str], list[str]] = {}
         for item in items[1:]:
@@ -260,6 +264,49 @@ class Readers:
             asked = self._by_name[item.cache_index, item.tenant, item.data_type, resource_id]
             self._answers.note(asked, MANY, found.get(resource_id), started_s)
         self.begun += len(ids) - 1
+
+    def _together(self, item: SourceItem) -> dict[str, SourceItem]:
+        """This item and some that a batch may load with it; none where its type does odd things, or it has contexts."""
+        if item.data_type == "odd" or item.contexts != (None, None, None):
+            return {}
+        place = item.cache_index, item.tenant, item.data_type
+        alike = [self._by_name[(*place, one)] for one in self._alike[place]]
+        fitting = [one for one in alike if one.tags == item.tags]
+        return {one.resource_id: one for one in (item, *self._rng.sample(fitting, min(5, len(fitting))))}
+
+    async def _load_many(self, item: SourceItem) -> None:
+        items = self._together(item)
+        if not items:
+            await self._load(item)
+            return
+        cache, loader = self._caches[item.cache_index], self._loaders.of_many(items)
+        question = cache.get_or_load_many(item.data_type, list(items), loader, *item.place, tags=item.tags)
+        started_s = self._clock()
+        try:
+            found = await question
+        except (CacheBusError, ConnectionError, TimeoutError) as error:
+            self._answers.raised(item, LOAD_MANY, error, started_s)
+            return
+        for resource_id, one in items.items():
+            self._answers.note(one, LOAD_MANY, found.get(resource_id), started_s, loads=True)
+        self.begun += len(items) - 1
+
+    async def _load_tick(self, item: SourceItem) -> None:
+        items = self._together(item)
+        if not items:
+            await self._load(item)
+            return
+        cache, loader = self._caches[item.cache_index], self._loaders.of_many(items)
+        calls = [
+            cache.get_or_load(one.data_type, one.resource_id, None, *one.place, tags=one.tags, batch=loader)
+            for one in items.values()
+        ]
+        asking = [
+            self._ask(one, TICK, call, loads=True, may_time_out=one is item)
+            for one, call in zip(items.values(), calls, strict=True)
+        ]
+        await asyncio.gather(*asking)
+        self.begun += len(items) - 1
 
     def _recently_written(self, item: SourceItem) -> SourceItem:
         """An item that was written a moment ago, most likely by another node; the given one if there is none yet."""

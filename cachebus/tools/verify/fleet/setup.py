@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
+from hashlib import sha256
 from typing import Any
 
 from cachebus import Settings
@@ -72,8 +74,17 @@ def settings_of(job: VerifyJob, cache_index: int = 0) -> Settings:
         warm_up=True,  # so that a node that is started anew reads, amid faults, what others tell it
         warm_up_s=WARM_UP_S,
         policies=POLICIES,
+        encryption=_keys(job) if job.encryption else None,
         **_kafka(job),
     )
+
+
+def _keys(job: VerifyJob) -> str:
+    """Two keys, that change places whenever a node is started again: all can read what each has stored."""
+    first = (job.node + job.life) % 2
+    secrets = {name: sha256(f"{job.namespace} {name}".encode()).digest() for name in ("a", "b")}
+    texts = [f"{name}:{b64encode(secret).decode()}" for name, secret in secrets.items()]
+    return ",".join((texts[first], texts[1 - first]))
 
 
 def _kafka(job: VerifyJob) -> dict[str, Any]:

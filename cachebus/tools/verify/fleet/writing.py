@@ -23,7 +23,7 @@ from cachebus.tools.verify.fleet.items import NO_CONTEXTS, TAGS, TENANTS, Source
 from cachebus.tools.verify.fleet.source_of_truth import RECENT, SourceOfTruth, Token
 
 KEY, EVERY_CONTEXT, TAG, TYPE, CONTEXT, TENANT, SET, DELETE, ADD, SETTLED = range(10)
-CLAIM, FEW, BY_WORKER, EVERY_TENANT, EVERYTHING = 11, 12, 13, 14, 15
+CLAIM, FEW, BY_WORKER, EVERY_TENANT, EVERYTHING, SEVERAL, SET_SEVERAL = 11, 12, 13, 14, 15, 16, 17
 VERBS: Final = (
     "invalidate",
     "invalidate(contexts=all)",
@@ -41,6 +41,8 @@ VERBS: Final = (
     "invalidate, by a worker",
     "invalidate_type",
     "clear",
+    "invalidate_many",
+    "set_many",
 )
 WEIGHTS: Final = {
     KEY: 46,
@@ -58,6 +60,8 @@ WEIGHTS: Final = {
     BY_WORKER: 8,
     EVERY_TENANT: 0.5,
     EVERYTHING: 0.05,
+    SEVERAL: 3,
+    SET_SEVERAL: 3,
 }
 GUARDED_TYPE: Final = "deed"
 """A type that is written behind guards only, so that no other write soon replaces what an abandoned one has left."""
@@ -65,9 +69,11 @@ GUARDED_TYPE_SHARE: Final = 0.7
 """The share of guarded writes that are of this type."""
 WAIT_SHARE: Final = 0.12
 """The share of writes with `wait="nodes"`."""
-ENDS_LEASES: Final = frozenset({KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED, GUARDED, CLAIM, FEW, BY_WORKER})
+ENDS_LEASES: Final = frozenset(
+    {KEY, EVERY_CONTEXT, SET, DELETE, ADD, SETTLED, GUARDED, CLAIM, FEW, BY_WORKER} | {SEVERAL, SET_SEVERAL}
+)
 """Verbs that name a key, and so end a fill lease on it. The others leave a mark in L2."""
-VALUE_WRITES: Final = frozenset({SET, ADD, CLAIM})
+VALUE_WRITES: Final = frozenset({SET, ADD, CLAIM, SET_SEVERAL})
 """Verbs that bring a value. One whose outcome is unknown may still arrive later."""
 WRITERS: Final = 8
 REPEAT_S: Final = 0.1
@@ -158,7 +164,7 @@ class Writers:
             if self._stopping:
                 return
             (verb,) = self._rng.choices(list(WEIGHTS), list(WEIGHTS.values()))
-            if verb in (SET, DELETE, ADD, CLAIM):
+            if verb in (SET, DELETE, ADD, CLAIM, SET_SEVERAL):
                 await self._write_owned(verb)
             elif verb == GUARDED:
                 await self._write_guarded()
@@ -187,6 +193,8 @@ class Writers:
         try:
             if verb == CLAIM:
                 await self._claim(item)
+            elif verb == SET_SEVERAL:
+                await self._put_several(item)
             else:
                 await self._put(verb, item)
         finally:
@@ -211,6 +219,35 @@ class Writers:
                     item.data_type, item.resource_id, value, *item.place, tags=item.tags, wait=wait
                 ),
             )
+
+    async def _put_several(self, first: SourceItem) -> None:
+        """`set_many` of this item and others like it."""
+        kind = first.cache_index, first.tenant, first.data_type, first.contexts, first.tags
+        alike = [
+            item
+            for item in self._owned
+            if item.number not in self._busy
+            and (item.cache_index, item.tenant, item.data_type, item.contexts, item.tags) == kind
+        ]
+        several = [first, *self._rng.sample(alike, min(3, len(alike)))]
+        self._busy.update(item.number for item in several)
+        try:
+            versions = {item: self._source.raise_version(item.number) for item in several}
+            values = {item.resource_id: item.value(version) for item, version in versions.items()}
+            there = {one: value for one, value in values.items() if value is not None}
+            gone = [item for item in several if item.resource_id not in there]
+            for item in gone:
+                await self._perform(DELETE, {item: versions.pop(item)}, partial(self._invalidate, item))
+            if versions:
+                await self._perform(
+                    SET_SEVERAL,
+                    versions,
+                    lambda wait: self._cache(first).set_many(
+                        first.data_type, there, *first.place, tags=first.tags, wait=wait
+                    ),
+                )
+        finally:
+            self._busy.difference_update(item.number for item in several[1:])
 
     async def _claim(self, item: SourceItem) -> None:
         """Remove the item at the source, then bring it back by `add`. A cached "not found" must not be in its way."""
@@ -296,6 +333,13 @@ class Writers:
             few = self._sample(cache_index, lambda i: i.tenant == item.tenant)
             targets = [Target(i.data_type, i.resource_id, *i.contexts) for i in few]
             return few, lambda wait: cache.invalidate_targets(targets, item.tenant, wait=wait)
+        if verb == SEVERAL:
+            alike = self._sample(
+                cache_index,
+                lambda i: (i.tenant, i.data_type, i.contexts) == (item.tenant, item.data_type, item.contexts),
+            )
+            ids = [i.resource_id for i in alike]
+            return alike, lambda wait: cache.invalidate_many(item.data_type, ids, *item.place, wait=wait)
         return [item], partial(self._invalidate, item)
 
     def _sample(self, cache_index: int, fits: Callable[[SourceItem], bool]) -> list[SourceItem]:
