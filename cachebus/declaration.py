@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from cachebus.base.choices import ContextMatch, Wait
-from cachebus.base.definition import Callee, Definition, callee_of, written
+from cachebus.base.definition import Callee, Definition, callee_of, without_previous, written
 from cachebus.base.hashing import generate_resource_id_hash
 from cachebus.base.ids import check_part
 from cachebus.base.lifetimes import TAGS_MAX, check_ttl
-from cachebus.base.parameters import PREVIOUS, check_async, check_sync, name_of, signature_of
+from cachebus.base.parameters import check_async, check_sync, name_of, signature_of
 from cachebus.errors import ConfigError, InvalidKey, NotSerializable
 from cachebus.keys.naming import ArgumentTemplate
 from cachebus.keys.plan import trouble_of_reason
@@ -253,8 +253,8 @@ def declaration_of(source: Callable[..., Any], options: CachedOptions, *, is_of_
     (check_sync if options.is_sync else check_async)(source)
     parts, name = callee_of(source), name_of(source)
     data_type, ttl = _checked(options, name)
-    signature, takes_previous = _without_previous(_signature(parts.function, name), parts, name)
-    shown, _ = _without_previous(_signature(source, name), parts, name)
+    signature, takes_previous = without_previous(_signature(parts.function, name), parts, name)
+    shown, _ = without_previous(_signature(source, name), parts, name)
     rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
     known = None if rest else signature.parameters
     ids = {part: ArgumentTemplate(text, known, name) for part, text in options.templates.items() if text is not None}
@@ -330,19 +330,6 @@ def _signature(source: Callable[..., Any], name: str) -> inspect.Signature:
         return signature_of(source)
     except (TypeError, ValueError) as error:  # whose text may show what a partial has bound
         raise ConfigError(f"{name}: how it is to be called can't be known ({type(error).__name__})") from None
-
-
-def _without_previous(signature: inspect.Signature, parts: Callee, name: str) -> tuple[inspect.Signature, bool]:
-    """The signature as calls see it, and whether the function is told what is still cached."""
-    previous = signature.parameters.get(PREVIOUS)
-    if previous is None or previous.kind in (previous.POSITIONAL_ONLY, previous.VAR_POSITIONAL, previous.VAR_KEYWORD):
-        return signature, False
-    if PREVIOUS in parts.keywords:
-        return signature, False
-    behind = list(signature.parameters.values())[list(signature.parameters).index(PREVIOUS) + 1 :]
-    if previous.kind is not previous.KEYWORD_ONLY and any(p.kind is previous.kind for p in behind):
-        raise ConfigError(f"{name}: put `previous` behind all arguments that calls give: they may give them by place")
-    return signature.replace(parameters=[p for p in signature.parameters.values() if p is not previous]), True
 
 
 def _first(parts: Callee, signature: inspect.Signature, *, is_of_class: bool) -> str | None:

@@ -583,6 +583,23 @@ async def test_hooks_of_cache_aside_see_the_value() -> None:
         assert left_s <= 5
 
 
+async def test_of_a_batch_each_value_is_decided() -> None:
+    async with Fleet(1) as fleet:
+        (a,) = fleet.caches
+
+        async def load_all(ids: list[int]) -> dict[int, Any]:
+            return {1: Fresh("one", ttl_s=5, tags=["t"]), 2: DontCache("two"), 3: "three"}
+
+        assert await a.get_or_load_many("config", [1, 2, 3], load_all, "acme") == {1: "one", 2: "two", 3: "three"}
+        seen = [await a.look("config", one, "acme") for one in (1, 2, 3)]
+        assert [one.tags for one in seen] == [("t",), (), ()]
+        assert [one.found for one in seen] == [True, False, True]
+        with pytest.raises(ConfigError, match="takes `previous`"):
+            await a.get_or_load_many("config", [7], lambda ids, previous: {}, "acme")
+        with pytest.raises(ConfigError, match="no `previous`"):
+            await a.get_or_load_many("config", [7], lambda ids: {7: NotModified()}, "acme")
+
+
 async def test_the_clock_may_be_anything() -> None:
     async with Fleet(1, clock=FakeClock(5.0)) as fleet:
         (a,) = fleet.caches

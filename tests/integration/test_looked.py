@@ -193,6 +193,8 @@ async def test_in_a_bypass_the_source_is_asked_and_nothing_is_kept(redis_url: st
                 assert await a.get("config", "x", "acme", agent_id=1, search_hierarchy=True) is None
                 assert await a.get_many("config", ["x"], "acme") == {}
                 assert (await a.look("config", "x", "acme")).absent
+                many = await a.get_or_load_many("config", ["x"], lambda ids: dict.fromkeys(ids, "all"), "acme")
+                assert many == {"x": "all"}
             assert sum(counts[name] for name in ("get", "read", "fill_lease", "fill", "write")) == 0
         assert source.calls == 3
         assert await read(a, source) == "old"
