@@ -138,10 +138,10 @@ class Life(Hooking):
         self._clock = clock
 
     def _anew(self) -> Self:
-        """Another one, not open, of the same settings, and with the same declared."""
+        """Another one, not open, of the same settings, with the same declared and the same subscribed."""
         other = type(self)(self.settings, world=self._world, clock=self._clock)
         other._policies, other._cascades = dict(self._policies), list(self._cascades)
-        other._models = dict(self._models)
+        other._models, other._hooks = dict(self._models), self._hooks
         return other
 
     @classmethod

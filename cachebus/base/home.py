@@ -66,8 +66,8 @@ class Home:
             return ConfigError(f"this process was forked from the one that opened the {name}: open one in each process")
         return ConfigError(
             f"this {name} belongs to another event loop, where all of its calls are to be made: open one in each loop, "
-            "or hand the call over by asyncio.run_coroutine_threadsafe(call, loop); for synchronous code see "
-            "docs/howto/flask.md"
+            "or hand the call over by asyncio.run_coroutine_threadsafe(call, loop); for synchronous code there is "
+            "BlockingCache"
         )
 
     def close_elsewhere(self, name: str) -> ConfigError:

@@ -4,5 +4,6 @@ from cachebus.threads.cache import BlockingCache
 from cachebus.threads.decorator import BlockingFunction
 from cachebus.threads.guard import BlockingWriteGuard
 from cachebus.threads.loaders import blocking
+from cachebus.threads.loop import close_all
 
-__all__ = ["BlockingCache", "BlockingFunction", "BlockingWriteGuard", "blocking"]
+__all__ = ["BlockingCache", "BlockingFunction", "BlockingWriteGuard", "blocking", "close_all"]

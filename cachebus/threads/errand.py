@@ -74,7 +74,7 @@ class Errand:
     def give_up(self) -> bool:
         """Nobody waits any more. Whether it never ran, nor will; a function that runs goes on, which is logged."""
         never_ran = self.claim()
-        if not never_ran and not self._answer.done():
+        if not never_ran and (self._answer.cancelled() or not self._answer.done()):
             logger.warning("{} goes on in its thread though nobody waits for it", name_of(self._function))
         return never_ran
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+from cachebus.assembly.hooking import Hooking
 from cachebus.base.definition import Definition
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade
@@ -20,20 +21,22 @@ from cachebus.threads.resident import Resident
 USUAL_S = 60.0
 
 
-class BlockingLife(Resident[Cache]):
+class BlockingLife(Resident[Cache], Hooking):
     """A cache on the event loop of this process."""
 
     _WHAT = "cache"
 
     def __init__(self, settings: Settings | str | None = None, *, timeout_s: float | None = None) -> None:
         """As `open`."""
-        super().__init__(settings)
+        Resident.__init__(self, settings)
+        Hooking.__init__(self)
         if timeout_s is not None and not timeout_s > 0:
             raise ConfigError(f"timeout_s must be above 0 seconds, not {timeout_s!r}")
         self._timeout_s = timeout_s
         within_s = timeout_s or max(USUAL_S, self.settings.connect_timeout_s + 2 * self.settings.staleness_bound_s)
         self._usual, self._sending = Limit(within_s), Limit(within_s, InvalidationFailed)
         self._declared = Cache(self.settings)
+        self._declared._hooks = self._hooks
         """Never open: what is declared, for each cache that is made like it."""
         self._made: Cache | None = None
         """The one that is open, or being opened."""
@@ -62,6 +65,10 @@ class BlockingLife(Resident[Cache]):
         super()._changed(there)
         self._made = there
         self._entries = {} if there is None else there._entries
+
+    def _forked(self) -> None:
+        self._hooks.end()  # what waits is the parent's to tell
+        super()._forked()
 
     def _loading(self, data_type: str) -> tuple[Limit, bool]:
         """How long a load of this type may be waited for, and whether it must not hold up its caller."""

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import os
+import sys
 import threading
 from asyncio import _get_running_loop as running_loop
 from collections.abc import Callable
+from contextlib import suppress
 from contextvars import Context
 from typing import Any, Final, Protocol
 
@@ -20,6 +23,8 @@ from cachebus.base.log import logger
 from cachebus.errors import CacheBusError, ConfigError
 
 NAME: Final = "cachebus-loop"
+FORK_S: Final = 2.0
+"""How long a fork waits for the loop, and the loop for the fork."""
 ENDING_S: Final = 5.0
 """How long the exit of the process waits for the loop to end; a loop that somebody blocks is left behind."""
 
@@ -45,7 +50,11 @@ class LoopThread:
         self._forks = home.forks
         self._ended: asyncio.Future[None] = self.loop.create_future()
         self._thread = threading.Thread(target=self._run, name=NAME, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:  # the main thread has ended: the interpreter starts none any more
+            self.loop.close()
+            raise ended() from None
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self.loop) as runner:
@@ -107,6 +116,8 @@ def ended() -> ConfigError:
 
 
 _lock = threading.Lock()
+_standing: list[threading.Event] = []
+"""Of forks under way: what has the loop go on."""
 _current: LoopThread | None = None
 _exiting = False
 _inherited: list[object] = []
@@ -123,9 +134,18 @@ def loop_thread() -> LoopThread:
             raise ended()
         if _current is None:
             _current = LoopThread()
-            atexit.unregister(close_all)
-            atexit.register(close_all)
+            _close_at_exit()
         return _current
+
+
+def _close_at_exit() -> None:
+    atexit.unregister(close_all)
+    atexit.register(close_all)
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is not None and processes.parent_process() is not None:  # its children may end without `atexit`
+        from multiprocessing.util import Finalize
+
+        Finalize(None, close_all, exitpriority=0)
 
 
 def is_running() -> bool:
@@ -154,10 +174,34 @@ def close_all() -> None:
     current.end()
 
 
+def _before_fork() -> None:
+    """Have the loop stand between two of its steps meanwhile: within one it may hold a lock of Python's own, as by an
+    import, which the child would find locked for ever. Not for long, nor on the loop, which would wait for itself."""
+    current = _current
+    if current is None or running_loop() is current.loop:
+        return
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def stand() -> None:
+        stands.set()
+        goes_on.wait(FORK_S)
+
+    with suppress(RuntimeError):  # it has ended
+        current.loop.call_soon_threadsafe(stand)
+        _standing.append(goes_on)
+        stands.wait(FORK_S)
+
+
+def _behind_fork() -> None:
+    while _standing:
+        _standing.pop().set()
+
+
 def _forked() -> None:
     """In a child: nothing is there yet. What waits for a lock of the parent's would wait for ever."""
     global _current, _lock, _exiting
     left, _current, _lock, _exiting = _current, None, threading.Lock(), False
+    _standing.clear()
     if left is not None:
         _inherited.append(left)
         for lodger in list(left.open):
@@ -165,3 +209,5 @@ def _forked() -> None:
 
 
 home.in_each_child(_forked)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_behind_fork)

@@ -23,6 +23,7 @@ from cachebus.tools.servers.redis import EmbeddedServer
 from tests.bench import (
     availability,
     batches,
+    blocking,
     cdc,
     encryption,
     hits,
@@ -66,6 +67,7 @@ class Group:
 
 GROUPS: Final = (
     Group(("hit",), "hits in L1", hits.rows),
+    Group(("blocking",), "synchronous code", blocking.rows),
     Group(("l2",), "reads of L2", reads.rows),
     Group(("encryption",), "encryption", encryption.rows),
     Group(("batch",), "many ids at once", batches.rows),

@@ -144,9 +144,11 @@ class Client:
         refresh: bool = False,
         fallback: FallbackKind = FallbackKind.NONE,
         tags: Sequence[str] = (),
+        unreadable: bytes = b"",
     ) -> FillLeaseReply:
         """Ask to fill a key."""
-        return await self.store.fill_lease(what, self.caller, FillLeaseRequest(token, px_ms, refresh, fallback, tags))
+        request = FillLeaseRequest(token, px_ms, refresh, fallback, tags, unreadable)
+        return await self.store.fill_lease(what, self.caller, request)
 
     async def guard(
         self, *keys: Key, scopes: Sequence[str] = (), token: str = "g" * 16, px_ms: int = LONG_MS

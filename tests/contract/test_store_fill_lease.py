@@ -7,6 +7,7 @@ import pytest
 from cachebus.core.ports import Caller, Change, FillLeaseOutcome, FillLeaseReply
 from cachebus.core.requests import FillLeaseRequest, FillRequest
 from cachebus.wire import event as events
+from cachebus.wire.record import VERSION
 from tests.contract.clients import BUCKET, LONG_MS, NOBODY, SHORT_MS, Client, key, raised, scope, tag
 from tests.contract.rig import StoreRig, until
 
@@ -54,6 +55,18 @@ async def test_when_a_lease_ends_the_next_takes_over(ann: Client, bob: Client) -
     await until(taken_over)
     assert not (await ann.fill(key(), ann.record(b"late", lease), "a")).done
     assert (await bob.fill(key(), bob.record(b"b"), "b")).done
+
+
+async def test_a_record_that_the_asker_cant_read_is_none_and_no_other_one_is(ann: Client, bob: Client) -> None:
+    there = (await ann.loaded(key(), b"one")).encode(key().l2)
+    other = bytes(byte ^ 1 for byte in there[VERSION])
+    assert (await bob.fill_lease(key(), "b", unreadable=other)).outcome is FillLeaseOutcome.HIT
+    lease = await bob.fill_lease(key(), "b", unreadable=there[VERSION])
+    assert (lease.outcome, lease.record) == (FillLeaseOutcome.GRANTED, there)
+    # Who waits is given what comes in its place.
+    assert (await ann.fill_lease(key(), "a", unreadable=there[VERSION])).outcome is FillLeaseOutcome.WAIT
+    assert (await bob.fill(key(), bob.record(b"two", lease), "b")).done
+    assert (await ann.fill_lease(key(), "a", unreadable=there[VERSION])).outcome is FillLeaseOutcome.HIT
 
 
 async def test_refresh_leases_over_a_valid_record(ann: Client, bob: Client) -> None:

@@ -19,15 +19,19 @@ from cachebus import (
     ConfigError,
     Context,
     InvalidKey,
+    L2Unavailable,
     LoadTimeout,
     Policy,
     TenantRequired,
     blocking,
     with_context,
 )
+from cachebus.base.log import logger
 from cachebus.producers import BlockingProducer
+from cachebus.threads.hit import name_of_ids
+from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import quick
-from tests.support.threads import Gate, given, threads
+from tests.support.threads import Gate, given, threads, waited
 
 me = threading.get_ident
 
@@ -226,22 +230,139 @@ def test_on_its_own_loop_it_raises(cache: BlockingCache) -> None:
         cache.get_or_load("config", "x", load, "acme")
 
 
-async def test_on_another_loop_it_works_and_says_so(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_on_another_loop_it_works_and_says_so(
+    redis_url: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logger, "_once", {})
     with BlockingCache.open(quick(redis_url)) as cache:
         assert cache.get_or_load("config", "x", lambda: 1, "acme") == 1
+        assert cache.get_or_load("config", "y", lambda: 1, "acme") == 1
+    assert caplog.text.count("was called in async code") == 1
 
 
-def test_a_caller_that_is_gone_leaves_the_load_to_the_others(cache: BlockingCache, redis_url: str) -> None:
-    """Its time is over before the loader has begun on its thread, as that one runs another loader."""
+def test_who_waits_too_long_is_told_and_the_load_goes_on_for_the_others(redis_url: str) -> None:
     gate = Gate("value")
-    with BlockingCache.open(quick(redis_url), timeout_s=0.2) as hasty, threads() as running:
-        one = running.start(hasty.get_or_load, "config", "x", blocking(gate), "acme")
+    with (
+        BlockingCache.open(quick(redis_url), timeout_s=0.2) as cache,
+        BlockingCache.open(quick(redis_url)) as patient,
+        threads() as running,
+    ):
+        first = running.start(patient.get_or_load, "config", "x", gate, "acme")
         gate.has_begun()
-        patient = running.start(hasty.get_or_load, "config", "x", blocking(gate), "acme")
-        with pytest.raises(LoadTimeout, match=r"0\.2 s"):
-            given(one)
+        with pytest.raises(LoadTimeout, match=r"0\.2 s"):  # for the other node's load
+            cache.get_or_load("config", "x", lambda: "other", "acme")
         gate.open.set()
-        patient.exception(30)
+        assert given(first) == "value"
+
+
+def test_a_loader_of_ones_own_thread_does_not_count_for_the_time_limit(redis_url: str) -> None:
+    def slow() -> int:
+        threading.Event().wait(0.6)
+        return 1
+
+    with BlockingCache.open(quick(redis_url), timeout_s=0.5) as cache:
+        assert cache.get_or_load("config", "x", slow, "acme") == 1
+
+
+class Interrupted(BaseException):
+    """As Ctrl-C."""
+
+
+def test_a_load_whose_thread_is_interrupted_goes_on_for_those_who_wait(cache: BlockingCache) -> None:
+    gate, key = Gate(Interrupted()), name_of_ids("config", "x", "acme", None, None, None)
+    with threads() as running:
+        first = running.start(cache.get_or_load, "config", "x", gate, "acme")
+        gate.has_begun()
+        others = [running.start(cache.get_or_load, "config", "x", gate, "acme") for _ in range(3)]
+        waited(lambda: cache._there._parts.loads.flights.find(key)._waiting == 4)  # type: ignore[union-attr]
+        gate.open.set()
+        with pytest.raises(Interrupted):
+            given(first)
+        waited(lambda: len(gate.calls) == 2)  # on a thread of its own, where it raises again
+        for one in others:
+            with pytest.raises(RuntimeError, match="raised Interrupted"):
+                given(one)
+    assert len(set(gate.calls)) == 2
+    assert cache.get_or_load("config", "x", lambda: "new", "acme") == "new"
+
+
+def test_a_load_that_outlasts_its_limit_on_ones_own_thread(redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Who has it on its thread is told once it ends; who joined, at once."""
+    gate = Gate("late")
+    policies = {"config": Policy(load_timeout_s=0.3)}
+    with BlockingCache.open(quick(redis_url, policies=policies)) as cache, threads() as running:
+        first = running.start(cache.get_or_load, "config", "x", gate, "acme")
+        gate.has_begun()
+        joined = running.start(cache.get_or_load, "config", "x", gate, "acme")
+        with pytest.raises(LoadTimeout):
+            given(joined)
+        assert not first.done()
+        assert cache.get_or_load("config", "x", lambda: "new", "acme") == "new"
+        gate.open.set()
+        with pytest.raises(LoadTimeout):
+            given(first)
+        assert cache.get("config", "x", "acme") == "new", "what came late is given to nobody"
+    assert "goes on in its thread though nobody waits for it" in caplog.text
+
+
+def test_a_refresh_and_a_load_that_must_not_hold_up_its_caller_run_apart(redis_url: str) -> None:
+    where: list[str] = []
+
+    def load() -> int:
+        where.append(threading.current_thread().name)
+        return len(where)
+
+    policies = {
+        "soft": Policy(ttl_s=60, soft_ttl_s=0.05),
+        "slow": Policy(ttl_s=60, fail_safe_s=60, load_soft_timeout_s=0.1),
+    }
+    with BlockingCache.open(quick(redis_url, policies=policies)) as cache:
+        assert cache.get_or_load("soft", "x", load, "acme") == 1
+        waited(lambda: cache.get_or_load("soft", "x", load, "acme") > 1)
+        assert where[0] == threading.current_thread().name and set(where[1:]) == {"cachebus-loader"}
+        where.clear()
+        cache.get_or_load("slow", "x", load, "acme")
+        assert where == ["cachebus-loader"]
+
+
+def test_closing_waits_for_loads_and_refuses_others(redis_url: str) -> None:
+    gate = Gate("value")
+    cache = BlockingCache.open(quick(redis_url))
+    with threads() as running:
+        first = running.start(cache.get_or_load, "config", "x", gate, "acme")
+        gate.has_begun()
+        closing = [running.start(cache.close) for _ in range(2)]
+        waited(lambda: cache._there is None or cache._there._parts is None)
+        with pytest.raises(ConfigError):
+            cache.get("config", "y", "acme")
+        gate.open.set()
+        assert given(first) == "value"
+        assert [given(one) for one in closing] == [None, None]
+    with pytest.raises(ConfigError, match="is closed"):
+        cache.get("config", "x", "acme")
+
+
+def test_what_can_not_be_opened_is_told_to_all_and_tried_again(own_server: EmbeddedServer) -> None:
+    url = own_server.url
+    own_server.stop()
+    cache = BlockingCache.open(quick(url, connect_timeout_s=0.3))
+    with threads() as running:
+        for one in [running.start(cache.get, "config", "x", "acme") for _ in range(8)]:
+            with pytest.raises(L2Unavailable):
+                given(one)
+    own_server.start()
+    assert cache.get("config", "x", "acme") is None
+    cache.close()
+
+
+def test_many_threads_open_one(redis_url: str) -> None:
+    cache = BlockingCache.open(quick(redis_url))
+    with threads() as running:
+        each = [running.start(cache.get_or_load, "config", n % 4, lambda: 1, "acme") for n in range(64)]
+        assert {given(one) for one in each} == {1}
+    assert cache.stats().loads == 4
+    assert [t.name for t in threading.enumerate()].count("cachebus-loop") == 1
+    cache.close()
 
 
 def test_context_variables_travel(cache: BlockingCache) -> None:
@@ -323,6 +444,19 @@ def test_what_is_declared_before_and_after_it_is_opened(redis_url: str) -> None:
         cache.set("d", "x", 1, "acme")
         cache.invalidate("a", "x", "acme")
         assert cache.get("d", "x", "acme") is None
+
+
+def test_hooks_are_told_also_of_a_cache_that_is_opened_anew(redis_url: str) -> None:
+    cache, told = BlockingCache.open(quick(redis_url)), []
+    hook = cache.on("loaded", lambda event: told.append(event.key.resource_id))
+    for name in ("a", "b"):
+        with cache:
+            cache.get_or_load("config", name, lambda: 1, "acme")
+    assert told == ["a", "b"]
+    hook.remove()
+    with cache:
+        cache.get_or_load("config", "c", lambda: 1, "acme")
+    assert told == ["a", "b"]
 
 
 def test_its_life(redis_url: str) -> None:

@@ -8,7 +8,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
+from cachebus.base.clock import monotonic
+
 PATIENCE_S = 30.0
+_pause = threading.Event()
 
 
 class Threads:
@@ -56,3 +59,12 @@ class Gate:
     def has_begun(self) -> None:
         """Wait until it has."""
         assert self.begun.wait(PATIENCE_S)
+
+
+def waited(met: Callable[[], Any], within_s: float = 60.0) -> Any:
+    """What `met` gives, once that is true."""
+    deadline_s = monotonic() + within_s
+    while not (found := met()):
+        assert monotonic() < deadline_s, "waited in vain"
+        _pause.wait(0.01)
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, assert_type
 from uuid import UUID
@@ -10,6 +10,8 @@ from uuid import UUID
 from pydantic import BaseModel, SecretStr
 
 from cachebus import (
+    BlockingCache,
+    BlockingWriteGuard,
     Cache,
     CachedValue,
     CacheManager,
@@ -25,9 +27,11 @@ from cachebus import (
     Receipt,
     Settings,
     TypedCache,
+    blocking,
     cached,
     get_with_cache_aside,
 )
+from cachebus.producers import BlockingProducer
 from cachebus.testing import Fleet
 
 
@@ -364,3 +368,50 @@ def declared() -> None:
     given: dict[str, Any] = {"url": "memory://"}
     assert_type(Settings(**given), Settings)
     assert_type(Fleet(2, staleness_bound_s=1.0, policies={"a": {"l1": False}}), Fleet)
+
+
+def synchronous(cache: BlockingCache, producer: BlockingProducer) -> None:
+    """The verbs without await: what they give, loaders of each kind, and what is decorated."""
+
+    def load(resource_id: str) -> dict[str, int]:
+        return {resource_id: 1}
+
+    async def load_async(resource_id: str) -> bytes:
+        return resource_id.encode()
+
+    in_thread = blocking(load)
+    loader: Callable[[str], Coroutine[Any, Any, dict[str, int]]] = in_thread
+    assert_type(cache.get_or_load("config", "x", load, "acme"), dict[str, int])
+    assert_type(cache.get_or_load("config", "x", load_async, "acme"), bytes)
+    found: dict[str, int] = cache.get_or_load("config", "x", loader, "acme")
+    print(found)
+    assert_type(cache.get_many("config", ["x"], "acme"), dict[str | int | UUID, Any])
+    assert_type(cache.set("config", "x", 1, "acme", wait="nodes"), Receipt)
+    assert_type(cache.invalidate("config", "x", "acme"), Receipt)
+    assert_type(cache.add("config", "x", 1, tenant_id="acme"), bool)
+    assert_type(cache.increment("hits", "acme"), int)
+    assert_type(cache.ready(), bool)
+    assert_type(cache.stats().hit_ratio, float)
+    with cache, cache.write_guard([("config", "x")], "acme") as guard:
+        assert_type(guard, BlockingWriteGuard)
+        assert_type(guard.receipt, Receipt)
+    with BlockingCache.open("memory://", timeout_s=5) as other, producer:
+        assert_type(other, BlockingCache)
+        assert_type(producer.invalidate("config", "x", "acme"), Receipt)
+        assert_type(producer.invalidate_type("config"), Receipt)
+
+    @cache.cached("price", resource_id="{number}", tenant_id="acme")
+    def price(number: int) -> list[int]:
+        return [number]
+
+    class Shop:
+        @cache.cached("price", resource_id="{number}", tenant_id="acme")
+        def dear(self, number: int) -> str:
+            return str(number)
+
+    assert_type(price(7), list[int])
+    assert_type(price.get(number=7), list[int] | None)
+    assert_type(price.refresh(7), list[int])
+    assert_type(price.invalidate(7), Receipt)
+    assert_type(Shop().dear(7), str)
+    assert_type(Shop().dear.get(7), str | None)

@@ -7,12 +7,14 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 
 from cachebus import (
+    BlockingCache,
     Cache,
     CacheManager,
     Context,
     LoadedEvent,
     Policy,
     Settings,
+    blocking,
     cached,
     get_with_cache_aside,
     with_context,
@@ -181,3 +183,11 @@ async def decorated() -> None:
     await agent.refresh("a7", tenant="acme")  # call-arg | reportCallIssue
     in_context("acme")  # call-arg | reportCallIssue
     print(Context(tenant="acme"))  # call-arg | reportCallIssue
+
+
+def synchronous(cache: BlockingCache) -> None:
+    """Of a cache for synchronous code."""
+    cache.get_or_load("config", "x", 5)  # call-overload | reportArgumentType
+    cache.get("config", 1.5, "acme")  # arg-type | reportArgumentType
+    cache.set("config", "x", 1, "acme", wait="node")  # arg-type | reportArgumentType
+    blocking(5)  # arg-type | reportArgumentType
