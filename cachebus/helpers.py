@@ -296,7 +296,6 @@ async def get_counter(
 
 def serialize_for_cache(value: Any, data_type: str) -> bytes:
     """Encode a value by the policy of its type, as L2 stores it.
-
     Returns one byte that names the codec, then the payload. Raises `NotSerializable`, `ValueTooLarge`, `InvalidKey`.
     """
     codec, payload, _ = carried(value, _rules(data_type))
