@@ -3,10 +3,12 @@
 from cachebus.aside import Metrics
 from cachebus.base.choices import Codec, ContextMatch, OnOutage, Wait
 from cachebus.base.hashing import generate_resource_id_hash
+from cachebus.base.lifetimes import TTL_PERMANENT
 from cachebus.base.templates import Template
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, Target
 from cachebus.context import Context, with_context
+from cachebus.decided import DontCache, Fresh, NotModified, Previous
 from cachebus.errors import (
     BusUnavailable,
     CacheBusError,
@@ -48,8 +50,9 @@ from cachebus.observe.hook_events import (
     StaleServedEvent,
 )
 from cachebus.observe.hooks import Hook
-from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD, Policy
+from cachebus.policy import DEFAULT_TTL_MAPPING, TTL_EXTENDED, TTL_SHORT, TTL_STANDARD, Policy
 from cachebus.reading.judge import MISSING
+from cachebus.reading.looked import CachedValue
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from cachebus.threads import BlockingCache, BlockingFunction, BlockingWriteGuard, blocking
@@ -71,15 +74,18 @@ __all__ = [
     "Cache",
     "CacheBusError",
     "CacheManager",
+    "CachedValue",
     "Cascade",
     "Codec",
     "ConfigError",
     "Context",
     "ContextMatch",
     "DegradedEvent",
+    "DontCache",
     "EvictedEvent",
     "Explanation",
     "FlushedEvent",
+    "Fresh",
     "Health",
     "Hook",
     "InvalidKey",
@@ -92,9 +98,11 @@ __all__ = [
     "LoadTimeout",
     "LoadedEvent",
     "Metrics",
+    "NotModified",
     "NotSerializable",
     "OnOutage",
     "Policy",
+    "Previous",
     "ProtocolMismatch",
     "Receipt",
     "ScopeIds",

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, NamedTuple, TypedDict
 
@@ -19,11 +20,12 @@ from cachebus.base.log import logger
 from cachebus.base.parameters import SourceFunction
 from cachebus.calls import checked_ttl
 from cachebus.context import Context
+from cachebus.decided import Previous
 from cachebus.errors import ConfigError
 from cachebus.keys.key import Key
 from cachebus.keys.naming import tag_scopes
 from cachebus.reading.request import Failing, Found, Loaded, Request
-from cachebus.reading.source import Bound, bind, call_by, leave_if_cancelled, shareable
+from cachebus.reading.source import Bound, WithPrevious, bind, call_by, leave_if_cancelled, loaded_of, shareable
 
 
 class Metrics(TypedDict):
@@ -117,12 +119,13 @@ class Aside:
         ]
         request = Request(
             self._key,
-            lambda: self._load(sources),
+            lambda previous: self._load(sources, previous),
             self._rules,
             search=True,
             ttl_s=ttl_s,
             tags=tag_scopes(self._key, (), self._rules),
             sources=len(sources) or 1,
+            takes_previous=any(isinstance(bound, WithPrevious) for _, bound in sources),
         )
         found, error = await self._found(request)
         value, refused = found.value, found.loaded is not None and found.loaded.refused is not None
@@ -153,30 +156,44 @@ class Aside:
     # -- the sources ----------------------------------------------------------------------------------------------
 
     async def _load(
-        self, sources: Sequence[tuple[Origin, Bound]], failed: Exception | None = None, failed_ms: float = 0.0
+        self,
+        sources: Sequence[tuple[Origin, Bound]],
+        previous: Previous[Any] | None = None,
+        failed: Exception | None = None,
+        failed_ms: float = 0.0,
     ) -> Loaded:
         """Database, then generation; `Failing` where what is generated would hide that the database has `failed`."""
-        value, took_ms = None, {"database": failed_ms, "generation": 0.0}
+        loaded, took_ms = Loaded(None), {"database": failed_ms, "generation": 0.0}
+        previous = self._deserialized(previous)
         source: Origin = "database"
         for i, (name, bound) in enumerate(sources):
             began_s = self._clock()
             try:
-                value = await call_by(self._rules, bound)
+                loaded = loaded_of(await call_by(self._rules, bound, previous))
             except ConfigError:
                 raise  # a function that can't be used: what is generated in its place would hide that
             except Exception as error:
                 if i + 1 == len(sources):
                     raise
                 ms = (self._clock() - began_s) * 1000.0
-                raise Failing(error, partial(self._load, sources[i + 1 :], error, ms)) from error
+                raise Failing(error, partial(self._load, sources[i + 1 :], None, error, ms)) from error
             source, took_ms[name] = name, (self._clock() - began_s) * 1000.0
-            if value is not None or i + 1 == len(sources):
+            if loaded.value is not None or loaded.is_not_modified or i + 1 == len(sources):
                 break
             leave_if_cancelled()
-        if value is None and failed is not None:
-            raise Failing(failed, partial(self._load, (), failed))  # nobody says that there is nothing
-        value, refused = self._serialized(value)
-        return Loaded(value, source, took_ms["database"], took_ms["generation"], failed, refused)
+        if loaded.value is None and failed is not None:
+            raise Failing(failed, partial(self._load, (), None, failed))  # nobody says that there is nothing
+        value, refused = self._serialized(loaded.value)
+        took = took_ms["database"], took_ms["generation"]
+        return Loaded(value, source, *took, error=failed, refused=refused, decided=loaded.decided)
+
+    def _deserialized(self, previous: Previous[Any] | None) -> Previous[Any] | None:
+        """What is still cached, as the functions know it; None where the deserializer does not take it."""
+        deserializer = self._call.deserializer
+        if previous is None or deserializer is None:
+            return previous
+        value, error = _deserialized(deserializer, previous.value)
+        return replace(previous, value=value) if error is None else None
 
     def _serialized(self, value: Any) -> tuple[Any, Exception | None]:
         """What the serializer makes of a value; or the value as it is, and why it is not to be cached."""

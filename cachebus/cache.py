@@ -7,20 +7,21 @@ slower (measured), so it is one text between its markers, which a test compares.
 from __future__ import annotations
 
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, overload
 
 from cachebus.base.ids import Id
 from cachebus.base.parameters import SourceFunction
 from cachebus.batches import Batches
-from cachebus.calls import checked_ttl, position_after
+from cachebus.calls import LoadArguments, load_request, position_after
+from cachebus.decided import Answer, Decided
 from cachebus.errors import L2Unavailable
 from cachebus.handle import TypedCache, handled
-from cachebus.keys.naming import tag_scopes
 from cachebus.listening.explanation import Explanation
 from cachebus.many import MANY, Sources, load_by
 from cachebus.reading.judge import MISSING, NOT_FOUND
-from cachebus.reading.request import Request
+from cachebus.reading.looked import CachedValue
 from cachebus.receipt import Receipt
 
 T = TypeVar("T")
@@ -113,7 +114,7 @@ class Cache(Batches):
         self,
         data_type: str,
         resource_id: Id,
-        loader: Callable[..., Awaitable[T]],
+        loader: Callable[..., Awaitable[Decided[T]] | Decided[T]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -123,13 +124,14 @@ class Cache(Batches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
     ) -> T: ...
     @overload
     async def get_or_load(
         self,
         data_type: str,
         resource_id: Id,
-        loader: Callable[..., T],
+        loader: Callable[..., Awaitable[Decided[T] | None]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -139,6 +141,41 @@ class Cache(Batches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
+    ) -> T | None: ...
+    @overload
+    async def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: Callable[..., Awaitable[Answer[T]]],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
+    ) -> T: ...
+    @overload
+    async def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: Callable[..., Answer[T]],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
     ) -> T: ...
     @overload
     async def get_or_load(
@@ -155,6 +192,7 @@ class Cache(Batches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
         *,
         batch: Callable[..., Awaitable[Mapping[Any, T]]],
         batch_max: int = MANY,
@@ -174,6 +212,7 @@ class Cache(Batches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
         *,
         batch: Callable[..., Mapping[Any, T]],
         batch_max: int = MANY,
@@ -192,6 +231,7 @@ class Cache(Batches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
         *,
         batch: SourceFunction | None = None,
         batch_max: int = MANY,
@@ -199,11 +239,15 @@ class Cache(Batches):
         """Read a value, or load it: one load a key at a time on this node, and one over all nodes.
 
         - `loader`: a function, sync or async. Its parameters `resource_id`, `tenant_id` and `ctx` (the surrounding
-          `Context`) get these as given; its others without a default get what is left of the three. None: not found
+          `Context`) get these as given, and `previous` gets what is still cached; its others without a default get what
+          is left of the three. It returns the value, None for not found, or what it decides of it: `Fresh`,
+          `DontCache`, `NotModified`
         - `batch`: in the place of a loader, what loads several ids, as of `get_or_load_many`. The calls of one tick of
           the event loop that differ in their ids alone have it called once, for up to `batch_max` of them, 250 at most
         - `ttl`, `tags`: count for the load that makes the value; on a hit they are ignored
         - `search_hierarchy`, `use_memory`: as in `get`
+        - `refresh`: load anew, whatever is cached, and put that in its place in L2 and here; nothing older than the
+          call is given. What the source raises is raised, and leaves what was there
 
         Returns the value, or None. It has the type that the loader says; a dataclass or a pydantic model only where the
         type has it as its model (`Policy`, `Cache.of`), else it comes as a dict, and the log says so once. Without
@@ -234,7 +278,7 @@ class Cache(Batches):
                 name = ""  # an int of more digits than Python writes: no id
         # hit: end
         entry = self._entries.get(name)
-        if entry is not None and use_memory and after is None:
+        if entry is not None and use_memory and after is None and not refresh:
             now, home = self._clock(), self._loop
             # hit: serve
             group = entry.group
@@ -246,11 +290,40 @@ class Cache(Batches):
                 return entry.value
         parts = self._live()
         key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id, name=name)
-        load, joint = load_by(parts, key, Sources(loader, batch, batch_max, resource_id, tenant_id))
-        rules, position = parts.policies.rules(key.family.data_type), position_after(parts, after, key)
-        ttl_s, scopes = checked_ttl(ttl), tag_scopes(key, tags, rules)
-        request = Request(key, load, rules, position, search_hierarchy, ttl_s, scopes, use_memory, joint=joint)
+        load = load_by(parts, key, Sources(loader, batch, batch_max, resource_id, tenant_id))
+        given = LoadArguments(after, search_hierarchy, ttl, tags, use_memory, refresh)
+        request = load_request(parts, key, load, given)
         return (await parts.loads.get_or_load(request)).value
+
+    async def look(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        after: Receipt | str | None = None,
+    ) -> CachedValue[Any]:
+        """Read a value, and what is known of it: its level, age, time left, version and tags. It is as coherent as
+        `get`, and counts as one read; it loads nothing.
+
+        Returns a `CachedValue`, which also tells "not found" and an expired value from nothing at all. Raises what
+        `get` does.
+        """
+        parts = self._live()
+        key = parts.naming.key(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
+        return await parts.loads.look(key, position_after(parts, after, key))
+
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """Have reads of this cache ask the source alone, in this task and in those that it starts in the block:
+        `with cache.bypassed():`. What `get_or_load` loads there is given to its caller, and no level keeps it; `get`
+        gives its default, `get_many` nothing, `look` something absent. Writes and invalidations are as ever."""
+        parts = self._live()
+        with parts.reader.bypass.entered(self, parts.node.l1.entries):
+            yield
 
     @overload
     def of(

@@ -8,12 +8,14 @@ from typing import Any, NamedTuple
 from cachebus.assembly.factory import Parts
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
+from cachebus.base.lifetimes import check_ttl
 from cachebus.cascade import Target
 from cachebus.core.ports import Position
+from cachebus.decided import Decided
 from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts, tag_scopes
 from cachebus.keys.plan import Plan, target
-from cachebus.policy import check_ttl
+from cachebus.reading.request import Joint, Load, Request
 from cachebus.receipt import Receipt, position_of
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.every_shard import invalidate_in_every_shard
@@ -55,8 +57,47 @@ def as_target(one: Sequence[Any]) -> Target:
     return target(data_type, resource_id, (*contexts, None, None, None)[:3])
 
 
+class LoadArguments(NamedTuple):
+    """What `get_or_load` takes beside the ids and the loader, as its caller gave it."""
+
+    after: Receipt | str | None
+    search_hierarchy: bool
+    ttl: float | None
+    tags: Sequence[str]
+    use_memory: bool
+    refresh: bool
+
+
+class LoadBy(NamedTuple):
+    """By what a key is loaded."""
+
+    load: Load
+    joint: Joint | None = None
+    takes_previous: bool = False
+
+
+def load_request(parts: Parts, key: Key, by: LoadBy, given: LoadArguments) -> Request:
+    """A read that may load."""
+    rules = parts.policies.rules(key.family.data_type)
+    return Request(
+        key,
+        by.load,
+        rules,
+        position_after(parts, given.after, key),
+        given.search_hierarchy,
+        checked_ttl(given.ttl),
+        tag_scopes(key, given.tags, rules),
+        given.use_memory,
+        takes_previous=by.takes_previous,
+        refresh=given.refresh,
+        joint=by.joint,
+    )
+
+
 def set_request(parts: Parts, key: Key, value: object, ttl: float | None, tags: Sequence[str]) -> SetRequest:
     """A value to be stored, which replaces what cascades from it where they say so."""
+    if isinstance(value, Decided):
+        raise ValueError(f"{type(value).__name__} is what a loader gives: set takes the value itself")
     family = key.family
     ttl_s, rules = checked_ttl(ttl), parts.policies.rules(family.data_type)
     own = Target(family.data_type, key.resource_id, *key.contexts)

@@ -18,15 +18,15 @@ from typing import Any, NamedTuple, Protocol
 from weakref import WeakKeyDictionary
 
 from cachebus.base.choices import ContextMatch, Wait
-from cachebus.base.definition import Callee, Definition, callee_of, written
+from cachebus.base.definition import Callee, Definition, callee_of, without_previous, written
 from cachebus.base.hashing import generate_resource_id_hash
 from cachebus.base.ids import check_part
+from cachebus.base.lifetimes import TAGS_MAX, check_ttl
 from cachebus.base.parameters import check_async, check_sync, name_of, signature_of
 from cachebus.errors import ConfigError, InvalidKey, NotSerializable
 from cachebus.keys.naming import ArgumentTemplate
 from cachebus.keys.plan import trouble_of_reason
 from cachebus.manager import CacheManager, current_cache
-from cachebus.policy import TAGS_MAX, check_ttl
 from cachebus.receipt import Receipt
 from cachebus.settings import Settings
 from cachebus.values import check_model
@@ -220,6 +220,8 @@ class Declared:
     after: ArgumentTemplate | Callable[[], Receipt | str | None] | None
     """Which receipt's write a call must see: an argument, or what gives it."""
     calling: CallOptions
+    takes_previous: bool = False
+    """Whether it has a parameter `previous`, which calls do not give: it is what is still cached."""
 
     def receipt(self, arguments: Mapping[str, Any]) -> Receipt | str | None:
         """The receipt whose write a call with these arguments must see."""
@@ -251,7 +253,8 @@ def declaration_of(source: Callable[..., Any], options: CachedOptions, *, is_of_
     (check_sync if options.is_sync else check_async)(source)
     parts, name = callee_of(source), name_of(source)
     data_type, ttl = _checked(options, name)
-    signature, shown = _signature(parts.function, name), _signature(source, name)
+    signature, takes_previous = without_previous(_signature(parts.function, name), parts, name)
+    shown, _ = without_previous(_signature(source, name), parts, name)
     rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), None)
     known = None if rest else signature.parameters
     ids = {part: ArgumentTemplate(text, known, name) for part, text in options.templates.items() if text is not None}
@@ -287,6 +290,7 @@ def declaration_of(source: Callable[..., Any], options: CachedOptions, *, is_of_
         results=Results(source, data_type, options.cache),
         after=after,
         calling=CallOptions(wait=options.wait, reason=options.reason),
+        takes_previous=takes_previous,
     )
 
 

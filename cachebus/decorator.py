@@ -29,6 +29,7 @@ from typing import (
 
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id
+from cachebus.decided import Answer, Decided, Previous
 from cachebus.declaration import Declared, NamedCall
 from cachebus.reading.source import awaited
 from cachebus.receipt import Receipt
@@ -77,12 +78,14 @@ class CachedFunction(Generic[P, T]):
         ids, tags, arguments = self._named(given, kwargs)
         calling = self._calling
 
-        async def load() -> T:
-            result: T = await awaited(declared.function(*given, **kwargs), declared.function)
-            return result
+        async def load() -> Any:
+            return await awaited(declared.function(*given, **kwargs), declared.function)
+
+        async def load_told(previous: Previous[T] | None) -> Any:
+            return await awaited(declared.function(*given, previous=previous, **kwargs), declared.function)
 
         result: T = await declared.results.cache().get_or_load(
-            loader=load,
+            loader=load_told if declared.takes_previous else load,
             ttl=declared.ttl,
             tags=tags,
             after=self._receipt(arguments),
@@ -211,8 +214,14 @@ class Decorator(Protocol):
     """What `@cached(...)` gives: it is put above a function, a method, a class method or a static one."""
 
     @overload
-    def __call__(self, function: Callable[Concatenate[type[Any], P], Awaitable[T]]) -> ClassFunction[P, T]: ...
+    def __call__(self, function: Callable[Concatenate[type[Any], P], Awaitable[Decided[T]]]) -> ClassFunction[P, T]: ...
     @overload
-    def __call__(self, function: Callable[P, Awaitable[T]]) -> CachedFunction[P, T]: ...
+    def __call__(self, function: Callable[Concatenate[type[Any], P], Awaitable[Answer[T]]]) -> ClassFunction[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[Decided[T]]]) -> CachedFunction[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[Decided[T] | None]]) -> CachedFunction[P, T | None]: ...
+    @overload
+    def __call__(self, function: Callable[P, Awaitable[Answer[T]]]) -> CachedFunction[P, T]: ...
     def __call__(self, function: Any) -> Any:
         """The cached function; `ConfigError`."""

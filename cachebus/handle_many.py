@@ -10,10 +10,10 @@ from typing import Any, Generic, TypeVar, cast
 
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, check_part
+from cachebus.base.lifetimes import TAGS_MAX, check_ttl
 from cachebus.base.parameters import SourceFunction
 from cachebus.context import IDS, Ids
 from cachebus.errors import ConfigError, InvalidKey
-from cachebus.policy import TAGS_MAX, check_ttl
 from cachebus.receipt import Receipt
 
 T = TypeVar("T")

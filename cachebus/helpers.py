@@ -14,6 +14,7 @@ from cachebus.base.ids import Id, check_part
 from cachebus.base.parameters import SourceFunction
 from cachebus.cache import Cache
 from cachebus.context import Context
+from cachebus.decided import Answer
 from cachebus.declaration import CachedOptions, declaration_of
 from cachebus.decorator import CachedFunction, ClassFunction, Decorator, StaticFunction
 from cachebus.errors import L2Unavailable
@@ -45,8 +46,8 @@ async def get_with_cache_aside(
     data_type: str,
     resource_id: Id,
     tenant_id: Id | None = None,
-    fetch_from_db_func: Callable[..., Awaitable[F]] | None = None,
-    generate_func: Callable[..., Awaitable[G]] | None = None,
+    fetch_from_db_func: Callable[..., Awaitable[Answer[F]]] | None = None,
+    generate_func: Callable[..., Awaitable[Answer[G]]] | None = None,
     **options: Unpack[Options],
 ) -> tuple[F | G | None, Metrics]: ...
 @overload
@@ -54,8 +55,8 @@ async def get_with_cache_aside(
     data_type: str,
     resource_id: Id,
     tenant_id: Id | None = None,
-    fetch_from_db_func: Callable[..., Awaitable[F]] | None = None,
-    generate_func: Callable[..., G] | None = None,
+    fetch_from_db_func: Callable[..., Awaitable[Answer[F]]] | None = None,
+    generate_func: Callable[..., Answer[G]] | None = None,
     **options: Unpack[Options],
 ) -> tuple[F | G | None, Metrics]: ...
 @overload
@@ -63,8 +64,8 @@ async def get_with_cache_aside(
     data_type: str,
     resource_id: Id,
     tenant_id: Id | None = None,
-    fetch_from_db_func: Callable[..., F] | None = None,
-    generate_func: Callable[..., Awaitable[G]] | None = None,
+    fetch_from_db_func: Callable[..., Answer[F]] | None = None,
+    generate_func: Callable[..., Awaitable[Answer[G]]] | None = None,
     **options: Unpack[Options],
 ) -> tuple[F | G | None, Metrics]: ...
 @overload
@@ -72,8 +73,8 @@ async def get_with_cache_aside(
     data_type: str,
     resource_id: Id,
     tenant_id: Id | None = None,
-    fetch_from_db_func: Callable[..., F] | None = None,
-    generate_func: Callable[..., G] | None = None,
+    fetch_from_db_func: Callable[..., Answer[F]] | None = None,
+    generate_func: Callable[..., Answer[G]] | None = None,
     **options: Unpack[Options],
 ) -> tuple[F | G | None, Metrics]: ...
 @overload
@@ -295,7 +296,6 @@ async def get_counter(
 
 def serialize_for_cache(value: Any, data_type: str) -> bytes:
     """Encode a value by the policy of its type, as L2 stores it.
-
     Returns one byte that names the codec, then the payload. Raises `NotSerializable`, `ValueTooLarge`, `InvalidKey`.
     """
     codec, payload, _ = carried(value, _rules(data_type))

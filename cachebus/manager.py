@@ -14,12 +14,13 @@ from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.clock import Clock, monotonic
 from cachebus.base.definition import Definition
 from cachebus.base.ids import Id
+from cachebus.base.lifetimes import TTL_PERMANENT
 from cachebus.base.weak import now_in
 from cachebus.cache import Cache
 from cachebus.cascade import Cascade, CascadeTable
 from cachebus.errors import ConfigError
 from cachebus.handle import TypedCache, handled
-from cachebus.policy import TTL_EXTENDED, TTL_PERMANENT, TTL_SHORT, TTL_STANDARD
+from cachebus.policy import TTL_EXTENDED, TTL_SHORT, TTL_STANDARD
 from cachebus.settings import Settings, SettingsOptions, with_options
 from cachebus.values.results import Asked, one_model
 from cachebus.writing.guard import WriteGuard
@@ -32,7 +33,7 @@ _REMEDY = (
 )
 _OPEN_ALREADY = "the process-wide cache is open already"
 _SAME = (
-    "get get_many get_targets get_or_load get_or_load_many set set_many delete invalidate invalidate_many "
+    "get get_many get_targets get_or_load get_or_load_many look set set_many delete invalidate invalidate_many "
     "invalidate_scope invalidate_tags invalidate_type clear"
 )
 """Verbs that are called as in a cache."""
@@ -136,6 +137,7 @@ class CacheManager:
     get_many = _CLOSED.get_many
     get_targets = _CLOSED.get_targets
     get_or_load = _CLOSED.get_or_load
+    look = _CLOSED.look
     get_or_load_many = _CLOSED.get_or_load_many
     set = _CLOSED.set
     set_many = _CLOSED.set_many

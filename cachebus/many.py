@@ -11,15 +11,15 @@ from cachebus import context
 from cachebus.assembly.factory import Parts
 from cachebus.base.ids import Id
 from cachebus.base.parameters import SourceFunction, StandIn, name_of
-from cachebus.calls import checked_ttl, position_after
+from cachebus.calls import LoadBy, checked_ttl, position_after
 from cachebus.errors import ConfigError
 from cachebus.keys.key import ABSENT, GIVEN, Key
 from cachebus.keys.naming import tag_scopes
 from cachebus.keys.plan import Contexts
 from cachebus.reading.joint import JointLoad
 from cachebus.reading.judge import MISSING, NOT_FOUND
-from cachebus.reading.request import Load, Request
-from cachebus.reading.source import bind, load_of
+from cachebus.reading.request import Request
+from cachebus.reading.source import WithPrevious, bind, load_of
 from cachebus.receipt import Receipt
 
 AskedT = TypeVar("AskedT")
@@ -65,7 +65,7 @@ _PLAIN = (str, int, type(None))
 async def from_memory(parts: Parts, common: Common, ids: Sequence[Id], found: dict[Id, Any]) -> Remaining:
     """Put what L1 serves at once into `found`, by the rule of a single hit; returns the others."""
     around = common.around(parts)
-    if around is None:
+    if around is None or parts.reader.bypass.here():
         return [(one, "") for one in ids]
     remaining: Remaining = []
     for at in range(0, len(ids), MANY):
@@ -185,7 +185,10 @@ async def load_keys(parts: Parts, common: Common, keys: Mapping[Id, Key], how: H
 def joint_load(parts: Parts, key: Key, tenant: object, source: SourceFunction) -> JointLoad:
     """A source of many ids, to be called for keys beside this one; `ConfigError` for one that needs other arguments."""
     ctx = context.current()
-    bind(source, [], tenant, ctx)
+    if isinstance(bind(source, [], tenant, ctx), WithPrevious):
+        raise ConfigError(
+            f"{name_of(source)} takes `previous`: what loads several ids is not told what is still cached"
+        )
     rules = parts.policies.rules(key.family.data_type)
     return JointLoad(source, lambda ids: bind(source, ids, tenant, ctx), rules, parts.loads.flights)
 
@@ -200,7 +203,7 @@ class Sources(NamedTuple):
     tenant_id: Id | None
 
 
-def load_by(parts: Parts, key: Key, sources: Sources) -> tuple[Load, JointLoad | None]:
+def load_by(parts: Parts, key: Key, sources: Sources) -> LoadBy:
     """The load of one key, and what it shares with others where it is one of a batch; `ConfigError`, `ValueError`."""
     loader, batch, most, resource_id, tenant_id = sources
     tenant = key.family.tenant or None if tenant_id is None else tenant_id
@@ -208,13 +211,14 @@ def load_by(parts: Parts, key: Key, sources: Sources) -> tuple[Load, JointLoad |
         if loader is None:
             raise ConfigError("get_or_load needs a loader, or batch=, what loads several ids")
         rules = parts.policies.rules(key.family.data_type)
-        return load_of(bind(loader, resource_id, tenant, context.current()), rules), None
+        bound = bind(loader, resource_id, tenant, context.current())
+        return LoadBy(load_of(bound, rules), takes_previous=isinstance(bound, WithPrevious))
     if loader is not None:
         raise ConfigError("get_or_load takes a loader or batch=, not both")
     if isinstance(most, bool) or not isinstance(most, int) or not 1 <= most <= MANY:
         raise ValueError(f"batch_max must be an int of 1 to {MANY}, not {most!r}")
     joint = _coalesced(parts, key, tenant, batch, most)
-    return joint.load_of(resource_id), joint
+    return LoadBy(joint.load_of(resource_id), joint)
 
 
 def _coalesced(parts: Parts, key: Key, tenant: Any, batch: SourceFunction, most: int) -> JointLoad:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from inspect import iscoroutinefunction
 from types import MappingProxyType
@@ -17,6 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from cachebus.base.choices import Codec
 from cachebus.base.ids import check_part
+from cachebus.base.lifetimes import TAGS_MAX, TTL_MAX_S, TTL_MIN_S, check_ttl
 from cachebus.base.templates import Template
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.observe import TYPES_MAX
@@ -29,9 +29,6 @@ TTL_STANDARD = 3_600.0
 """1 hour, in seconds."""
 TTL_EXTENDED = 86_400.0
 """1 day, in seconds."""
-TTL_PERMANENT = math.inf
-"""No expiry."""
-
 DEFAULT_TTL_MAPPING: Mapping[str, float] = MappingProxyType(
     {
         "embedding": TTL_EXTENDED,
@@ -44,28 +41,11 @@ DEFAULT_TTL_MAPPING: Mapping[str, float] = MappingProxyType(
 )
 """TTL in seconds by data type; any other type has `TTL_STANDARD`."""
 
-TTL_MAX_S = 10.0**10
-"""Three centuries. More is refused, since in ms it would not fit the records; what shall never expire says so."""
-TTL_MIN_S = 0.001
-"""Records count in ms."""
 VALUE_MAX_BYTES = 500 * 1024 * 1024
 """A server takes 512 MB at once, and what goes with a value needs some of it."""
-TAGS_MAX = 255
-"""A record counts its tags in one byte."""
 VERSION_MAX = 2**32 - 1
 RULES_MAX = TYPES_MAX
 TAG_FIELDS = ("resource_id", "tenant_id")
-
-
-def check_ttl(ttl: object) -> float:
-    """A time to live in seconds; `ValueError` for what is not a number above 0 (`TTL_PERMANENT` is one)."""
-    if isinstance(ttl, bool) or not isinstance(ttl, int | float) or not ttl > 0:
-        raise ValueError(f"ttl must be a number of seconds above 0, or TTL_PERMANENT, not {ttl!r}")
-    if ttl < TTL_MIN_S:
-        raise ValueError(f"ttl must be at least {TTL_MIN_S:g} s: records count in ms")
-    if ttl > TTL_MAX_S and ttl != math.inf:
-        raise ValueError(f"ttl must be at most {TTL_MAX_S:g} s; what shall never expire has TTL_PERMANENT")
-    return float(ttl)
 
 
 def closest(name: str, known: Collection[str]) -> str | None:

@@ -132,7 +132,7 @@ class Life(Hooking):
         self._cascades: list[Cascade] = []
         self._models: dict[str, Asked] = {}
         """By data type: what values are decoded into where the policy does not say."""
-        self._entries: dict[str, Any] = {}
+        self._entries: Any = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         """Where it is open: with `_entries`, what a hit goes by."""
         self._clock = clock

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType
 from typing import Any, NamedTuple
 
-from cachebus.base.parameters import name_of
+from cachebus.base.parameters import PREVIOUS, name_of
+from cachebus.errors import ConfigError
 
 
 class Callee(NamedTuple):
@@ -65,3 +66,16 @@ class Definition:
 
     def __str__(self) -> str:
         return f"{self.module}.{self.name}"
+
+
+def without_previous(signature: inspect.Signature, parts: Callee, name: str) -> tuple[inspect.Signature, bool]:
+    """The signature as calls see it, and whether the function is told what is still cached."""
+    previous = signature.parameters.get(PREVIOUS)
+    if previous is None or previous.kind in (previous.POSITIONAL_ONLY, previous.VAR_POSITIONAL, previous.VAR_KEYWORD):
+        return signature, False
+    if PREVIOUS in parts.keywords:
+        return signature, False
+    behind = list(signature.parameters.values())[list(signature.parameters).index(PREVIOUS) + 1 :]
+    if previous.kind is not previous.KEYWORD_ONLY and any(p.kind is previous.kind for p in behind):
+        raise ConfigError(f"{name}: put `previous` behind all arguments that calls give: they may give them by place")
+    return signature.replace(parameters=[p for p in signature.parameters.values() if p is not previous]), True

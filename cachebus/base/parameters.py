@@ -1,4 +1,5 @@
-"""What a caller's function takes of the resource id, the tenant and the context: worked out once a function.
+"""What a caller's function takes of the resource id, the tenant and the context, and of what is still cached: worked
+out once a function.
 
 1. `passing_of` looks the function up among those seen before (`_shape`).
 2. One that is new is worked out from its signature (`_made`).
@@ -23,6 +24,7 @@ SourceFunction = Callable[..., Any]
 
 PASSINGS_MAX: Final = 1024
 _NAMES: Final = ("resource_id", "tenant_id", "ctx")
+PREVIOUS: Final = "previous"
 _ARGS, _KWARGS = inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD
 _BY_POSITION_ONLY, _BY_NAME_ONLY = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.KEYWORD_ONLY
 
@@ -32,6 +34,8 @@ class Passing(NamedTuple):
 
     positional: tuple[int, ...]
     named: tuple[tuple[str, int], ...]
+    takes_previous: bool = False
+    """Whether it has a parameter `previous`, which is given by name."""
 
 
 class StandIn:
@@ -181,6 +185,7 @@ def _made(source: SourceFunction) -> Passing:
     positional: list[int] = []
     named: dict[str, int] = {}
     lacking: list[str] = []
+    takes_previous = False
     for p in parameters:
         required = p.default is p.empty
         if p.kind is _ARGS:
@@ -189,6 +194,8 @@ def _made(source: SourceFunction) -> Passing:
                 remaining.clear()
         elif p.kind is _KWARGS:
             named.update((_NAMES[i], i) for i in remaining)
+        elif p.name == PREVIOUS and p.kind is not _BY_POSITION_ONLY and p.name not in bound:
+            takes_previous = by_name = True  # what it is comes later, so what follows can't go by position
         elif p.name in _NAMES and p.name not in bound:
             by_name = _give(_NAMES.index(p.name), p, by_name, positional, named)
         elif required and remaining and p.kind is not _BY_NAME_ONLY:
@@ -203,7 +210,7 @@ def _made(source: SourceFunction) -> Passing:
             "and ctx, by these names or in this order. Name its parameters so, and give it the rest by "
             "functools.partial or a lambda"
         )
-    return Passing(tuple(positional), tuple(named.items()))
+    return Passing(tuple(positional), tuple(named.items()), takes_previous)
 
 
 def _give(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from sys import getsizeof
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from cachebus.core.answers import INF, NEVER, Reservation
 from cachebus.core.details import Details
@@ -12,6 +12,10 @@ from cachebus.keys.key import Key
 from cachebus.l1 import ENTRY_OVERHEAD_BYTES, grid, size_class
 from cachebus.l1.weight import Weights
 from cachebus.wire.record import COMPRESSED, Record
+from cachebus.wire.terms import terms_of
+
+CREATED_SPAN_S: Final = 32.0
+"""Of `grid`: its step is a second."""
 
 
 class Offer(NamedTuple):
@@ -32,10 +36,10 @@ class Offer(NamedTuple):
     fenced: bool = True
     """Whether L2 has confirmed it. What it has not lives until D after its load began, and no longer."""
 
-    def details(self, expires_s: float, soft_until_s: float, fallback_s: float) -> Details | None:
+    def details(self, expires_s: float, soft_until_s: float, fallback_s: float, offset_s: float) -> Details | None:
         """What its entry has beyond the ordinary; None for most."""
         record = self.record
-        if not (record.flags or record.tags or record.soft_ms or fallback_s or self.decode is not None):
+        if not (record.flags or record.tags or record.soft_ms or record.more or fallback_s or self.decode is not None):
             return None
         return Details(
             not_found=record.not_found,
@@ -44,7 +48,14 @@ class Offer(NamedTuple):
             tags=record.tags,
             version=record.version,
             decode=self.decode,
+            terms=terms_of(record.more),
+            created_s=self.created_s(offset_s),
         )
+
+    def created_s(self, offset_s: float) -> float:
+        """When its load began, or its write was sent, on this node's clock, to a second, so that entries share it."""
+        created_ms = self.record.created_ms
+        return grid(created_ms / 1000 - offset_s if created_ms else self.read_started_s, CREATED_SPAN_S)
 
     def size_bytes(self, weights: Weights, extra: Details | None) -> int:
         """What the value and these details take, by estimate."""

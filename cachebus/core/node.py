@@ -193,7 +193,7 @@ class Node:
     def forget(self, index: int, keys: Sequence[Key], scopes: Sequence[str] = ()) -> None:
         """Drop keys, and what is in scopes, of which nothing is known for sure: after a write of unknown outcome."""
         shard = self.shards[index]
-        shard.drop(BEYOND, [key.l1 for key in keys], ())
+        shard.drop(BEYOND, [key.l1 for key in keys], (), passing=scopes)
         for key in keys:
             self.l1.remove(key.l1)
         if scopes and not shard.doubts.note(scopes, shard.drop_count, self.clock()):
@@ -310,11 +310,12 @@ class Node:
         if not fenced:
             expires_s = min(expires_s, read_until_s)
         soft_until_s = deadline_s(record.soft_ms, offset_s, offer.read_started_s)
-        extra = offer.details(expires_s, soft_until_s, fallback_s)
+        extra = offer.details(expires_s, soft_until_s, fallback_s, offset_s)
         size = entry_bytes(key, offer.size_bytes(self.l1.weights, extra))
         group = self.groups.joined(key, fenced=fenced, tags=record.tags)
         fast_until_s, seq = fast_path_until_s(extra, expires_s), shared_int(record.seq)
-        self.l1.put(Entry(key.l1, offer.value, group, fast_until_s, seq, read_until_s, expires_s, size, extra))
+        beside = extra or offer.created_s(offset_s)
+        self.l1.put(Entry(key.l1, offer.value, group, fast_until_s, seq, read_until_s, expires_s, size, beside))
         return True
 
     def _may_admit(self, offer: Offer) -> bool:
@@ -335,9 +336,8 @@ class Node:
         return later and self.trusted(offer.key) is not None
 
     def may_predate_lost_guards(self, index: int, record: Record) -> bool:
-        """Whether a record was read from the source while a guard may have stood that a takeover has lost. Nobody knows
-        what that guard covered, so the record is no fallback. Of another epoch than this node's the node does not know
-        when it began: yes."""
+        """Whether a record was read from the source while a guard may have stood that a takeover has lost: it is no
+        fallback, as nobody knows what that covered. When another epoch than this node's began is unknown: yes."""
         return record.epoch != self.shards[index].epoch or record.created_ms < self._lost_guards_over_ms(index)
 
     def _lost_guards_over_ms(self, index: int) -> float:

@@ -25,7 +25,7 @@ from cachebus.core.answers import BEYOND, NEVER, NO_EPOCH, Heard, HeardSoFar, Pr
 from cachebus.core.doubts import Doubts
 from cachebus.core.invalidated import InvalidatedScopes, forget_older_half
 from cachebus.core.ports import Invalidated
-from cachebus.keys.key import ALL_TENANTS, Key, bucket_of_scope
+from cachebus.keys.key import ALL_TENANTS, TAG, Key, bucket_of_scope
 from cachebus.wire.event import NO_BUCKET, NONE_RAISED, LowWatermark
 
 AHEAD_MAX = 65_536
@@ -58,6 +58,7 @@ class Shard:
         "invalidated",
         "low",
         "max_invalidated_scopes",
+        "tags_dropped",
         "valid_until_s",
     )
 
@@ -87,6 +88,8 @@ class Shard:
         """Until when this node may serve its memory of the shard, on its own monotonic clock."""
         self.drop_count = 0
         """Drops applied, of any kind, in the order of this node."""
+        self.tags_dropped: dict[str, int] = {}
+        """By bucket: the count of the latest drop of any tag in it. A load may turn out to carry that tag."""
         self.doubts = Doubts()
         """Invalidations of which nobody knows whether they happened."""
         self.foreign: dict[bytes, int] = {}
@@ -151,8 +154,8 @@ class Shard:
     ) -> bool:
         """Apply an event's body: from now on nothing that it replaced is believed.
 
-        `passing`: scopes in which nothing that is stored can lie; they only overtake what is under way. `low`:
-        a low watermark that it has raised. Gives whether any low watermark was raised.
+        `passing`: scopes that only overtake what is under way: nothing that is stored lies in them, or it is doubted.
+        `low`: a low watermark that it has raised. Gives whether any low watermark was raised.
         """
         self.drop_count += 1
         recent_drops = self._recent_drops
@@ -166,6 +169,7 @@ class Shard:
             recent_drops[key] = (self.drop_count, highest, forgotten)
         while len(recent_drops) > self._recent_drops_max:
             self._recent_drops_low = max(self._recent_drops_low, recent_drops.popitem(last=False)[1][0])
+        self.tags_dropped.update((bucket_of_scope(s), self.drop_count) for s in (*scopes, *passing) if s[0] == TAG)
         touched: dict[str, int] = {}
         for scope in scopes:
             its = bucket_of_scope(scope)
@@ -316,6 +320,10 @@ class Shard:
         self.lapse()
 
     # -- what may be believed -------------------------------------------------------------------------------------
+
+    def tag_dropped_since(self, reservation: Reservation, bucket: str) -> bool:
+        """Whether any tag of the bucket was invalidated, or doubted, since the reservation was taken."""
+        return self.tags_dropped.get(bucket, 0) > reservation.drops
 
     def reserve(self) -> Reservation:
         """To be taken before a read, load or write begins; see `admits`."""

@@ -15,11 +15,11 @@ from typing import Any
 from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 
 from cachebus.base.ids import Id, check_part
+from cachebus.base.lifetimes import TTL_MIN_S
 from cachebus.cascade import Target
 from cachebus.django.shared import SharedCache, shared
 from cachebus.django.values import UNREADABLE, decoded, encoded
 from cachebus.errors import InvalidKey
-from cachebus.policy import TTL_MIN_S
 from cachebus.threads import BlockingCache
 from cachebus.writing.exchange import PresentValue
 

@@ -27,6 +27,8 @@ TENANT_REMEDY = (
     "give tenant_id, run inside a Context (one that a dependency of FastAPI enters is seen only where that is async: "
     "others run in a thread), or set default_tenant in the settings"
 )
+TAG = "G"
+"""With this letter the scope of a tag begins."""
 ALL_OF_SHARD = "N"
 """The scope that holds everything in a shard."""
 ALL_TENANTS = "**"
@@ -51,6 +53,11 @@ def type_scope(data_type: object) -> str:
 def tag_scope(tenant: str, tag: str) -> str:
     """The scope of a tag."""
     return f"G{GIVEN}{tenant}{GIVEN}{check_part('tag', tag)}"
+
+
+def tag_of(scope: str) -> str:
+    """The tag whose scope this is."""
+    return scope.split(GIVEN, 2)[2]
 
 
 def shard_of(tenant: str, shards: int) -> int:

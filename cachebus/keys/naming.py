@@ -8,11 +8,12 @@ from typing import Any
 
 from cachebus import context
 from cachebus.base.ids import Id, check_part, text_of
+from cachebus.base.lifetimes import TAGS_MAX
 from cachebus.base.templates import Template
 from cachebus.cascade import WHOLE_SCOPE
 from cachebus.errors import ConfigError, InvalidKey, TenantRequired
 from cachebus.keys.key import SYSTEM, Key, Keyspace, tag_scope
-from cachebus.policy import TAGS_MAX, Rules
+from cachebus.policy import Rules
 
 KEYS_MAX = 8192
 

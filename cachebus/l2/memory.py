@@ -5,7 +5,7 @@ It does what the scripts do, synchronously, so it also serves as L2 in model che
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 
 from cachebus.core.ports import (
@@ -31,6 +31,8 @@ from cachebus.wire.record import FLAG_NOT_FOUND, FLAGS_AT, Record
 REQUEST_S = 60.0
 GUARDS_MAX = 1000
 """On one name."""
+GUARDS_UNSWEPT = 64
+"""What few have left is not swept while others guard."""
 INT64 = 1 << 63
 
 
@@ -108,6 +110,21 @@ class MemoryShard(MemoryHistory):
             if end > now_s
         ]
         return ceil((min(ends) - now_s) * 1000) if ends else None
+
+    def was_guarded(self, record: Record) -> bool:
+        """Whether a guard may have stood on a tag of a record since its load began, be it over by now."""
+        since_s = record.created_ms / 1000
+        if self.guarded_until_s <= since_s or not record.tags:
+            return False
+        return self.swept_s > since_s or any(
+            end > since_s for tag in record.tags for end in self.guards.get(tag, {}).values()
+        )
+
+    def _standing(self, tokens: Mapping[str, float], without: str) -> dict[str, float]:
+        """Those of a name's tokens that stand, without one of them; of what is swept the latest end is noted."""
+        now_s, others = self.clock(), {token: end for token, end in tokens.items() if token != without}
+        self.swept_s = max([self.swept_s, *(end for end in others.values() if end <= now_s)])
+        return {token: end for token, end in others.items() if end > now_s}
 
     # -- the scripts ------------------------------------------------------------------------------------------------
 
@@ -227,7 +244,7 @@ class MemoryShard(MemoryHistory):
             return Change(self.epoch, self.seq, False)
         self.end_lease(key)
         now = self.stored(key) if over else None
-        refused = self.hidden(record, key) or self.guarded_ms(key, record.tags) is not None
+        refused = self.hidden(record, key) or self.guarded_ms(key, record.tags) is not None or self.was_guarded(record)
         if refused or (now is not None and now[1].version != over):
             return Change(self.epoch, self.seq, False)
         return Change(self.epoch, self.seq, True, expires_ms=self.put(key, record, px_ms, caller))
@@ -244,15 +261,19 @@ class MemoryShard(MemoryHistory):
         keys, scopes, token, px_ms = request
         self.arrive(caller)
         now_s = self.clock()
-        kept = {name: {t: end for t, end in tokens.items() if end > now_s} for name, tokens in self.guards.items()}
-        self.guards = {name: tokens for name, tokens in kept.items() if tokens}
+        if self.guarded_until_s <= now_s and self.guards:
+            self.guards, self.swept_s = {}, max(self.swept_s, self.guarded_until_s)
+        if len(self.guards) > GUARDS_UNSWEPT:
+            kept = {name: self._standing(tokens, "") for name, tokens in self.guards.items()}
+            self.guards = {name: tokens for name, tokens in kept.items() if tokens}
         self.guarded = len(self.guards)
         guarded = (*map(guard_name, keys), *scopes)
-        most = max((len(self.guards.get(name, {}).keys() - {token}) for name in guarded), default=0)
+        standing = {name: self._standing(self.guards.get(name, {}), token) for name in guarded}
+        most = max(map(len, standing.values()), default=0)
         if px_ms and (len(self.guards) + len(guarded) > self.max_invalidated_scopes or most >= GUARDS_MAX):
             return Change(self.epoch, self.seq, False)
-        for name in guarded:
-            tokens = {t: end for t, end in self.guards.pop(name, {}).items() if t != token}
+        for name, tokens in standing.items():
+            self.guards.pop(name, None)
             if px_ms:
                 tokens[token] = now_s + px_ms / 1000
             if tokens:

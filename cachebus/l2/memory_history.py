@@ -62,6 +62,8 @@ class MemoryHistory:
         self.guards: dict[str, dict[str, float]] = {}
         self.guarded, self.guarded_until_s = 0, 0.0
         """How many names are guarded, so that a loss is noticed, and until when any can be."""
+        self.swept_s = 0.0
+        """When what was swept of guards that were left had ended, the latest."""
         self.invalidated = MemoryInvalidated(self.max_invalidated_scopes)
         self.messages: dict[int, bytes] = {}
         self.logged_bytes = 0

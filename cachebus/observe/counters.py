@@ -63,13 +63,14 @@ class TypeCounters:
         "loads",
         "misses",
         "not_found",
+        "not_modified",
         "refreshes",
         "serialization_errors",
     )
 
     def __init__(self) -> None:
         self.l1_hits = self.l2_hits = self.misses = self.loads = self.load_errors = 0
-        self.not_found = self.refreshes = self.serialization_errors = self.fallbacks = 0
+        self.not_found = self.not_modified = self.refreshes = self.serialization_errors = self.fallbacks = 0
 
     def snapshot(self, group_hits: int) -> TypeStats:
         """The counters as they are now, with the hits that the live groups hold."""

@@ -20,6 +20,7 @@ _BY_TYPE = {
     "load_errors": "Loads that failed after their retries",
     "loads": "Loads from the source that were begun",
     "not_found": "Answers that the source has nothing",
+    "not_modified": "Loads whose source said that the old value is still right",
     "refreshes": "Loads begun before a value expired",
     "serialization_errors": "Values that could not be encoded or decoded",
     "fallbacks": "Expired values served while the source failed",

@@ -66,6 +66,8 @@ class TypeStats:
     """Loads that failed after their retries."""
     not_found: int = 0
     """Loads, or cached answers, that said the source has nothing."""
+    not_modified: int = 0
+    """Loads whose source said that the old value is still right."""
     fallbacks: int = 0
     """Expired (never invalidated) values served because the source failed or was slow."""
     refreshes: int = 0

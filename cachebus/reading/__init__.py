@@ -6,9 +6,11 @@
    what its callers ask of the record).
 4. `miss`: what a flight does. It asks L2 (`look_up`), then for the `fill_lease`; while another node holds that, it
    waits (`waiting`).
-5. `load`: the source is asked, by `source` (`promises`: what it says that it gives); or once for several flights, which
-   come to it together: `joint`, and for calls of one tick `coalescing`. `fill`: what it gave is kept where it may be.
+5. `load`: the source is asked, by `source` (`promises`: what it says that it gives), and told what is still there
+   (`previous`); or once for several flights, which come to it together: `joint`, and for calls of one tick
+   `coalescing`. `fill`: what it gave is kept where it may be.
 6. Beside the way: `background` refreshes, and not again at once (`pauses`); `cooldown` remembers failed sources,
    `refusals` tells what L2 refuses, `unreadable` what can't be read here, `reentrance` finds loads that wait for
-   themselves, `parts` is what all loads share.
+   themselves, `parts` is what all loads share. `looked`: what is known of a value. `bypass`: reads that pass the cache
+   by.
 """

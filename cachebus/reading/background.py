@@ -85,7 +85,7 @@ class Background:
     async def _loaded_again(self, flight: Flight, lease: FillLease, dated: DatedReply) -> Found:
         """Load under the fill lease, over the version that is to be refreshed."""
         request = flight.request
-        left_s, tags = lease.left_and_tags(dated)
+        left_s, tags = lease.left_and_callers_tags(dated)
         if not flight.has_room_for(tags):
             return NOTHING
         flight.heed(tags)  # who asked has got what carries them

@@ -9,14 +9,16 @@ In each case the callers are given the value as every node will decode it.
 
 from __future__ import annotations
 
+from cachebus.base.lifetimes import TAGS_MAX
 from cachebus.base.log import logger
 from cachebus.core.ports import FillLeaseReply
 from cachebus.errors import L2Unavailable, NotSerializable
 from cachebus.reading.fetch import Fetcher
 from cachebus.reading.fill_lease import DatedReply, FillLease
 from cachebus.reading.flight import Flight
+from cachebus.reading.freshness import Freshness
 from cachebus.reading.judge import AsOf
-from cachebus.reading.request import Found
+from cachebus.reading.request import Found, Loaded
 from cachebus.wire.packing import Given, copier, is_left_alone, keep_ms, pack
 from cachebus.wire.record import FLAG_MAKESHIFT, FLAG_NOT_FOUND, Record
 
@@ -31,17 +33,23 @@ class Fill:
         self._flight, self._fill_lease = flight, lease
         self._key, self._rules = flight.request.key, flight.request.rules
 
-    async def under_fill_lease(self, found: Found, dated: DatedReply, over: bytes = b"") -> Found:
+    async def under_fill_lease(
+        self, found: Found, dated: DatedReply, over: bytes = b"", offered: Freshness | None = None
+    ) -> Found | None:
         """Offer L2 what was loaded under the fill lease that was granted by this reply. `over`: the version that it
-        may replace, b"" for any."""
+        may replace, b"" for any. `offered`: of what the source was told.
+
+        None where it is the old value, of which the source says that it is still right, and which something may have
+        invalidated since."""
         granted, as_of = dated
         record, found = self._packed(found)
         if record is None:
             await self._take_away(granted, as_of, over)
-            return found
+            return None if _is_not_modified(found) else found
         if self._node.is_blocked(self._key, record.tags):
             self._take_former_away(granted.seq, granted.epoch, as_of)
-            return found  # it may have been read before an invalidation that L2 does not know of yet
+            # It may have been read before an invalidation that L2 does not know of yet.
+            return None if _is_not_modified(found) else found
         kept_ms = keep_ms(record, self._rules)
         if is_left_alone(granted.record, self._rules):
             return self._kept_here(found, record, granted, as_of)
@@ -52,13 +60,15 @@ class Fill:
         except L2Unavailable as error:
             self._fetch.refusals.count(error, "fills", self._key.family.data_type)
             self._end_former_fallback(granted.seq, granted.epoch, as_of)
+            if offered is not None and not self.holds(found, offered):
+                return None
             self._admit(found, record, as_of, fenced=False)
-            return found
+            return _of_first(found)
         if not change.done:
             self._node.counters.fills_rejected += 1
             self._take_former_away(granted.seq, granted.epoch, as_of)
             logger.debug("what was loaded of {} was replaced meanwhile, and is not kept", self._key.family.data_type)
-            return found
+            return None if _is_not_modified(found) else _of_first(found)
         self._node.counters.fills += 1
         record.set_position(granted.epoch, granted.seq, expires_ms=change.expires_ms)
         self._admit(found, record, as_of, fenced=True)
@@ -70,7 +80,12 @@ class Fill:
         record.set_position(granted.epoch, granted.seq, created_ms=self._read_ms(granted.epoch, as_of))
         self._end_former_fallback(granted.seq, granted.epoch, as_of)
         self._admit(found, record, as_of, fenced=False)
-        return found
+        return _of_first(found)
+
+    def holds(self, found: Found, offered: Freshness) -> bool:
+        """Whether what was loaded may be given by what this node knows: the old value only while nothing that it has
+        heard of has invalidated that."""
+        return not _is_not_modified(found) or offered.holds(self._node.clock())
 
     def without_l2(self, found: Found, as_of: AsOf, seq: int) -> Found:
         """Keep what was loaded in L1 alone, until D after the load began. `seq`: what it is newer than, at least."""
@@ -122,20 +137,21 @@ class Fill:
         """The record, and the value as every node will decode it. There is no record
 
         1. of a value whose encoding raises anything: its callers have it as it is, and that is counted and logged;
-        2. of "not found", where its type has no `negative_ttl_s`.
+        2. of "not found", where its type has no `negative_ttl_s`;
+        3. of a value that is not to be kept, as its source says.
         """
-        flight, loaded = self._flight, found.loaded
+        flight, loaded = self._flight, found.loaded or Loaded(found.value)
         flight.fix_wishes()
         if found.value is None and not self._rules.negative_ttl_s:
             return None, found
         try:
-            if loaded is not None and loaded.refused is not None:
+            if loaded.refused is not None:
                 raise NotSerializable(f"its serializer raised {type(loaded.refused).__name__}")
-            is_makeshift = loaded is not None and loaded.makeshift
-            flags = FLAG_NOT_FOUND if found.value is None else FLAG_MAKESHIFT if is_makeshift else 0
             server_now_s = self._node.server_now_s(self._key.shard)
-            record, value = pack(found.value, self._rules, server_now_s, Given(flight.ttl_s, flight.tags, flags))
+            record, value = pack(found.value, self._rules, server_now_s, self._said_of(loaded))
         except Exception as error:  # noqa: BLE001 (a value's own methods may raise anything)
+            if not loaded.is_kept:
+                return None, found
             data_type = self._key.family.data_type
             self._node.counters.of(data_type).serialization_errors += 1
             said = getattr(error, "in_log", "") or str(error)
@@ -147,8 +163,31 @@ class Fill:
                     said,
                 )
             return None, found._replace(serialization_error=True)
-        return record, found._replace(value=value, copy=copier(record, value, self._rules))
+        found = found._replace(value=value, copy=copier(record, value, self._rules))
+        return record if loaded.is_kept else None, found
+
+    def _said_of(self, loaded: Loaded) -> Given:
+        """What the record says beside its value; `NotSerializable` where it has no room for all tags."""
+        flight = self._flight
+        flags = FLAG_NOT_FOUND if loaded.value is None else FLAG_MAKESHIFT if loaded.makeshift else 0
+        tags, terms = flight.tags, loaded.terms
+        late = [tag for tag in loaded.late_tags if tag not in tags]
+        if late or terms.late_tags:
+            tags, terms = [*tags, *late], terms._replace(late_tags=len(late))
+        if len(tags) > TAGS_MAX:
+            raise NotSerializable(f"its loader and its callers give it {len(tags)} tags, and a record takes {TAGS_MAX}")
+        return Given(flight.ttl_s, tags, flags, terms)
 
     def _admit(self, found: Found, record: Record, as_of: AsOf, *, fenced: bool) -> None:
         if self._flight.request.admits:
             self._fetch.judge.admit(self._key, found.value, record, as_of, fenced=fenced)
+
+
+def _is_not_modified(found: Found) -> bool:
+    return found.loaded is not None and found.loaded.is_not_modified
+
+
+def _of_first(found: Found) -> Found:
+    """What L2 did not keep: where its tags came with it, nobody could ask for guards of these before."""
+    has_late_tags = found.loaded is not None and bool(found.loaded.late_tags)
+    return found._replace(is_of_first=has_late_tags)

@@ -25,6 +25,7 @@ from cachebus.reading.request import Found, Request
 from cachebus.reading.source import GIVE_UP_S
 from cachebus.wire.packing import copier
 from cachebus.wire.record import VERSION, Record
+from cachebus.wire.terms import terms_of
 
 _tokens = itertools.count()
 
@@ -177,13 +178,14 @@ class FillLease:
         record = self._record(dated)
         return record is not None and record.policy_version == self._request.rules.version
 
-    def left_and_tags(self, dated: DatedReply) -> tuple[float, Sequence[str]]:
-        """How long the record has until its hard expiry, in seconds, and its tags."""
+    def left_and_callers_tags(self, dated: DatedReply) -> tuple[float, Sequence[str]]:
+        """How long the record has until its hard expiry, in seconds, and the tags that its callers have given."""
         record = self._record(dated)
         if record is None:
             return 0.0, ()
         now_s = self._node.server_now_s(self._request.key.shard)
-        return record.expires_ms / 1000 - now_s if record.expires_ms else inf, record.tags
+        tags = terms_of(record.more).split(record.tags)[0]
+        return record.expires_ms / 1000 - now_s if record.expires_ms else inf, tags
 
     def fallback(self, dated: DatedReply) -> Fallback | None:
         """An expired record, which L2 has just validated, where fail-safe allows it."""

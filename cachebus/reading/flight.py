@@ -55,6 +55,7 @@ class Flight:
     any more. It alone says who may join it."""
 
     __slots__ = (
+        "_asks_source",
         "_callers",
         "_clock",
         "_fallback",
@@ -85,6 +86,7 @@ class Flight:
         """How many have asked for it, and how many of them still wait."""
         self._runs_on = False
         """Whether it goes on when nobody waits."""
+        self._asks_source = False
         self._task = self._started(fly)
 
     def _started(self, fly: Fly) -> asyncio.Task[Found]:
@@ -158,6 +160,15 @@ class Flight:
         new = self._wishes.add(tags, ttl_s)
         if new:
             self.fresh.heed(new)
+
+    def asks_source(self) -> None:
+        """From now on its source is being asked."""
+        self._asks_source = True
+
+    @property
+    def has_asked(self) -> bool:
+        """Whether its source has been asked, and may have read by now."""
+        return self._asks_source
 
     def run_on(self) -> None:
         """Go on in the background even when nobody waits."""

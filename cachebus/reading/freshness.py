@@ -69,6 +69,9 @@ class Freshness:
         shard, began = self._shard, self._reservation
         if began.epoch != shard.epoch or shard.overtaken(began, self._key.l1, began.applied, self._key.everywhere):
             return False
+        # It may turn out to carry any tag: who has invalidated one must not be given what is older.
+        if shard.tag_dropped_since(began, self._key.family.bucket):
+            return False
         if not shard.unchanged(self._key.family.bucket, self._snapshot):
             return False
         if shard.doubts.cover(self._snapshot.invalidated_at, began.drops):

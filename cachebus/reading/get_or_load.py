@@ -1,12 +1,13 @@
 """A read that may load, as its caller sees it.
 
+0. Inside `cache.bypassed()` the source alone is asked, and with `refresh` it is asked whatever is cached.
 1. L1 has it.
 2. A search finds it in L1 or L2 under a wider context.
 3. The source cools down after a failure: an expired value is given.
 4. A flight for this key is under way that suits the caller: join it.
 5. Otherwise begin one. What it does is told in `cachebus.reading.miss`.
 
-Steps 1 and 3 to 5 decide without a wait; then the caller waits for the flight.
+Steps 0, 1 and 3 to 5 decide without a wait; then the caller waits for the flight.
 """
 
 from __future__ import annotations
@@ -15,18 +16,26 @@ import asyncio
 from collections.abc import Sequence
 
 from cachebus.core.details import details
+from cachebus.core.ports import Position
 from cachebus.errors import L2Unavailable
+from cachebus.keys.key import Key
 from cachebus.reading.background import Background
 from cachebus.reading.coalescing import Coalescing
 from cachebus.reading.cooldown import Cooldown
+from cachebus.reading.fill_lease import FillLease
 from cachebus.reading.flight import Departure, Flight, Flights
 from cachebus.reading.freshness import Fallback, Freshness, fallback_in_l1
 from cachebus.reading.judge import NOT_FOUND
+from cachebus.reading.load import SourceLoad
+from cachebus.reading.looked import CachedValue, looked_at
 from cachebus.reading.miss import Miss
 from cachebus.reading.parts import LoadParts
 from cachebus.reading.read import handed_out
 from cachebus.reading.reentrance import check
 from cachebus.reading.request import Found, Request
+
+ANEW, BYPASS = "\x1fanew", "\x1fbypass"
+"""Behind the key's name, the names of flights that are nobody's who reads as ever."""
 
 
 class Loads:
@@ -47,13 +56,15 @@ class Loads:
         """What L1 or L2 holds, else what the source gives, None where that has nothing; one load a key and node, and
         one over all nodes. Raises what the source does, `LoadTimeout`, and `ConfigError` for a load that waits for
         itself."""
-        found = self._in_memory(request)
+        passes = request.refresh or self._parts.reader.bypass.here()
+        found = None if passes else self._in_memory(request)
         return _given(await self._found(request) if found is None else found)
 
     async def get_or_load_many(self, requests: Sequence[Request]) -> list[Found]:
         """What `get_or_load` gives for each of these, all at once: what one tick asks of L2 is one round trip. Raises,
         once all have ended, what the first of those does that fail."""
-        founds = [self._in_memory(request) for request in requests]
+        passes = self._parts.reader.bypass.here()
+        founds = [None if passes else self._in_memory(request) for request in requests]
         asking = [request for request, found in zip(requests, founds, strict=True) if found is None]
         # To end the others where one has failed would throw away what they load.
         answers = iter(await asyncio.gather(*map(self._found, asking), return_exceptions=True))
@@ -65,8 +76,16 @@ class Loads:
             given.append(_given(found_or_error))
         return given
 
+    async def look(self, key: Key, after: Position | None) -> CachedValue[object]:
+        """What L1 or L2 holds, and what is known of it."""
+        return await looked_at(self._parts, key, after)
+
     async def _found(self, request: Request) -> Found:
         """What is found where memory has nothing to serve."""
+        if self._parts.reader.bypass.here():
+            return await self._past_the_cache(request)
+        if request.refresh:
+            return await self._anew(request)
         began_s = self._clock()
         found = await self._searched(request) if request.searches else None
         if found is not None:
@@ -81,9 +100,38 @@ class Loads:
             spent_s = self._clock() - began_s if request.searches else 0.0
             return self._count(request, await self._begin(request, fallback, spent_s).wait(request))
         found = await joined.wait(request)
+        if found.is_of_first:
+            return await self._found(request)
         if found.is_fallback and found.level == "l1" and not request.use_memory:
             found = await self._begin(request, None).wait(request)  # that is for others: who wants no memory loads
         return self._count(request, found)
+
+    async def _anew(self, request: Request) -> Found:
+        """What the source gives from now on. Others who want it anew share it until the source is asked; who is content
+        with what is cached does not: it might be given an expired value where this one is told of an error."""
+        check(self.flights, request.key)
+        name = request.key.l1 + ANEW
+        flight = self.flights.find(name)
+        if flight is not None and not flight.has_asked and flight.joinable(request):
+            flight.join(request)
+            found = await flight.wait()
+            return await self._anew(request) if found.is_of_first else self._count(request, found)
+        fresh = Freshness.of_a_get(self._node.shards[request.key.shard], request, self._clock())
+        departure = Departure(request, fresh, must_load=True)
+        return self._count(request, await self.flights.begin(name, departure, self._fly).wait())
+
+    async def _past_the_cache(self, request: Request) -> Found:
+        """What the source gives, for this caller alone: no level is looked at, none keeps it, nobody shares it."""
+        check(self.flights, request.key)
+        fresh = Freshness.of_a_get(self._node.shards[request.key.shard], request, self._clock())
+        name = request.key.l1 + BYPASS
+        flight = self.flights.begin(name, Departure(request, fresh, must_load=True), self._fly_past)
+        return (await flight.wait()).handed_out
+
+    async def _fly_past(self, flight: Flight) -> Found:
+        fetch = self._parts.fetch
+        with FillLease(fetch, flight.request, self._parts.lease_ms, fetch.budget()) as never_asked:
+            return await SourceLoad(self._parts, flight, never_asked).unkept()
 
     def _in_memory(self, request: Request) -> Found | None:
         """What L1 may serve, counted; past its soft expiry it is loaded meanwhile."""

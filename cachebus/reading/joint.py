@@ -31,7 +31,7 @@ from cachebus.policy import Rules
 from cachebus.reading.flight import own_error
 from cachebus.reading.reentrance import Loading, waiting_for
 from cachebus.reading.request import FlightTask, Load, Loaded
-from cachebus.reading.source import Bound, call_by, shareable
+from cachebus.reading.source import Bound, call_by, loaded_of, shareable
 
 BindIds = Callable[[list[Id]], Bound]
 """Makes the call of a source for these ids."""
@@ -85,7 +85,7 @@ class JointLoad:
         """Whether the failure of this flight's call is told by another one of it."""
         return flight in self._told
 
-    async def _load(self, resource_id: Id) -> Loaded:
+    async def _load(self, resource_id: Id, _: object) -> Loaded:
         me = asyncio.current_task()
         assert me is not None, "a load runs in its flight's task"
         party = self._party_of[me]
@@ -111,7 +111,7 @@ class JointLoad:
             call.asked.pop(me, None)
         if failed is not None:
             raise own_error(failed)
-        return Loaded(gave.get(text_of("resource_id", resource_id)))
+        return loaded_of(gave.get(text_of("resource_id", resource_id)))
 
     def _expect_no_more(self, party: _Party, flight: FlightTask) -> None:
         """Call the source for those who have come, if this was the last that they wait for."""
@@ -132,7 +132,7 @@ class JointLoad:
                 return self._bind(list(ids.values()))()  # each has a list of its own, which it may use up
 
             attempt.__qualname__ = name_of(self._source)
-            return self._by_id(await call_by(self._rules, attempt), ids)
+            return self._by_id(await call_by(self._rules, attempt, None), ids)
 
     def _by_id(self, gave: Any, ids: Mapping[str, Id]) -> Gave:
         """What the source gave, by the text of the ids; `ConfigError` for anything but a mapping of what was asked."""

@@ -25,6 +25,7 @@ from cachebus.values.cipher import NotDecrypted
 from cachebus.wire import record as records
 from cachebus.wire.packing import copier, decrypt, unpack
 from cachebus.wire.record import HEADER, MAGIC, Record, is_of
+from cachebus.wire.terms import terms_of
 
 DAMAGED = "it is damaged, or of another key"
 LARGE_BYTES = 16_384
@@ -215,7 +216,8 @@ class Judge:
         `fenced=False`: L2 did not confirm it.
         """
         rules = self.rules(key)
-        l1_ttl_s = INF if rules.l1_ttl_s is None else rules.l1_ttl_s
+        own_s = terms_of(record.more).l1_ttl_s if record.more else None
+        l1_ttl_s = own_s or (INF if rules.l1_ttl_s is None else rules.l1_ttl_s)
         decode = copier(record, value, rules) if rules.copy else None
         fallback_s = rules.fail_safe_s or 0.0
         return self.node.admit(

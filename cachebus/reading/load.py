@@ -19,6 +19,7 @@ from cachebus.reading.fill_lease import DatedReply, FillLease
 from cachebus.reading.flight import Flight
 from cachebus.reading.judge import AsOf
 from cachebus.reading.parts import LoadParts
+from cachebus.reading.previous import Offered, offered_by_l1, offered_by_l2, settled
 from cachebus.reading.request import Failing, Found
 
 
@@ -42,8 +43,12 @@ class SourceLoad:
         lost_guards_over_s = self._node.lost_guards_over_s(self._flight.request.key.shard)
         if dated.as_of.at_s < lost_guards_over_s:
             self._flight.fresh.end_at(lost_guards_over_s)
-        found = await self._or_fallback()
-        return found if found.is_fallback else self._told(await self._fill.under_fill_lease(found, dated, over))
+        offered = offered_by_l2(self._parts.fetch, self._flight.request, dated) if self._offers else None
+        found = await self._or_fallback(offered)
+        if found.is_fallback:
+            return found
+        kept = await self._fill.under_fill_lease(found, dated, over, None if offered is None else offered.fresh)
+        return self._told(kept) if kept is not None else await self._told_of_nothing(found)
 
     async def guarded(self, dated: DatedReply) -> Found:
         """What a guard covers may change at the source at any moment: who comes when the guard may be over must not
@@ -57,28 +62,47 @@ class SourceLoad:
         flight, node = self._flight, self._node
         key = flight.request.key
         as_of, seq = begun_without_l2(node, key)
+        offered = offered_by_l1(node, flight.request) if self._offers else None
         flight.fresh.date_from(as_of.at_s)  # what comes now is the source's
         flight.fresh.end_at(as_of.at_s + node.bound_s)  # whatever guard stands, L2 was not asked
         with self._parts.flights.without_l2(key.l1, flight):
-            found = await self._or_fallback()
-            return found if found.is_fallback else self._told(self._fill.without_l2(found, as_of, seq))
+            found = await self._or_fallback(offered)
+            if found.is_fallback:
+                return found
+            if offered is not None and not self._fill.holds(found, offered.fresh):
+                return await self._told_of_nothing(found)
+            return self._told(self._fill.without_l2(found, as_of, seq))
 
     async def unkept(self) -> Found:
         """Load, or make what can be made instead, for the flight's callers alone."""
         try:
-            found = await self._asked()
+            found = await self._asked(None)
         except Failing as failing:
             found = await self._made_instead(failing)
         return self._told(self._fill.unkept(found))
 
+    async def _told_of_nothing(self, found: Found) -> Found:
+        """Load again. The source has said that the old value is still right, but something may have invalidated that
+        since it was offered: it is given to nobody. Nobody waits for a refresh, so that one ends here."""
+        if self._flight.departure.refreshes:
+            return found
+        self._flight.fall_back_on(None)
+        found = await self._or_fallback(None)
+        return found if found.is_fallback else self._told(self._fill.unkept(found))
+
     # -- the source -----------------------------------------------------------------------------------------------
 
-    async def _or_fallback(self) -> Found:
+    @property
+    def _offers(self) -> bool:
+        """Whether the source is told what the cache still has. What its callers may not be given is not offered."""
+        return self._flight.request.takes_previous and not self._flight.departure.must_load
+
+    async def _or_fallback(self, offered: Offered | None) -> Found:
         """What the source gives; where it fails, the key cools down, and what is expired is given if it may be."""
         flight = self._flight
         try:
             try:
-                return await self._asked()
+                return await self._asked(offered)
             except Failing as failing:
                 if flight.over or flight.departure.refreshes or flight.usable_fallback() is not None:
                     raise failing.error from failing.error.__cause__
@@ -92,14 +116,16 @@ class SourceLoad:
                 raise
             return fallback
 
-    async def _asked(self) -> Found:
+    async def _asked(self, offered: Offered | None) -> Found:
         """What the source gives; counted and timed."""
-        key, counters = self._flight.request.key, self._node.counters
+        request, counters = self._flight.request, self._node.counters
+        key = request.key
         of_type = counters.of(key.family.data_type)
         of_type.loads += 1
         self._began_s = self._node.clock()
         try:
-            loaded = await self._flight.request.load()
+            self._flight.asks_source()
+            loaded = await request.load(None if offered is None else offered.previous)
         except Exception as error:
             self._note_failure(error.error if isinstance(error, Failing) else error)
             raise
@@ -107,6 +133,11 @@ class SourceLoad:
             self._took_s = self._node.clock() - self._began_s
             counters.load_latency.observe(self._took_s)
         self._parts.cooldowns.end(key.l1)
+        loaded = settled(loaded, offered, request)
+        if offered is not None and loaded.is_not_modified:
+            of_type.not_modified += 1
+            self._flight.heed(offered.terms.split(offered.tags)[0])
+        self._flight.heed(ttl_s=loaded.terms.ttl_s)
         of_type.not_found += loaded.value is None
         return Found(loaded.value, None, loaded)
 

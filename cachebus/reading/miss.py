@@ -125,13 +125,17 @@ class Miss:
             backoff_s = min(backoff_s * BACKOFF_GROWTH[self._parts.hints], BACKOFF_MAX_S)
 
     def _fallback_kind(self) -> FallbackKind:
-        """What this flight could serve instead of a load."""
+        """What this flight could serve instead of a load. Who wants it anew is content with nothing else."""
+        if self._flight.request.refresh:
+            return FallbackKind.NONE
         if self._flight.fallback is not None:
             return FallbackKind.OWN
         return FallbackKind.RECORD if self._flight.request.rules.fail_safe_s else FallbackKind.NONE
 
     def _note_fallback(self, dated: DatedReply) -> None:
         """What L2 says of its expired record decides what the fallback is."""
+        if self._flight.request.refresh:
+            return
         match dated.expired:
             case ExpiredRecord.SENT:  # its record, where that may be one; in its place what this node holds is none
                 self._flight.fall_back_on(self._fill_lease.fallback(dated))
@@ -171,13 +175,15 @@ class Miss:
     # -- without L2 -----------------------------------------------------------------------------------------------
 
     async def _go_on_without_l2(self) -> Found:
-        """Without L2 the answer is
+        """Without L2 the answer is, unless it is wanted anew,
 
         1. what this node has loaded while the flight waited for L2;
         2. what another flight of this node loads without L2 just now;
         3. what the source gives.
         """
         flight, request = self._flight, self._flight.request
+        if request.refresh:
+            return await self._load.without_l2()
         entry = self._parts.reader.remembered(self._key, request.after) if request.use_memory else None
         if entry is not None:
             extra = details(entry)

@@ -17,6 +17,7 @@ from cachebus.core.shard import Shard
 from cachebus.errors import L2Unavailable
 from cachebus.keys.key import Key
 from cachebus.l1 import Entry
+from cachebus.reading.bypass import Bypass
 from cachebus.reading.fetch import Fetcher, Seen, record_of
 from cachebus.reading.judge import MISSING, NOT_FOUND, AsOf
 from cachebus.reading.request import Found
@@ -34,11 +35,15 @@ class Reader:
         self.unreadable = fetcher.judge.unreadable
         self._outage_is_miss = outage_is_miss
         self._enabled = enabled
+        self.bypass = Bypass()
+        """Where reads pass the cache by: they find nothing."""
 
     # -- get ------------------------------------------------------------------------------------------------------
 
     async def get(self, key: Key, after: Position | None, use_memory: bool) -> object:
         """The value, NOT_FOUND where the source has nothing, or MISSING; `L2Unavailable` unless an outage is a miss."""
+        if self.bypass.here():
+            return MISSING
         counters = self._node.counters.of(key.family.data_type)
         entry = self.remembered(key, after) if use_memory else None
         if entry is not None:
@@ -49,7 +54,7 @@ class Reader:
             try:
                 value, _ = await self._fetch.read_one(key, after, admit=use_memory, decoded_by_others=self._held)
             except L2Unavailable as error:
-                if not self._note_outage(error, key):
+                if not self.note_outage(error, key):
                     raise
         if value is MISSING:
             counters.misses += 1
@@ -65,6 +70,8 @@ class Reader:
     async def get_many(self, keys: Sequence[Key], after: Position | None) -> list[object]:
         """What `get` gives for each of these keys of one tenant; what L1 lacks comes in one round trip."""
         found: list[object] = [MISSING] * len(keys)
+        if self.bypass.here():
+            return found
         lacking: list[int] = []
         for i, key in enumerate(keys):
             entry = self.remembered(key, after)
@@ -77,7 +84,7 @@ class Reader:
             try:
                 seen = await self._fetch.read([keys[i] for i in lacking], after)
             except L2Unavailable as error:
-                if not self._note_outage(error, keys[lacking[0]]):
+                if not self.note_outage(error, keys[lacking[0]]):
                     raise
             else:
                 for i, (value, _) in zip(lacking, seen, strict=True):
@@ -97,6 +104,8 @@ class Reader:
         A level whose source has nothing is passed over. Only where the key's own is one, and no wider one has a value,
         is that what is found.
         """
+        if self.bypass.here():
+            return Found(MISSING, None)
         levels, counters = key.levels(), self._node.counters.of(key.family.data_type)
         found = self._levels_in_l1(levels, after) if use_memory else {}
         came: dict[str, Seen] = {}
@@ -142,7 +151,7 @@ class Reader:
         try:
             answers = await self._fetch.read(levels, after, admit=use_memory)
         except L2Unavailable as error:
-            if not self._note_outage(error, levels[0]):
+            if not self.note_outage(error, levels[0]):
                 raise
             return {}
         # A record of an epoch that this node has yet to enter counts as missing, too. So the absence is known as of no
@@ -158,7 +167,7 @@ class Reader:
         record = record_of(seen)
         return b"" if record is None else self._judge.soft_version(key.shard, record)
 
-    def _note_outage(self, error: L2Unavailable, key: Key) -> bool:
+    def note_outage(self, error: L2Unavailable, key: Key) -> bool:
         """Count an outage met by a read; whether it is to look like a miss."""
         self._fetch.refusals.count(error, "reads", key.family.data_type)
         return self._outage_is_miss

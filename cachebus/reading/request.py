@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, Protocol
 
 from cachebus.base.choices import Level, Origin
 from cachebus.core.ports import Position
+from cachebus.decided import Decided, DontCache, NotModified, Previous
 from cachebus.keys.key import Key
 from cachebus.policy import Rules
+from cachebus.wire.terms import NO_TERMS, Terms
 
 
 class Loaded(NamedTuple):
@@ -28,16 +30,34 @@ class Loaded(NamedTuple):
     """Why the value is not to be cached."""
     makeshift: bool = False
     """Whether it was made without the source, which had failed: it is no fallback."""
+    decided: Decided[object] | None = None
+    """What the source has decided of it; None where it gave the value alone."""
+    terms: Terms = NO_TERMS
+    """What of that goes into the record."""
+    late_tags: Sequence[str] = ()
+    """The scopes of the tags that the source has given it."""
+
+    @property
+    def is_not_modified(self) -> bool:
+        """Whether it is the old value, of which the source says that it is still right."""
+        return isinstance(self.decided, NotModified)
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether the source lets it be kept."""
+        return not isinstance(self.decided, DontCache)
 
 
-Load = Callable[[], Coroutine[object, object, Loaded]]
+Load = Callable[[Previous[Any] | None], Coroutine[object, object, Loaded]]
+"""Asks the source. It is told what the cache still has, if the source wants to know."""
+Instead = Callable[[], Coroutine[object, object, Loaded]]
 
 
 class Failing(Exception):
     """Raised by a load whose source has failed, by `error`; `instead` gives what can be made without it. That is a last
     resort: it takes the place of no value that is good, or may be a fallback."""
 
-    def __init__(self, error: Exception, instead: Load) -> None:
+    def __init__(self, error: Exception, instead: Instead) -> None:
         super().__init__(error)
         self.error, self.instead = error, instead
 
@@ -87,6 +107,10 @@ class Request(NamedTuple):
     use_memory: bool = True
     sources: int = 1
     """How many functions `load` may run one after the other at most, each with the type's limit."""
+    takes_previous: bool = False
+    """Whether the source wants to know what the cache still has."""
+    refresh: bool = False
+    """Whether it is to be loaded anew, whatever is cached."""
     joint: Joint | None = None
     """What `load` shares with those of other keys."""
 
@@ -119,6 +143,9 @@ class Found(NamedTuple):
     serialization_error: bool = False
     soft_version: bytes = b""
     """The version of a record that is past its soft expiry, and is to be refreshed; else b""."""
+    is_of_first: bool = False
+    """Whether it is only for those who have begun the load: an invalidation that nobody knew of may lie between them
+    and who came later."""
     copy: Callable[[], object] | None = None
     """Makes a value of its own for each caller, where the policy wants that."""
 

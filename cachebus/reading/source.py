@@ -20,7 +20,8 @@ from typing import Any, Final
 
 from cachebus.base.ignored import ignore_error
 from cachebus.base.log import logger
-from cachebus.base.parameters import SourceFunction, name_of, not_async, passing_of
+from cachebus.base.parameters import PREVIOUS, SourceFunction, name_of, not_async, passing_of
+from cachebus.decided import Decided, Previous
 from cachebus.errors import ConfigError, LoadTimeout
 from cachebus.policy import Rules
 from cachebus.reading.promises import look_at_promise
@@ -44,13 +45,23 @@ def bind(source: SourceFunction, resource_id: object, tenant_id: object, ctx: ob
     2. Other parameters without a default get what is left of the three, in this order; `*args` gets the rest of it,
        unless a parameter before it keeps its default; `**kwargs` gets what is still left, by name.
     3. Other parameters with a default keep it. A builtin that does not say what it takes gets the resource id alone.
+    4. A parameter named `previous` is left for the load, which knows what the cache still has: see `WithPrevious`.
 
     `ConfigError` for a parameter that nothing is left for, for a generator function, and for what is no function.
     """
     passing = passing_of(source)
     values = (resource_id, tenant_id, ctx)
     positional = [values[i] for i in passing.positional]
-    return functools.partial(source, *positional, **{name: values[i] for name, i in passing.named})
+    kind = WithPrevious if passing.takes_previous else functools.partial
+    return kind(source, *positional, **{name: values[i] for name, i in passing.named})
+
+
+class WithPrevious(functools.partial[Any]):
+    """A source that is to be told what the cache still has."""
+
+    def told(self, previous: Previous[Any] | None) -> Bound:
+        """The same, told so."""
+        return functools.partial(self.func, *self.args, **self.keywords, **{PREVIOUS: previous})
 
 
 async def call(
@@ -102,17 +113,24 @@ async def _given_up(task: asyncio.Task[Any], bound: Bound) -> None:
 def load_of(bound: Bound, rules: Rules) -> Load:
     """The load of one source function, by the rules of its type."""
 
-    async def load() -> Loaded:
-        return Loaded(await call_by(rules, bound))
+    async def load(previous: Previous[Any] | None) -> Loaded:
+        return loaded_of(await call_by(rules, bound, previous))
 
     return load
 
 
-async def call_by(rules: Rules, bound: Bound) -> Any:
-    """`call` with the retries and the time limit of a type."""
+def loaded_of(given: Any) -> Loaded:
+    """What a source gave: its value, and what it has decided of it."""
+    if not isinstance(given, Decided):
+        return Loaded(given)
+    return Loaded(getattr(given, "value", None), decided=given)
+
+
+async def call_by(rules: Rules, bound: Bound, previous: Previous[Any] | None) -> Any:
+    """`call` with the retries and the time limit of a type. `previous`: for a source that takes it."""
     look_at_promise(bound.func if isinstance(bound, functools.partial) else bound, rules)
     return await call(
-        bound,
+        bound.told(previous) if isinstance(bound, WithPrevious) else bound,
         timeout_s=rules.load_timeout_s,
         retries=rules.retries,
         retry_on=rules.retry_on,
@@ -187,6 +205,14 @@ def shareable(value: Any, source: SourceFunction) -> Any:
 
     `source` is the function that gave it, for the message.
     """
+    if isinstance(value, Decided):
+        inner = getattr(value, "value", None)
+        if isinstance(inner, Decided):
+            raise ConfigError(
+                f"{name_of(source)} gave a {type(inner).__name__} in a {type(value).__name__}: one decides"
+            )
+        shareable(inner, source)
+        return value
     kind = type(value)
     if hasattr(kind, "__next__") or hasattr(kind, "__anext__"):
         raise ConfigError(

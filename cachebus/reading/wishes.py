@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cachebus.policy import TAGS_MAX
+from cachebus.base.lifetimes import TAGS_MAX
 from cachebus.reading.request import Request
 
 

@@ -6,15 +6,19 @@ the event loop of this process, waited for (`cachebus.threads.crossing`).
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast, overload
 
+from cachebus.assembly.factory import Parts
 from cachebus.base.ids import Id
 from cachebus.base.parameters import SourceFunction
 from cachebus.cache import Cache
+from cachebus.decided import Answer, Decided
 from cachebus.declaration import CachedOptions
 from cachebus.listening.explanation import Explanation
 from cachebus.many import MANY
+from cachebus.reading.looked import CachedValue
 from cachebus.receipt import Receipt
 from cachebus.threads.batches import BlockingBatches
 from cachebus.threads.decorator import BlockingDecorator, decorator_of
@@ -65,7 +69,7 @@ class BlockingCache(BlockingBatches):
         self,
         data_type: str,
         resource_id: Id,
-        loader: Callable[..., Awaitable[T]],
+        loader: Callable[..., Awaitable[Decided[T]] | Decided[T]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -75,13 +79,14 @@ class BlockingCache(BlockingBatches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
     ) -> T: ...
     @overload
     def get_or_load(
         self,
         data_type: str,
         resource_id: Id,
-        loader: Callable[..., T],
+        loader: Callable[..., Awaitable[Decided[T] | None]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -91,6 +96,41 @@ class BlockingCache(BlockingBatches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
+    ) -> T | None: ...
+    @overload
+    def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: Callable[..., Awaitable[Answer[T]]],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
+    ) -> T: ...
+    @overload
+    def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: Callable[..., Answer[T]],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
     ) -> T: ...
     @overload
     def get_or_load(
@@ -107,6 +147,7 @@ class BlockingCache(BlockingBatches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
         *,
         batch: Callable[..., Awaitable[Mapping[Any, T]]],
         batch_max: int = MANY,
@@ -126,6 +167,7 @@ class BlockingCache(BlockingBatches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
         *,
         batch: Callable[..., Mapping[Any, T]],
         batch_max: int = MANY,
@@ -144,12 +186,13 @@ class BlockingCache(BlockingBatches):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
         *,
         batch: SourceFunction | None = None,
         batch_max: int = MANY,
     ) -> Any:
         """As `Cache.get_or_load`. On which thread the loader runs is told at the class."""
-        if use_memory and after is None:
+        if use_memory and after is None and not refresh:
             name = name_of_ids(data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id)
             entry = served(self._entries, name, self._clock)
             if entry is not None:
@@ -167,12 +210,39 @@ class BlockingCache(BlockingBatches):
                 tags=tags,
                 after=after,
                 use_memory=use_memory,
+                refresh=refresh,
                 batch=cast("Any", None if batch is None else source),
                 batch_max=batch_max,
             )
             return found
 
         return self._load(data_type, loader if batch is None else batch, load)
+
+    def look(
+        self,
+        data_type: str,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        after: Receipt | str | None = None,
+    ) -> CachedValue[Any]:
+        """As `Cache.look`."""
+        ids = data_type, resource_id, tenant_id, agent_id, conversation_id, collection_id
+        return self._ask(lambda cache: cache.look(*ids, after=after))
+
+    @contextmanager
+    def bypassed(self) -> Iterator[None]:
+        """As `Cache.bypassed`, for this thread."""
+
+        async def live(cache: Cache) -> Parts:
+            return cache._live()
+
+        parts = self._ask(live)
+        with parts.reader.bypass.entered(self, parts.node.l1.entries):
+            yield
 
     def explain(
         self,

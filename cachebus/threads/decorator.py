@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
+from cachebus.decided import Previous
 from cachebus.declaration import CachedOptions, Declared, declaration_of
 from cachebus.decorator import ResultIds
 from cachebus.errors import ConfigError
@@ -41,7 +42,11 @@ class BlockingFunction(Generic[P, T]):
         def load() -> Any:
             return declared.function(*given, **kwargs)
 
-        result: T = self._cache().get_or_load(loader=load, ttl=declared.ttl, tags=tags, **ids)
+        def load_told(previous: Previous[T] | None) -> Any:
+            return declared.function(*given, previous=previous, **kwargs)
+
+        loader = load_told if declared.takes_previous else load
+        result: T = self._cache().get_or_load(loader=loader, ttl=declared.ttl, tags=tags, **ids)
         return result
 
     def key(self, *args: P.args, **kwargs: P.kwargs) -> ResultIds:

@@ -41,7 +41,7 @@ class BlockingLife(Resident[Cache], Hooking):
         self._made: Cache | None = None
         """The one that is open, or being opened."""
         self._clock = self._declared._clock
-        self._entries: dict[str, Any] = {}
+        self._entries: Any = {}
         """L1's, while it is open: what a hit goes by. In the child of a fork it is empty, as memory that hears nothing
         of writes is."""
 

@@ -35,6 +35,7 @@ from typing import (
 from uuid import UUID
 
 from cachebus.base.definition import Definition, callee_of, written
+from cachebus.decided import DontCache, Fresh, NotModified
 from cachebus.errors import ConfigError
 
 if sys.version_info >= (3, 14):
@@ -205,16 +206,27 @@ def model_in(said: Any) -> Any:
     behind = _behind(said)
     if behind is not said:
         return model_in(behind)
-    if get_origin(said) in _UNIONS:
-        several = tuple(each for each in get_args(said) if each is not type(None))
-        if len(several) == 1:
-            return model_in(several[0])
-        said = Union[several]  # noqa: UP007
+    if not (several := tuple(_of_values(said))):
+        return None
+    values: Any = Union[several]  # noqa: UP007
+    if values is not said and get_origin(values) not in _UNIONS:
+        return model_in(values)
+    said = values
     if _is_plain(said):
         return None
     if name := _name_left(said):
         raise NameError(f"name {name!r} stands for what it is in: define it by `type {name} = ...` or TypeAliasType")
     return said
+
+
+def _of_values(said: Any) -> list[Any]:
+    """The types of what comes: None is "not found", and what a function decides of a value is none itself."""
+    kind, parts = get_origin(said) or said, get_args(said)
+    if kind in (Fresh, DontCache):
+        return _of_values(parts[0]) if parts else [Any]
+    if kind in _UNIONS:
+        return [each for part in parts for each in _of_values(part)]
+    return [] if kind in (NotModified, type(None)) else [said]
 
 
 def _behind(said: Any) -> Any:

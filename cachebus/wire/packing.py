@@ -14,6 +14,7 @@ from cachebus.errors import NotSerializable
 from cachebus.policy import Rules
 from cachebus.values.cipher import NO_KEY, NOT_ENCRYPTED, NotDecrypted
 from cachebus.wire.record import FLAG_ENCRYPTED, FLAG_NOT_FOUND, FLAGS_AT, Record
+from cachebus.wire.terms import NO_TERMS, Terms
 
 
 class Given(NamedTuple):
@@ -26,6 +27,8 @@ class Given(NamedTuple):
     flags: int = 0
     """`FLAG_NOT_FOUND` for the record that says so, which lives for the type's `negative_ttl_s`; `FLAG_MAKESHIFT` for
     one that is made without the source."""
+    terms: Terms = NO_TERMS
+    """The loader's own."""
 
 
 NOTHING_SAID: Final = Given()
@@ -38,7 +41,7 @@ def pack(value: object, rules: Rules, server_now_s: float, given: Given = NOTHIN
     Raises `NotSerializable` and `ValueTooLarge`, and nothing else, whatever the value's own code raises: better said to
     the one who stores it than to all who read.
     """
-    created_ms, (ttl_s, tags, flags) = int(server_now_s * 1000), given
+    created_ms, (ttl_s, tags, flags, terms) = int(server_now_s * 1000), given
     if flags & FLAG_NOT_FOUND:
         codec, payload, seen, soft_s = 0, b"", None, None
         ttl_s = min(rules.negative_ttl_s or 0.0, math.inf if ttl_s is None else ttl_s)
@@ -46,7 +49,8 @@ def pack(value: object, rules: Rules, server_now_s: float, given: Given = NOTHIN
         codec, payload, seen = carried(value, rules)
         ttl_s = rules.ttl_s if ttl_s is None else ttl_s
         # A ttl of the call's own that is as short leaves nothing to refresh.
-        soft_s = rules.soft_ttl_s if rules.soft_ttl_s is not None and rules.soft_ttl_s < ttl_s else None
+        soft_s = rules.soft_ttl_s if terms.soft_ttl_s is None else terms.soft_ttl_s
+        soft_s = soft_s if soft_s is not None and soft_s < ttl_s else None
     if rules.ttl_jitter and ttl_s != math.inf:
         share = 1 - rules.ttl_jitter * random.random()
         ttl_s *= share
@@ -59,6 +63,7 @@ def pack(value: object, rules: Rules, server_now_s: float, given: Given = NOTHIN
         soft_ms=0 if soft_s is None else created_ms + int(soft_s * 1000),
         expires_ms=0 if ttl_s == math.inf else created_ms + max(1, int(ttl_s * 1000)),
         tags=tags,
+        more=terms.encoded(),
         policy_version=rules.version,
         cipher=rules.cipher,
     )

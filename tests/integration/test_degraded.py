@@ -11,7 +11,7 @@ import pytest
 
 from cachebus import Cache, InvalidationFailed, L2Unavailable, Policy, get_with_cache_aside, lifespan
 from cachebus.base.clock import monotonic
-from cachebus.policy import TAGS_MAX
+from cachebus.base.lifetimes import TAGS_MAX
 from cachebus.testing import FakeClock, Faults, Fleet
 from cachebus.tools.servers.redis import EmbeddedServer
 from tests.support.caches import D_S, Source, nodes, parts, past, quick, until

@@ -109,7 +109,7 @@ async def test_a_loader_that_never_ends_holds_no_lease_for_longer_than_a_load_ma
     async with nodes(redis_url, 2, policies=policies, lease_ms=100) as (a, b):
         ends, asked = asyncio.Event(), asyncio.Event()
 
-        async def load() -> Loaded:  # what no limit is around
+        async def load(_: object) -> Loaded:  # what no limit is around
             asked.set()
             await ends.wait()
             return Loaded(1)

@@ -359,7 +359,7 @@ async def test_without_l2_a_load_heeds_what_all_have_asked_for_who_share_the_one
         loads, key, tag = parts(a).loads, key_of(a, "config", "x", "acme"), "T\x1facme\x1ft"
         asked_for, ends = asyncio.Event(), asyncio.Event()
 
-        async def load() -> Loaded:
+        async def load(_: object) -> Loaded:
             asked_for.set()
             await ends.wait()
             return Loaded(1)

@@ -483,7 +483,7 @@ RULES = {
         "what L2 found valid is looked at again: the node may have heard more by now",
         "TAG-READ",
         "G3",
-        ((Judge, "decode_and_admit", _take_as_answered),),
+        ((Judge, "decode_and_admit", _take_as_answered), (Shard, "tag_dropped_since", _no)),
     ),
     "joining": Rule(
         "a flight is joined only while a value of its age could be served", "SMALL", "G1", ((Flight, "joinable", _yes),)
@@ -495,7 +495,16 @@ RULES = {
         ((Flight, "joinable", _join_at_any_age),),
     ),
     "joining with tags": Rule(
-        "... and only while none of its tags was invalidated", "TAG", "G1", ((Flight, "joinable", _join_whatever_tags),)
+        "... and only while none of its tags was invalidated",
+        "TAG",
+        "G1",
+        ((Flight, "joinable", _join_whatever_tags), (Shard, "tag_dropped_since", _no)),
+    ),
+    "joining with late tags": Rule(
+        "... nor any tag of its tenant: it may turn out to carry that",
+        "TAG-TOLD",
+        "G1",
+        ((Shard, "tag_dropped_since", _no),),
     ),
     "joining with tokens": Rule(
         "... and only by those whose token this node has applied",

@@ -32,6 +32,7 @@ _SLOTS = {
     "low",
     "invalidated",
     "max_invalidated_scopes",
+    "tags_dropped",
     "valid_until_s",
     "_invalidated_count",
 }
@@ -91,6 +92,7 @@ class Freezer:
             OrderedDict(view.recent_drops),
             view.recent_drops_low,
         )
+        shard.tags_dropped = dict(view.tags_dropped)
         shard.doubts = Doubts()
         for name, count, at in sorted(view.doubts, key=lambda doubt: doubt[2]):
             shard.doubts.note([name], count, NOW + at)
@@ -137,6 +139,7 @@ class Freezer:
             tuple(sorted(shard._recent_drops.items())),
             shard._recent_drops_low,
             tuple(sorted((name, count, ago(at)) for name, (count, at) in shard.doubts.scopes.items())),
+            tuple(sorted(shard.tags_dropped.items())),
         )
         groups = node.groups.live[0]
         return Core(

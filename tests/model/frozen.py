@@ -80,6 +80,8 @@ class View(NamedTuple):
     recent_drops_low: int
     doubts: tuple[tuple[str, int, float], ...] = ()
     """Names, the drop that each came with, and when."""
+    tags_dropped: tuple[tuple[str, int], ...] = ()
+    """By bucket, the latest drop of any tag in it."""
 
 
 class Held(NamedTuple):
@@ -225,5 +227,12 @@ def renumbered(core: Core, began: list[Began]) -> tuple[Core, list[Began]]:
         if held or rank(count) or (at >= vouched and at > -BOUND)
     )
     floor = rank(view.recent_drops_low)
-    view = view._replace(count=rank(view.count), recent_drops=recent_drops, recent_drops_low=floor, doubts=doubts)
+    tags_dropped = tuple((bucket, rank(count)) for bucket, count in view.tags_dropped if rank(count))
+    view = view._replace(
+        count=rank(view.count),
+        recent_drops=recent_drops,
+        recent_drops_low=floor,
+        doubts=doubts,
+        tags_dropped=tags_dropped,
+    )
     return core._replace(view=view), [one._replace(count=rank(one.count)) for one in began]

@@ -16,6 +16,7 @@ from cachebus.cache import Cache
 from cachebus.core.node import Node
 from cachebus.core.ports import FillLeaseOutcome, FillLeaseReply, Position, ReadReply
 from cachebus.core.setup import NodeSetup
+from cachebus.decided import Fresh
 from cachebus.errors import ConfigError, L2Unavailable
 from cachebus.keys.key import Key, Keyspace
 from cachebus.keys.plan import Plan
@@ -179,9 +180,15 @@ class Underway:
         return 0
 
 
-async def load() -> Loaded:
+async def load(_: object) -> Loaded:
     """The source, of which the model is asked too."""
     return Loaded(await Ask("load"))
+
+
+async def load_and_tell(_: object) -> Loaded:
+    """A source that tells the tag, too."""
+    value = await Ask("load")
+    return Loaded(value, decided=Fresh(value, tags=("tag",)))
 
 
 class Rig:
@@ -225,6 +232,8 @@ class Rig:
 
     def asking(self, key: Key, after: Position | None = None) -> Request:
         """What a caller on this node asks for."""
+        if self.setup.told:
+            return Request(key, load_and_tell, self.rules, after)
         tags = self.setup.tags if self.setup.fills else ()
         return Request(key, load, self.rules, after, tags=tags)
 

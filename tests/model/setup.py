@@ -41,6 +41,8 @@ class Setup:
     """Which keys are read from L2 and loaded; both are in L1 at the start."""
     fills: bool = True
     """Whether the node loads; if not, it knows of tags only from records."""
+    told: bool = False
+    """Whether it is the loader that tells the tag, and nobody knows of it before."""
     empty: bool = False
     """Whether neither level holds anything at the start."""
     lease_hits: bool = False
@@ -122,6 +124,7 @@ SETUPS = {
         Setup("SECOND", second=True, lapses=1, late=False, empty=True),
         Setup("BOTH", loads=(0, 1), late=False, empty=True),
         Setup("TAG", invs=2, kinds="s", shape="G", late=False),
+        Setup("TAG-TOLD", invs=2, kinds="s", shape="G", told=True, late=False),
         Setup("TAG-READ", failovers=1, kinds="s", shape="G", late=False, fills=False, lease_hits=True),
         Setup("STRONG", invs=2, kinds="s", strong=True, late=False, tokens=False),
         Setup("STRONG-LATE", strong=True, tokens=False, kinds="k", loads=()),

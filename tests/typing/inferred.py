@@ -13,12 +13,17 @@ from cachebus import (
     BlockingCache,
     BlockingWriteGuard,
     Cache,
+    CachedValue,
     CacheManager,
+    DontCache,
     EvictedEvent,
+    Fresh,
     Hook,
     InvalidatedEvent,
     KeyIds,
+    NotModified,
     Policy,
+    Previous,
     Receipt,
     Settings,
     TypedCache,
@@ -87,6 +92,78 @@ async def loaded(cache: Cache, unknown: Callable[..., Any]) -> None:
     assert_type(
         await cache.get_or_load("a", 1, loader=load, tenant_id="acme", after=Receipt.parse("0.0.1")), dict[str, int]
     )
+
+
+async def load_fresh(resource_id: str) -> Fresh[int]:
+    """One that says how long its value lives."""
+    return Fresh(len(resource_id), ttl_s=5, soft_ttl_s=1, tags=["t"], l1_ttl_s=2, version="e")
+
+
+async def load_if_modified(resource_id: str, previous: Previous[str] | None) -> Fresh[str] | NotModified:
+    """One that is told what is still cached."""
+    return NotModified() if previous is not None and previous.value == resource_id else Fresh(resource_id)
+
+
+async def load_anything(resource_id: str) -> Fresh[int] | DontCache[int] | NotModified | int:
+    """One that decides by the value."""
+    return DontCache(0) if resource_id else 1
+
+
+async def load_fresh_or_nothing(resource_id: str) -> Fresh[dict[str, int]] | None:
+    """One whose source may have nothing."""
+    return Fresh({resource_id: 1}) if resource_id else None
+
+
+async def load_fresh_perhaps(resource_id: str) -> Fresh[int | None] | DontCache[int]:
+    """Likewise, and it says how long that holds."""
+    return Fresh(None, ttl_s=1) if resource_id else DontCache(1)
+
+
+def load_fresh_sync(resource_id: str) -> Fresh[int] | NotModified:
+    """A sync one."""
+    return Fresh(len(resource_id))
+
+
+async def decided(cache: Cache) -> None:
+    """What a loader decides of its value is not the value."""
+    assert_type(await cache.get_or_load("a", 1, load_fresh, "acme", refresh=True), int)
+    assert_type(await cache.get_or_load("a", 1, load_if_modified, "acme"), str)
+    assert_type(await cache.get_or_load("a", 1, load_anything, "acme"), int)
+    assert_type(await cache.get_or_load("a", 1, load_fresh_or_nothing, "acme"), dict[str, int] | None)
+    assert_type(await cache.get_or_load("a", 1, load_fresh_perhaps, "acme"), int | None)
+    assert_type(await cache.get_or_load("a", 1, load_fresh_sync, "acme"), int)
+    assert_type(await cache.get_or_load("a", 1, lambda: Fresh(1), "acme"), int)
+    assert_type(await cache.get_or_load("a", 1, lambda: load_fresh("x"), "acme"), int)
+    assert_type(await CacheManager.get_or_load("a", 1, load_if_modified, "acme"), str)
+    value, _ = await get_with_cache_aside("a", 1, "acme", load_anything)
+    assert_type(value, int | None)
+    assert_type(await cached_fresh("x"), int)
+    assert_type(await cached_if_modified("x"), str)
+    assert_type(await cached_fresh_or_nothing("x"), dict[str, int] | None)
+    seen = await cache.look("a", 1, "acme")
+    assert_type(seen, CachedValue[Any])
+    assert_type(seen.ttl_left_s, float | None)
+    assert_type((await CacheManager.look("a", 1, "acme")).tags, tuple[str, ...])
+    with cache.bypassed():
+        assert_type(await cache.get_or_load("a", 1, load_anything, "acme"), int)
+
+
+@cached("fresh", resource_id="{resource_id}", tenant_id="acme")
+async def cached_fresh(resource_id: str) -> Fresh[int]:
+    """A cached function that says how long its result lives."""
+    return Fresh(len(resource_id))
+
+
+@cached("modified", resource_id="{resource_id}", tenant_id="acme")
+async def cached_if_modified(resource_id: str, previous: Previous[str] | None = None) -> Fresh[str] | NotModified:
+    """One that is told what is still cached."""
+    return NotModified() if previous is not None else Fresh(resource_id)
+
+
+@cached("nothing", resource_id="{resource_id}", tenant_id="acme")
+async def cached_fresh_or_nothing(resource_id: str) -> Fresh[dict[str, int]] | None:
+    """One whose source may have nothing."""
+    return Fresh({resource_id: 1}) if resource_id else None
 
 
 async def load_rows(ids: list[int]) -> dict[int, str]:

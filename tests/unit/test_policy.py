@@ -10,19 +10,17 @@ import pytest
 from pydantic import ValidationError
 
 from cachebus import values
+from cachebus.base.lifetimes import TTL_MAX_S, TTL_PERMANENT, check_ttl
 from cachebus.errors import ConfigError
 from cachebus.policy import (
     DEFAULT_TTL_MAPPING,
     RULES_MAX,
     TTL_EXTENDED,
-    TTL_MAX_S,
-    TTL_PERMANENT,
     TTL_SHORT,
     TTL_STANDARD,
     Policy,
     PolicyTable,
     Rules,
-    check_ttl,
 )
 
 

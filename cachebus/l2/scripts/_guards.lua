@@ -20,6 +20,21 @@ local function guarded_ms(key, first, last, record)
   return soonest and math.ceil((soonest - now_us) / 1000)
 end
 
+-- Whether a guard may have stood on a tag of a record since its load began, be it over by now: a loader may tell a tag that
+-- nobody knew of when the fill lease was granted, and a writer that was killed tells of nothing. What guards have left is
+-- swept: of that, only the latest end of all is known.
+local function was_guarded(record)
+  local since_us = struct.unpack('>I8', record, 45) * 1000
+  if guarded_until <= since_us or string.byte(record, 65) == 0 then return false end
+  if number(redis.call('HGET', META, 'swept')) > since_us then return true end
+  for _, tokens in ipairs(redis.call('HMGET', prefix .. 'guards', unpack(tags_of(record) or {''}))) do
+    for at = 17, tokens and #tokens or 0, 24 do
+      if struct.unpack('>I8', tokens, at) > since_us then return true end
+    end
+  end
+  return false
+end
+
 -- A takeover loses all guards. Each had been put up before it, for `most` at the longest, so it has ended by `born` +
 -- `most`, and its transaction before that. Until then, what is loaded or set may be from before a commit that nobody will
 -- tell of: it lives no longer than until then, and a fill lease lasts no longer, since its load may have read before, too.

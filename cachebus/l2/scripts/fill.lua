@@ -11,6 +11,7 @@ local FIRST = 12 -- ARGV of its scopes, up to the last
 local lease = stored(LEASE)
 if not holds(lease, TOKEN) then return {epoch, seq, 0, 0} end
 local fits, expires_ms = not hidden(LOADED, FIRST, #ARGV) and not guarded_ms(L1_NAME, FIRST, #ARGV, LOADED), 0
+fits = fits and not was_guarded(LOADED)
 if fits and OVER ~= '' then
   -- What is gone, or replaced, is no conflict: it went before the fill lease was granted, or by itself since.
   local now = stored(RECORD)

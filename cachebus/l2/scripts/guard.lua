@@ -7,7 +7,10 @@ local MARKED = ARGV[13] -- the number of scopes and tags to mark: these follow, 
 local MOST_ON_A_NAME = 1000 -- each costs all that look at the name
 local GUARDS, px_us, last = prefix .. 'guards', tonumber(PX) * 1000, 13 + tonumber(MARKED)
 local cursor, noted = redis.call('HGET', META, 'sweep') or '0', guarded
+local swept = number(redis.call('HGET', META, 'swept')) -- the latest end of what was swept
+local swept_before = swept
 if guarded_until <= now_us then
+  if guarded > 0 then swept = math.max(swept, guarded_until) end
   redis.call('UNLINK', GUARDS) -- none stands any more: what those have left who were killed goes at once
   guarded, cursor = 0, '0'
 end
@@ -16,8 +19,9 @@ end
 local function standing(tokens, without)
   local kept = {}
   for at = 1, #tokens, 24 do
-    local stands = struct.unpack('>I8', tokens, at + 16) > now_us and string.sub(tokens, at, at + 15) ~= without
-    if stands then kept[#kept + 1] = string.sub(tokens, at, at + 23) end
+    local ends, is_own = struct.unpack('>I8', tokens, at + 16), string.sub(tokens, at, at + 15) == without
+    if ends > now_us and not is_own then kept[#kept + 1] = string.sub(tokens, at, at + 23) end
+    if ends <= now_us and not is_own then swept = math.max(swept, ends) end
   end
   return table.concat(kept)
 end
@@ -39,7 +43,7 @@ for i = last + 1, #ARGV do
   fits = fits and (px_us == 0 or #kept[name] < 24 * MOST_ON_A_NAME)
 end
 if not fits then
-  if guarded ~= noted then redis.call('HSET', META, 'guarded', guarded, 'sweep', cursor) end
+  if guarded ~= noted then redis.call('HSET', META, 'guarded', guarded, 'sweep', cursor, 'swept', int(swept)) end
   return {epoch, seq, -1, ''}
 end
 
@@ -54,6 +58,7 @@ for name, tokens in pairs(kept) do
   end
 end
 redis.call('HSET', META, 'guards', int(math.max(guarded_until, now_us + px_us)), 'guarded', guarded, 'sweep', cursor)
+if swept ~= swept_before then redis.call('HSET', META, 'swept', int(swept)) end
 remove(2)
 local header = announce(14, last)
 return {epoch, seq, bound_ms, header}
