@@ -95,6 +95,15 @@ async def test_copies_are_made_of_what_was_decrypted(pair: list[Cache]) -> None:
         assert await b.get("copied", "1", tenant_id="acme") == [SECRET]
 
 
+async def test_no_copy_is_made_of_ciphertext(server_kinds: EmbeddedServer) -> None:
+    """Of which any bytes are numbers, where they are as many as this key's id makes them."""
+    policies = {"vector": Policy(codec="f32", copy=True, l1=False)}
+    async with nodes(server_kinds.url, policies=policies, encryption=lambda: {"abc": bytes(32)}) as (a, b):
+        await a.set("vector", "1", [1.0, 2.0], tenant_id="acme")
+        for _ in range(2):
+            assert await b.get_or_load("vector", "1", lambda: None, tenant_id="acme") == [1.0, 2.0]
+
+
 async def test_not_found_is_encrypted_too(pair: list[Cache], redis: Connection) -> None:
     a, b = pair
     assert await a.get_or_load("doc", "7", lambda: None, tenant_id="acme") is None
