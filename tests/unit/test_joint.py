@@ -52,7 +52,7 @@ class Flying:
         while (order := await self._orders.get()) == "wait":
             with self._joint.aside(self.task):
                 assert await self._orders.get() == "ask"
-        return (await self._load()).value if order == "load" else None
+        return (await self._load(None)).value if order == "load" else None
 
     async def do(self, *orders: str) -> None:
         """These, one after the other."""
