@@ -8,16 +8,15 @@
 from __future__ import annotations
 
 from asyncio import _get_running_loop as running_loop
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableSet, Sequence
-from typing import Any, Generic, TypeVar, cast, overload
+from collections.abc import Awaitable, Callable, Mapping, MutableSet, Sequence
+from typing import Any, TypeVar, overload
 
-from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.definition import Definition
 from cachebus.base.ids import Id, check_part
-from cachebus.base.lifetimes import TAGS_MAX, check_ttl
 from cachebus.base.parameters import SourceFunction
-from cachebus.context import IDS, Ids
-from cachebus.errors import ConfigError, InvalidKey
+from cachebus.context import IDS
+from cachebus.handle_many import TypedMany
+from cachebus.many import MANY
 from cachebus.receipt import Receipt
 from cachebus.values import check_model
 from cachebus.values.results import model_in
@@ -28,7 +27,6 @@ D = TypeVar("D")
 DecodeInto = Callable[[str, Any, Definition], None]
 Rest = tuple[Sequence[str], float | None]
 """Tags, and a time to live in seconds."""
-NOTHING_BOUND: Ids = (None, None, None, None)
 
 
 class NoMemory:
@@ -48,7 +46,7 @@ def handled(cache: Any, decode_into: DecodeInto, data_type: str, model: Any, res
     return made
 
 
-class TypedCache(Generic[T]):
+class TypedCache(TypedMany[T]):
     """One data type of a cache: `products = cache.of("product", model=Product)`. Its verbs are those of the cache,
     without `data_type`; parameters, results and errors are theirs. It may be made before the cache is opened.
 
@@ -57,21 +55,12 @@ class TypedCache(Generic[T]):
     - every id may be given by its name, or in the order of the cache's verbs
     """
 
-    __slots__ = ("__weakref__", "_cache", "_data_type", "_infix", "_memory", "_others", "_tags", "_ttl", "_within")
+    __slots__ = ("_memory", "_others")
 
     def __init__(self, cache: Any, data_type: str, tags: Sequence[str] = (), ttl: float | None = None) -> None:
         """`cache`: whose verbs it calls, and in whose memory it looks."""
-        self._data_type = check_part("data_type", data_type)
-        if isinstance(tags, str):
-            raise ConfigError(f"the tags of {data_type!r} must be a sequence of strings")
-        self._tags = tuple(check_part("tag", tag) for tag in tags)
-        if len(self._tags) > TAGS_MAX:
-            raise ConfigError(f"a value takes at most {TAGS_MAX} tags")
-        self._ttl = None if ttl is None else check_ttl(ttl)
-        self._infix: str | None = f"\x1f{self._data_type}\x1f"
-        """What stands in L1 names between tenant and resource id; None where ids are bound, which go there first."""
-        self._within = NOTHING_BOUND
-        self._cache, self._memory = cache, cache
+        super().__init__(cache, data_type, tags, ttl)
+        self._memory = cache
         self._others: MutableSet[TypedCache[Any]] | None = None
 
     def join(self, others: MutableSet[TypedCache[Any]], cache: Any) -> None:
@@ -84,11 +73,6 @@ class TypedCache(Generic[T]):
     def look_in(self, cache: Any) -> None:
         """Have hits be looked for in this cache's memory, None for nowhere: the process-wide cache comes and goes."""
         self._memory = NoMemory if cache is None else cache
-
-    @property
-    def data_type(self) -> str:
-        """The data type that it is of."""
-        return self._data_type
 
     def within(
         self,
@@ -111,10 +95,6 @@ class TypedCache(Generic[T]):
         if self._others is not None:
             made.join(self._others, None if self._memory is NoMemory else self._memory)
         return made
-
-    def __repr__(self) -> str:
-        bound = "".join(f", {name}={part!r}" for name, part in zip(IDS, self._within, strict=True) if part is not None)
-        return f"<typed cache of {self._data_type!r}{bound}>"
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -197,21 +177,6 @@ class TypedCache(Generic[T]):
         ids = tenant_id, agent_id, conversation_id, collection_id  # with those that are bound
         return await self._cache.get(self._data_type, resource_id, *ids, search_hierarchy, use_memory, default, after)
 
-    async def get_many(
-        self,
-        resource_ids: Iterable[Id],
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        after: Receipt | str | None = None,
-    ) -> dict[Id, T]:
-        """Read several values; see `Cache.get_many`."""
-        ids = self._ids(tenant_id, agent_id, conversation_id, collection_id)
-        found: dict[Id, T] = await self._cache.get_many(self._data_type, resource_ids, after=after, **ids)
-        return found
-
     @overload
     async def get_or_load(
         self,
@@ -242,10 +207,11 @@ class TypedCache(Generic[T]):
         after: Receipt | str | None = None,
         use_memory: bool = True,
     ) -> T | None: ...
+    @overload
     async def get_or_load(
         self,
         resource_id: Id,
-        loader: SourceFunction,
+        loader: None = None,
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -255,6 +221,26 @@ class TypedCache(Generic[T]):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        *,
+        batch: Callable[..., Awaitable[Mapping[Any, T]] | Mapping[Any, T]],
+        batch_max: int = MANY,
+    ) -> T | None: ...
+    async def get_or_load(
+        self,
+        resource_id: Id,
+        loader: SourceFunction | None = None,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        *,
+        batch: SourceFunction | None = None,
+        batch_max: int = MANY,
     ) -> Any:
         """Read a value, or load it; see `Cache.get_or_load`."""
         infix, cache = self._infix, self._memory
@@ -295,88 +281,5 @@ class TypedCache(Generic[T]):
                 return entry.value
         ids = tenant_id, agent_id, conversation_id, collection_id  # with those that are bound
         rest = search_hierarchy, self._ttl if ttl is None else ttl, self._with_tags(tags), after, use_memory
-        return await self._cache.get_or_load(self._data_type, resource_id, loader, *ids, *rest)
-
-    # -- writing --------------------------------------------------------------------------------------------------
-
-    async def set(
-        self,
-        resource_id: Id,
-        value: T,
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        ttl: float | None = None,
-        *,
-        tags: Sequence[str] = (),
-        wait: Wait | None = None,
-    ) -> Receipt:
-        """Store a value; see `Cache.set`."""
-        ids = self._ids(tenant_id, agent_id, conversation_id, collection_id)
-        ttl, tags = self._ttl if ttl is None else ttl, self._with_tags(tags)
-        stored = self._cache.set(self._data_type, resource_id, value, ttl=ttl, tags=tags, wait=wait, **ids)
-        return cast("Receipt", await stored)
-
-    async def add(
-        self,
-        resource_id: Id,
-        value: T,
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        ttl: float | None = None,
-        *,
-        tags: Sequence[str] = (),
-    ) -> bool:
-        """Store a value only where there is none; see `Cache.add`, but here `ttl` stands where it does in `set`."""
-        ids = self._ids(tenant_id, agent_id, conversation_id, collection_id)
-        ttl, tags = self._ttl if ttl is None else ttl, self._with_tags(tags)
-        return cast("bool", await self._cache.add(self._data_type, resource_id, value, ttl=ttl, tags=tags, **ids))
-
-    async def invalidate(
-        self,
-        resource_id: Id,
-        tenant_id: Id | None = None,
-        agent_id: Id | None = None,
-        conversation_id: Id | None = None,
-        collection_id: Id | None = None,
-        *,
-        contexts: ContextMatch = "exact",
-        wait: Wait | None = None,
-        reason: str | None = None,
-    ) -> Receipt:
-        """Say that a value is replaced, everywhere; see `Cache.invalidate`."""
-        ids = self._ids(tenant_id, agent_id, conversation_id, collection_id)
-        how = {"contexts": contexts, "wait": wait, "reason": reason}
-        return cast("Receipt", await self._cache.invalidate(self._data_type, resource_id, **how, **ids))
-
-    delete = invalidate
-    """Remove a value: `invalidate` by its other name."""
-
-    # -- what they have in common ---------------------------------------------------------------------------------
-
-    def _with_tags(self, tags: Sequence[str]) -> Sequence[str]:
-        return (*self._tags, *tags) if self._tags and not isinstance(tags, str) else tags
-
-    def _ids(
-        self, tenant_id: Id | None, agent_id: Id | None, conversation_id: Id | None, collection_id: Id | None
-    ) -> dict[str, Id | None]:
-        """The ids of a call by their names, with those that are bound; `InvalidKey`."""
-        return dict(zip(IDS, self._bound((tenant_id, agent_id, conversation_id, collection_id)), strict=True))
-
-    def _filled(self, *given: Id | None) -> tuple[str, Id | None, Id | None, Id | None, Id | None]:
-        """What a hit goes by, where ids are bound; `InvalidKey`."""
-        bound = self._within if given == NOTHING_BOUND else self._bound(given)  # type: ignore[arg-type]
-        return f"\x1f{self._data_type}\x1f", *bound
-
-    def _bound(self, given: Ids) -> Ids:
-        """The ids of a call, with those that are bound; `InvalidKey` where it gives another one."""
-        for name, part, bound in zip(IDS, given, self._within, strict=True):
-            if part is not None and bound is not None and check_part(name, part) != check_part(name, bound):
-                raise InvalidKey(f"{name} is {bound!r} in {self!r}, and this call gives another one")
-        tenant, agent, conversation, collection = (
-            part if bound is None else bound for part, bound in zip(given, self._within, strict=True)
-        )
-        return tenant, agent, conversation, collection
+        together = {} if batch is None else {"batch": batch, "batch_max": batch_max}
+        return await self._cache.get_or_load(self._data_type, resource_id, loader, *ids, *rest, **together)

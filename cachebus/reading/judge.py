@@ -216,8 +216,6 @@ class Judge:
         `fenced=False`: L2 did not confirm it.
         """
         rules = self.rules(key)
-        if record.policy_version != rules.version:
-            return False  # another policy was registered while it was loaded
         own_s = terms_of(record.more).l1_ttl_s if record.more else None
         l1_ttl_s = own_s or (INF if rules.l1_ttl_s is None else rules.l1_ttl_s)
         decode = copier(record, value, rules) if rules.copy else None

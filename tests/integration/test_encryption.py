@@ -67,6 +67,22 @@ async def test_every_way_into_redis_is_encrypted(pair: list[Cache], redis: Conne
     assert b.stats().records_corrupt == 0
 
 
+async def test_batches_are_encrypted_too(pair: list[Cache], redis: Connection) -> None:
+    a, b = pair
+    values = {str(i): [SECRET, i] for i in range(5)}
+
+    async def load(ids: list[str]) -> dict[str, Any]:
+        return {i: values[i] for i in ids}
+
+    assert await a.get_or_load_many("away", list(values), load, tenant_id="acme") == values
+    for i in values:
+        assert (await Stored(redis, a, i, "away").record()).is_encrypted
+    assert await b.get_many("away", list(values), tenant_id="acme") == values
+    source = Source()
+    assert await b.get_or_load_many("away", list(values), source.load, tenant_id="acme") == values
+    assert not source.calls
+
+
 async def test_copies_are_made_of_what_was_decrypted(pair: list[Cache]) -> None:
     a, b = pair
     await a.set("copied", "1", [SECRET], tenant_id="acme")
@@ -77,6 +93,15 @@ async def test_copies_are_made_of_what_was_decrypted(pair: list[Cache]) -> None:
         found.append("mine")
         assert await b.get_or_load("raw", "1", lambda: None, tenant_id="acme") == SECRET.encode()
         assert await b.get("copied", "1", tenant_id="acme") == [SECRET]
+
+
+async def test_no_copy_is_made_of_ciphertext(server_kinds: EmbeddedServer) -> None:
+    """Of which any bytes are numbers, where they are as many as this key's id makes them."""
+    policies = {"vector": Policy(codec="f32", copy=True, l1=False)}
+    async with nodes(server_kinds.url, policies=policies, encryption=lambda: {"abc": bytes(32)}) as (a, b):
+        await a.set("vector", "1", [1.0, 2.0], tenant_id="acme")
+        for _ in range(2):
+            assert await b.get_or_load("vector", "1", lambda: None, tenant_id="acme") == [1.0, 2.0]
 
 
 async def test_not_found_is_encrypted_too(pair: list[Cache], redis: Connection) -> None:

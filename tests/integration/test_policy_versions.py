@@ -163,6 +163,21 @@ async def test_a_refresh_ahead_of_expiry_takes_the_others_place(redis_url: str) 
         assert not old.stats().fills_rejected
 
 
+async def test_batches(redis_url: str) -> None:
+    async with two(redis_url, l1=False) as (old, new):
+        for cache, value in ((old, OLD), (new, NEW), (old, OLD)):
+            asked: list[str] = []
+
+            async def load(ids: list[str], value: Any = value, asked: list[str] = asked) -> dict[str, Any]:
+                asked += ids
+                return dict.fromkeys(ids, value)
+
+            for _ in range(2):
+                found = await cache.get_or_load_many("user", ["1", "2", "3"], load, tenant_id="acme")
+                assert found == dict.fromkeys(("1", "2", "3"), value)
+            assert sorted(asked) == ["1", "2", "3"]
+
+
 async def test_a_search_passes_over_it(redis_url: str) -> None:
     async with two(redis_url) as (old, new):
         await old.set("user", "7", OLD, tenant_id="acme", agent_id="a")

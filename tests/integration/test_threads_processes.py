@@ -272,8 +272,9 @@ def test_ctrl_c_while_it_waits(environment: dict[str, str]) -> None:
     """The call ends at once; nothing is left of it, and the cache goes on."""
     said = ran(
         """
-        import asyncio, signal
+        import asyncio, logging, signal
         from cachebus import blocking
+        logging.disable()  # what goes on in its thread is told
         begun = threading.Event()
         async def hang():
             begun.set()
@@ -293,8 +294,6 @@ def test_ctrl_c_while_it_waits(environment: dict[str, str]) -> None:
             threading.Event().wait(60)
         begun.clear()
         threading.Thread(target=interrupt).start()
-        import logging
-        logging.disable()
         try:
             cache.get_or_load("config", "x", on_this_thread, "acme")
         except KeyboardInterrupt:

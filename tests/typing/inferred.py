@@ -293,6 +293,10 @@ class Product(BaseModel):
     name: str
 
 
+async def load_products(resource_ids: Sequence[int]) -> Mapping[int, Product]:
+    return {number: Product(name="x") for number in resource_ids}
+
+
 async def load_product(resource_id: str) -> Product:
     """One that always has it."""
     return Product(name=resource_id)
@@ -313,6 +317,10 @@ async def handles(cache: Cache) -> None:
     assert_type(await products.get(7, tenant_id="acme", default=0), Product | int)
     assert_type(await products.get_many([7, "8"], "acme"), dict[str | int | UUID, Product])
     assert_type(await products.get_or_load(7, load_product, "acme"), Product)
+    assert_type(await products.get_or_load(7, batch=load_products, tenant_id="acme"), Product | None)
+    assert_type(await products.get_or_load_many([7, 8], load_products, "acme"), dict[int, Product])
+    assert_type(await products.set_many({7: Product(name="x")}, "acme"), Receipt)
+    assert_type(await products.invalidate_many([7], "acme"), Receipt)
     assert_type(await products.get_or_load(7, load_product_perhaps, "acme"), Product | None)
     assert_type(await products.get_or_load(7, lambda: Product(name="x"), "acme"), Product)
     assert_type(await products.set(7, Product(name="x"), "acme", wait="nodes"), Receipt)

@@ -39,7 +39,7 @@ COMMENT_SHARE = (0.04, 0.15)
 PARAMETERS_MAX = 5
 """What is handed to a function; more of it belongs together, and has a name."""
 OF_THE_USER = (
-    r"cachebus/(cache|writes|batches|handle|helpers|manager|decorator)\.py:",
+    r"cachebus/(cache|writes|batches|handle|handle_many|helpers|manager|decorator)\.py:",
     r"cachebus/threads/(cache|writes|batches|hit)\.py:",
     r"cachebus/testing/",
     r"cachebus/keys/(key|naming)\.py:(Keyspace|Naming)\.key$",
