@@ -191,6 +191,7 @@ class TypedCache(TypedMany[T]):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
     ) -> T: ...
     @overload
     async def get_or_load(
@@ -206,6 +207,7 @@ class TypedCache(TypedMany[T]):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
     ) -> T | None: ...
     @overload
     async def get_or_load(
@@ -221,6 +223,7 @@ class TypedCache(TypedMany[T]):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
         *,
         batch: Callable[..., Awaitable[Mapping[Any, T]] | Mapping[Any, T]],
         batch_max: int = MANY,
@@ -238,6 +241,7 @@ class TypedCache(TypedMany[T]):
         tags: Sequence[str] = (),
         after: Receipt | str | None = None,
         use_memory: bool = True,
+        refresh: bool = False,
         *,
         batch: SourceFunction | None = None,
         batch_max: int = MANY,
@@ -269,7 +273,7 @@ class TypedCache(TypedMany[T]):
                 name = ""  # an int of more digits than Python writes: no id
         # hit: end
         entry = cache._entries.get(name)
-        if entry is not None and use_memory and after is None:
+        if entry is not None and use_memory and after is None and not refresh:
             now, home = cache._clock(), cache._loop
             # hit: serve
             group = entry.group
@@ -280,6 +284,6 @@ class TypedCache(TypedMany[T]):
                 # hit: end
                 return entry.value
         ids = tenant_id, agent_id, conversation_id, collection_id  # with those that are bound
-        rest = search_hierarchy, self._ttl if ttl is None else ttl, self._with_tags(tags), after, use_memory
+        rest = search_hierarchy, self._ttl if ttl is None else ttl, self._with_tags(tags), after, use_memory, refresh
         together = {} if batch is None else {"batch": batch, "batch_max": batch_max}
         return await self._cache.get_or_load(self._data_type, resource_id, loader, *ids, *rest, **together)

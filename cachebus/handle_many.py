@@ -14,6 +14,7 @@ from cachebus.base.lifetimes import TAGS_MAX, check_ttl
 from cachebus.base.parameters import SourceFunction
 from cachebus.context import IDS, Ids
 from cachebus.errors import ConfigError, InvalidKey
+from cachebus.reading.looked import CachedValue
 from cachebus.receipt import Receipt
 
 T = TypeVar("T")
@@ -49,6 +50,20 @@ class TypedMany(Generic[T]):
     def __repr__(self) -> str:
         bound = "".join(f", {name}={part!r}" for name, part in zip(IDS, self._within, strict=True) if part is not None)
         return f"<typed cache of {self._data_type!r}{bound}>"
+
+    async def look(
+        self,
+        resource_id: Id,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        *,
+        after: Receipt | str | None = None,
+    ) -> CachedValue[T]:
+        """Read a value, and what is known of it; see `Cache.look`."""
+        ids = self._ids(tenant_id, agent_id, conversation_id, collection_id)
+        return cast("CachedValue[T]", await self._cache.look(self._data_type, resource_id, after=after, **ids))
 
     # -- many ids -------------------------------------------------------------------------------------------------
 

@@ -319,6 +319,7 @@ async def handles(cache: Cache) -> None:
     assert_type(await products.get_or_load(7, load_product, "acme"), Product)
     assert_type(await products.get_or_load(7, batch=load_products, tenant_id="acme"), Product | None)
     assert_type(await products.get_or_load_many([7, 8], load_products, "acme"), dict[int, Product])
+    assert_type((await products.look(7, "acme")).value, Product | None)
     assert_type(await products.set_many({7: Product(name="x")}, "acme"), Receipt)
     assert_type(await products.invalidate_many([7], "acme"), Receipt)
     assert_type(await products.get_or_load(7, load_product_perhaps, "acme"), Product | None)
