@@ -48,6 +48,7 @@ _PARTS = {
     "guards",
     "guarded",
     "guarded_until_s",
+    "swept_s",
     "born_s",
     "is_new",
     "bound_ms",
@@ -195,7 +196,7 @@ class L2:
         # Where the rows do not matter their set has a name, so that it never begins anew.
         shard.nodes_name = vault.nodes_name if self._rows else b"-"
         shard.counters, shard.requests, shard.guards, shard.is_new = {}, {}, {}, False
-        shard.guarded, shard.guarded_until_s = 0, 0.0
+        shard.guarded, shard.guarded_until_s, shard.swept_s = 0, 0.0, 0.0
         self._epochs = vault.epochs
         self._sent.clear()
 
