@@ -7,6 +7,9 @@ worker anew: nothing has to be done for servers that load the application and th
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextvars import Context as Variables
+from contextvars import copy_context
+from functools import partial
 from typing import Any, Final, cast
 
 try:
@@ -25,6 +28,8 @@ __all__ = ["CacheBus"]
 TenantOfRequest = Callable[[Request], Id | None]
 NAME: Final = "cachebus"
 PREFIX: Final = "CACHEBUS_"
+_OF_A_REQUEST: Final = ("flask.app_ctx", "flask.request_ctx")
+"""Flask's context variables: what a request has, and its teardown takes back."""
 _ENTERED: Final = "_cachebus_context"
 
 
@@ -50,7 +55,8 @@ class CacheBus:
         wrong, and for an application that has a cache already."""
         if NAME in app.extensions:
             raise ConfigError(f"the application {app.name!r} has a CacheBus already")
-        app.extensions[NAME] = BlockingCache.open(settings_of(app.config))
+        app.extensions[NAME] = cache = BlockingCache.open(settings_of(app.config))
+        cache._run_apart = partial(_apart, app)
         if self._tenant is not None:
             app.before_request(self._enter)
             app.teardown_request(self._leave)
@@ -86,6 +92,21 @@ class CacheBus:
         context: Context | None = g.pop(_ENTERED, None)
         if context is not None:
             context.__exit__(None, error, None)
+
+
+def _apart(app: Flask, load: Callable[[], Any]) -> Any:
+    """What a load gives in a thread of its own: within an application context of its own, with its own teardown. That
+    of the request which has begun it may be over, or in use."""
+    variables = Variables()
+    for variable, value in copy_context().items():
+        if variable.name not in _OF_A_REQUEST:
+            variables.run(variable.set, value)
+    return variables.run(_within, app, load)
+
+
+def _within(app: Flask, load: Callable[[], Any]) -> Any:
+    with app.app_context():
+        return load()
 
 
 def settings_of(config: dict[str, Any]) -> Settings:
