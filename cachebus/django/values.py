@@ -10,6 +10,7 @@ So memory holds bytes, which nobody can change: each caller is given a value of 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from http.cookies import Morsel
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 from cachebus import values
 from cachebus.base.log import logger
+from cachebus.decided import Decided, DontCache, Fresh
 from cachebus.errors import NotSerializable
 
 PLAIN, SAFE_TEXT, RESPONSE, SERIALIZED = range(4)
@@ -42,6 +44,10 @@ class Serializer(Protocol):
 
 def encoded(value: object, serializer: Serializer | None) -> bytes:
     """The bytes of a value; `NotSerializable`, and whatever the serializer raises."""
+    if isinstance(value, Decided):
+        raise NotSerializable(
+            f"value is of type {type(value).__qualname__}: get_or_set alone takes it, from its default"
+        )
     if serializer is not None:
         data = serializer.dumps(value)
         if not isinstance(data, bytes):
@@ -52,6 +58,15 @@ def encoded(value: object, serializer: Serializer | None) -> bytes:
     if isinstance(value, Model | QuerySet):
         raise NotSerializable(f"value is of type {type(value).__qualname__}: {_HELP}")
     return _framed(SAFE_TEXT if isinstance(value, SafeString) else PLAIN, value)
+
+
+def encoded_answer(answer: Any, serializer: Serializer | None) -> Any:
+    """The bytes of what a loader gives, in what it decides of them."""
+    if isinstance(answer, Fresh):
+        return replace(answer, value=encoded(answer.value, serializer))
+    if isinstance(answer, DontCache):
+        return DontCache(encoded(answer.value, serializer))
+    return answer if isinstance(answer, Decided) else encoded(answer, serializer)
 
 
 def _framed(kind: int, value: object) -> bytes:
