@@ -10,6 +10,7 @@ from cachebus.base.ids import Id
 from cachebus.base.parameters import SourceFunction
 from cachebus.calls import as_target, set_request
 from cachebus.cascade import Target
+from cachebus.decided import Answer, Decided
 from cachebus.keys.naming import check_contexts
 from cachebus.keys.plan import target
 from cachebus.many import Common, HowToLoad, from_memory, in_order, in_turns, keys_of, load_keys, read_keys
@@ -72,7 +73,7 @@ class Batches(Writes):
         self,
         data_type: str,
         resource_ids: Iterable[IdT],
-        loader: Callable[..., Awaitable[Mapping[Any, T]]],
+        loader: Callable[..., Awaitable[Mapping[Any, Decided[T]]] | Mapping[Any, Decided[T]]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -88,7 +89,23 @@ class Batches(Writes):
         self,
         data_type: str,
         resource_ids: Iterable[IdT],
-        loader: Callable[..., Mapping[Any, T]],
+        loader: Callable[..., Awaitable[Mapping[Any, Answer[T]]]],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+    ) -> dict[IdT, T]: ...
+    @overload
+    async def get_or_load_many(
+        self,
+        data_type: str,
+        resource_ids: Iterable[IdT],
+        loader: Callable[..., Mapping[Any, Answer[T]]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,

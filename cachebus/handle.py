@@ -15,6 +15,7 @@ from cachebus.base.definition import Definition
 from cachebus.base.ids import Id, check_part
 from cachebus.base.parameters import SourceFunction
 from cachebus.context import IDS
+from cachebus.decided import Answer
 from cachebus.handle_many import TypedMany
 from cachebus.many import MANY
 from cachebus.receipt import Receipt
@@ -181,7 +182,7 @@ class TypedCache(TypedMany[T]):
     async def get_or_load(
         self,
         resource_id: Id,
-        loader: Callable[..., Awaitable[T] | T],
+        loader: Callable[..., Awaitable[Answer[T]] | Answer[T]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -197,7 +198,7 @@ class TypedCache(TypedMany[T]):
     async def get_or_load(
         self,
         resource_id: Id,
-        loader: Callable[..., Awaitable[T | None] | T | None],
+        loader: Callable[..., Awaitable[Answer[T | None]] | Answer[T | None]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -225,7 +226,7 @@ class TypedCache(TypedMany[T]):
         use_memory: bool = True,
         refresh: bool = False,
         *,
-        batch: Callable[..., Awaitable[Mapping[Any, T]] | Mapping[Any, T]],
+        batch: Callable[..., Awaitable[Mapping[Any, Answer[T | None]]] | Mapping[Any, Answer[T | None]]],
         batch_max: int = MANY,
     ) -> T | None: ...
     async def get_or_load(

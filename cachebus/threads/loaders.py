@@ -32,7 +32,9 @@ run_apart: ContextVar[RunApart | None] = ContextVar("cachebus_run_apart", defaul
 """For the loads of a call, on the event loop: that of the framework whose cache is called."""
 
 
-def blocking(loader: Callable[P, T], *, limiter: CapacityLimiter | None = None) -> Callable[P, Coroutine[Any, Any, T]]:
+def blocking(
+    loader: Callable[P, T], *, limiter: CapacityLimiter | None = None
+) -> Callable[P, Coroutine[object, object, T]]:
     """Have a sync loader run in a thread, so that the event loop goes on: `get_or_load(..., blocking(load))`.
 
     It is given what the loader takes of `resource_id`, `tenant_id` and `ctx`, and sees the context variables of who
