@@ -78,7 +78,7 @@ def gone(shop: BlockingCache) -> set[str]:
 
 
 def test_what_is_saved_and_what_it_was_goes(shop: BlockingCache, followed: list[Any]) -> None:
-    followed.append(invalidate_on({"django_shop.Product": names_of}))
+    followed.append(invalidate_on({"django_shop.Product": f"{__name__}.names_of"}))
     of("Category").objects.create(id=2, name="paper")
     product = of("Product").objects.get(pk=1)
     fill(shop)
@@ -320,7 +320,15 @@ async def test_a_process_that_is_killed_after_the_commit_loses_nothing(
 
 
 def test_what_is_wrong_is_told_before_the_commit(shop: BlockingCache, followed: list[Any]) -> None:
-    for mapping in ({"django_shop.Nothing": names_of}, {"nothing": names_of}, {str: names_of}):
+    product = of("Product")
+    for mapping in (
+        {"django_shop.Nothing": names_of},
+        {"nothing": names_of},
+        {str: names_of},
+        {product: "nope.names_of"},
+        {product: "names_of"},
+        {product: ["product"]},
+    ):
         with pytest.raises(ConfigError, match="invalidate_on: "):
             invalidate_on(mapping)  # type: ignore[arg-type]
     for names, error, words in (
