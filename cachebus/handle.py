@@ -20,7 +20,6 @@ from cachebus.handle_many import TypedMany
 from cachebus.many import MANY
 from cachebus.receipt import Receipt
 from cachebus.values import check_model
-from cachebus.values.results import model_in
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -38,11 +37,10 @@ class NoMemory:
 
 def handled(cache: Any, decode_into: DecodeInto, data_type: str, model: Any, rest: Rest) -> TypedCache[Any]:
     """A handle whose model is that of its type from now on; `ConfigError` where the type has another one, or for what
-    no value can be decoded into. What comes back as it is anyway, as an int, needs no model."""
+    no value can be decoded into. Any says nothing."""
     made = TypedCache[Any](cache, data_type, *rest)
-    if model is not None:
+    if model is not None and model is not Any:
         check_model(model)
-    if model is not None and model_in(model) is not None:
         decode_into(made.data_type, model, Definition(f"of({made.data_type!r})", "cache", None, None))
     return made
 
