@@ -14,12 +14,13 @@ from typing import Any, Final, cast
 
 try:
     from flask import Flask, Request, current_app, g, request
+    from werkzeug.exceptions import BadRequest
 except ModuleNotFoundError as _missing:
     raise ModuleNotFoundError("cachebus.flask needs Flask: pip install 'cachebus[flask]'", name=_missing.name) from None
 
 from cachebus.base.ids import Id
 from cachebus.context import Context
-from cachebus.errors import ConfigError
+from cachebus.errors import ConfigError, InvalidKey
 from cachebus.policy import unknown
 from cachebus.settings import Settings
 from cachebus.threads import BlockingCache
@@ -39,7 +40,7 @@ class CacheBus:
     - `app`: an application, or None: then `init_app` is called later, with one or several
     - `tenant`: a function of the request that gives its tenant, as from a header or the session; it runs before each
       request, and the whole request is then inside `Context(tenant_id=...)`, so that no call names the tenant. None
-      from it is no tenant
+      from it is no tenant, and a text that is no id is answered by 400
 
     In the application's config `CACHEBUS_URL`, `CACHEBUS_NAMESPACE`, ... are the fields of `Settings`; what is missing
     there comes from the environment variables of these names.
@@ -84,7 +85,7 @@ class CacheBus:
         assert self._tenant is not None
         tenant_id = self._tenant(request)
         if tenant_id is not None:
-            context = Context(tenant_id=tenant_id)
+            context = _context_of(tenant_id)
             context.__enter__()
             setattr(g, _ENTERED, context)
 
@@ -92,6 +93,15 @@ class CacheBus:
         context: Context | None = g.pop(_ENTERED, None)
         if context is not None:
             context.__exit__(None, error, None)
+
+
+def _context_of(tenant_id: Id) -> Context:
+    try:
+        return Context(tenant_id=tenant_id)
+    except InvalidKey as error:
+        if isinstance(tenant_id, str):
+            raise BadRequest(str(error)) from error
+        raise
 
 
 def _apart(app: Flask, load: Callable[[], Any]) -> Any:

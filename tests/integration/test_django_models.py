@@ -11,7 +11,7 @@ import pytest
 from django.apps import apps
 from django.core.cache import cache
 from django.db import connection, transaction
-from django.test import override_settings
+from django.test import TestCase, override_settings
 
 from cachebus import ConfigError, InvalidationFailed, InvalidKey, Settings, Target
 from cachebus.consumers.outbox import OutboxRelay
@@ -85,6 +85,17 @@ def test_what_is_saved_and_what_it_was_goes(shop: BlockingCache, followed: list[
     product.name, product.category_id = "ink", 2
     product.save()
     assert gone(shop) == {"product 1", "category 1", "category 2", "pen", "ink"}
+
+
+def test_in_a_test_that_never_commits_callbacks_are_captured(shop: BlockingCache, followed: list[Any]) -> None:
+    followed.append(invalidate_on({of("Product"): names_of}))
+    fill(shop)
+    with transaction.atomic():
+        with TestCase.captureOnCommitCallbacks(execute=True):
+            of("Product").objects.get(pk=1).save()
+            assert gone(shop) == set()
+        assert gone(shop) == {"product 1", "category 1", "pen"}
+        transaction.set_rollback(True)
 
 
 def test_what_it_was_costs_a_query_that_may_be_done_without(shop: BlockingCache, followed: list[Any]) -> None:
