@@ -17,6 +17,7 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from cachebus.base.ids import Id, check_part
 from cachebus.base.lifetimes import TTL_MIN_S
 from cachebus.cascade import Target
+from cachebus.django.awaited import AwaitedVerbs
 from cachebus.django.shared import SharedCache, shared
 from cachebus.django.values import UNREADABLE, decoded, encoded
 from cachebus.errors import InvalidKey
@@ -36,7 +37,7 @@ def resource_of(name: str) -> str:
     return HASHED + sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class CacheBackend(BaseCache):  # type: ignore[misc]
+class CacheBackend(AwaitedVerbs, BaseCache):  # type: ignore[misc]
     """Django's cache interface over a coherent two-level cache: see `django.core.cache.backends.base.BaseCache`.
 
     - `LOCATION`: the URL, as `Settings.url`; "" leaves it to `CACHEBUS_URL`
@@ -46,7 +47,8 @@ class CacheBackend(BaseCache):  # type: ignore[misc]
 
     A timeout of 0 or less stores nothing, None is for ever. `delete` and `touch` say whether there was a value.
     `touch`, `incr` and `decr` are atomic, and the last two keep the lifetime. `get_or_set` loads once over all nodes.
-    `close` does nothing: the cache is the process's, and closes with it.
+    The async twins are the same verbs, each on a thread. `close` does nothing: the cache is the process's, and closes
+    with it.
 
     Raises `NotSerializable`, a `TypeError`, for values that can't be carried; `L2Unavailable`, a `ConnectionError`,
     where the server does not answer; `ConfigError` for options that are wrong; `TenantRequired` where there is no

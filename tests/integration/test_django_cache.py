@@ -7,11 +7,13 @@ import pickle
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from inspect import iscoroutinefunction, signature
 from typing import Any
 
 import pytest
 from asgiref.sync import sync_to_async
 from django.core.cache import cache, caches
+from django.core.cache.backends.base import BaseCache
 from django.http import HttpResponse
 from django.template.response import ContentNotRenderedError, SimpleTemplateResponse
 from django.test import AsyncClient, Client, override_settings
@@ -39,10 +41,6 @@ NOT_APPLICABLE = {
     "Base.test_cull": (CULLING, CULLING),
     "Base.test_cull_delete_when_store_empty": (CULLING, CULLING),
     "Base.test_zero_cull": (CULLING, CULLING),
-    "Base.test_get_or_set_async_uses_specialized_implementation": (
-        "it calls aget_or_set without its default, which no backend of Django's own gets as far as",
-        "the same",
-    ),
 }
 """Those of Django's tests that this backend does not pass, and why it is not to."""
 APPLY_WITH_PICKLE = {name for name, (_, pickled) in NOT_APPLICABLE.items() if not pickled}
@@ -347,6 +345,28 @@ async def test_async_views_share_what_sync_ones_have(server: str) -> None:
     assert await cache.aget_many(["price:p1"]) == {"price:p1": value["value"] + 1}
     assert await cache.adelete("price:p1")
     assert await asyncio.gather(*(cache.aget_or_set("price:p2", lambda: 5) for _ in range(5))) == [5] * 5
+
+
+def test_each_async_twin_is_the_sync_verb_whatever_djangos_own_does() -> None:
+    """Before 6.1 those of BaseCache read and then store."""
+    twins = [name for name in dir(BaseCache) if iscoroutinefunction(getattr(BaseCache, name)) and name[0] == "a"]
+    assert len(twins) >= 16
+    for name in twins:
+        twin, verb = getattr(CacheBackend, name), getattr(BaseCache, name[1:])
+        assert (twin.__module__, twin.__name__) == ("cachebus.django.awaited", name)
+        assert signature(twin) == signature(verb)
+        assert signature(twin) == signature(getattr(BaseCache, name))
+
+
+async def test_async_twins_are_atomic(server: str) -> None:
+    await cache.aset("n", 0, timeout=30)
+    assert sorted(await asyncio.gather(*(cache.aincr("n") for _ in range(20)))) == list(range(1, 21))
+    left_s = (await asyncio.to_thread(blocking_cache().look, "django", cache.resource_id("n"), "django")).ttl_left_s
+    assert left_s is not None
+    assert 0 < left_s <= 30
+    calls: list[int] = []
+    await asyncio.gather(*(cache.aget_or_set("k", lambda: calls.append(1) or 5) for _ in range(10)))
+    assert (len(calls), await cache.aget("k")) == (1, 5)
 
 
 def test_a_backend_of_another_kind_has_no_cache_of_ours() -> None:
