@@ -66,6 +66,7 @@ def encoded(value: object, serializer: Serializer | None) -> bytes:
 def _safe_in(value: object) -> Safe:
     """Where in a value text is that is safe in HTML: by the places of a dict's or a list's items, True for such text
     itself. `NotSerializable` for what can't be marked again."""
+    hashed: Iterable[object]
     inside: Iterable[object]
     if isinstance(value, SafeString):
         return True
