@@ -170,10 +170,11 @@ class CacheBackend(AwaitedVerbs, BaseCache):  # type: ignore[misc]
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         """The values by their keys, absent ones left out; one round trip for 250."""
-        by_id = {self.resource_id(key, version): key for key in keys}
+        asked = {key: self.resource_id(key, version) for key in keys}
         cache, tenant_id = self._where()
-        found = cache.get_many(self._type, by_id, tenant_id)
-        values = {by_id[str(one)]: decoded(data, self._shared.options.serializer) for one, data in found.items()}
+        found = cache.get_many(self._type, set(asked.values()), tenant_id)
+        data = {key: found[resource_id] for key, resource_id in asked.items() if resource_id in found}
+        values = {key: decoded(one, self._shared.options.serializer) for key, one in data.items()}
         return {key: value for key, value in values.items() if value is not UNREADABLE}
 
     def set_many(

@@ -124,6 +124,12 @@ def test_a_delete_in_an_outage_waits_for_the_server(own_server: EmbeddedServer) 
         close_caches()
 
 
+def test_get_many_gives_each_key_as_it_was_asked_for(server: str) -> None:
+    cache.set_many({1: "a", "k": ["b"]})
+    found = cache.get_many([1, "1", "k", "k", "absent"])
+    assert found == {1: "a", "1": "a", "k": ["b"]}
+
+
 def test_set_many_is_one_step_and_checks_before_it_stores(server: str) -> None:
     with pytest.raises(NotSerializable):
         cache.set_many({"a": 1, "b": object()})
