@@ -164,8 +164,9 @@ class Batches(Writes):
         - `tags`: of each of them
 
         Returns one receipt: that of the last write, which stands for all. Raises what `set` does: for a bad id, or a
-        value that can't be stored, before anything is written; `L2Unavailable` where any is not sure to be stored, and
-        the others may be. To call it again is safe. `ValueError` where there are none.
+        value that can't be stored, before anything is written; `L2Unavailable` where any is not sure to be stored: the
+        others of its 250 may be, and what comes behind is not written. To call it again is safe. `ValueError` where
+        there are none.
         """
         check_wait(wait)
         parts = self._live()
