@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from cachebus.base.choices import ContextMatch, Wait
-from cachebus.base.ids import Id
+from cachebus.base.ids import Id, several
 from cachebus.base.parameters import SourceFunction
 from cachebus.calls import as_target, set_request
 from cachebus.cascade import Target
@@ -41,7 +41,7 @@ class Batches(Writes):
 
         Returns the values by the ids asked, absent ones left out. Raises what `get` does.
         """
-        parts, ids = self._live(), list(resource_ids)
+        parts, ids = self._live(), several("resource_ids", resource_ids)
         common = Common(data_type, tenant_id, (agent_id, conversation_id, collection_id))
         found: dict[Id, Any] = {}
         remaining = await from_memory(parts, common, ids, found) if after is None else [(one, "") for one in ids]
@@ -62,8 +62,10 @@ class Batches(Writes):
         no target.
         """
         parts, keys = self._live(), {}
-        for one in targets:
+        for one in several("targets", targets):
             data_type, resource_id, *contexts, _ = as_target(one)
+            if not isinstance(one, Hashable):
+                raise ValueError(f"get_targets gives values by their targets: take tuples, not a {type(one).__name__}")
             keys[one] = parts.naming.key(data_type, resource_id, tenant_id, *contexts)
         return in_order(keys, await read_keys(parts, keys, after))
 
@@ -130,7 +132,7 @@ class Batches(Writes):
         once all loads have ended: what was loaded of the others is kept. `ConfigError` for a loader that gives no
         mapping, or ids that it was not asked for.
         """
-        parts, ids = self._live(), list(resource_ids)
+        parts, ids = self._live(), several("resource_ids", resource_ids)
         common = Common(data_type, tenant_id, (agent_id, conversation_id, collection_id))
         found: dict[Id, Any] = {}
         if use_memory and after is None:
@@ -198,5 +200,5 @@ class Batches(Writes):
         check_wait(wait)
         check_contexts(contexts, agent_id, conversation_id, collection_id)
         around = agent_id, conversation_id, collection_id
-        targets: list[Target] = [target(data_type, one, around) for one in resource_ids]
+        targets: list[Target] = [target(data_type, one, around) for one in several("resource_ids", resource_ids)]
         return await self.invalidate_targets(targets, tenant_id, contexts=contexts, wait=wait, reason=reason)

@@ -7,7 +7,7 @@ from typing import Any
 
 from cachebus.assembly.lifecycle import Life
 from cachebus.base.choices import ContextMatch, Wait
-from cachebus.base.ids import Id, check_part
+from cachebus.base.ids import Id, check_part, several
 from cachebus.calls import Guarding, as_target, checked_amount, checked_ttl, guard, invalidate_plans, set_request
 from cachebus.cascade import Target
 from cachebus.keys.naming import check_contexts
@@ -124,11 +124,11 @@ class Writes(Life):
         check_wait(wait)
         check_contexts(contexts)
         parts = self._live()
-        if not targets:
+        asked = [as_target(one) for one in several("targets", targets)]
+        if not asked:
             raise ValueError("nothing to invalidate: no targets")
-        several = [as_target(one) for one in targets]
-        tenant = parts.naming.tenant_of(several[0].data_type, tenant_id)
-        plan = parts.planner.targets(several, tenant, all_contexts=contexts == "all").because(reason)
+        tenant = parts.naming.tenant_of(asked[0].data_type, tenant_id)
+        plan = parts.planner.targets(asked, tenant, all_contexts=contexts == "all").because(reason)
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
     async def invalidate_scope(

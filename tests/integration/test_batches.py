@@ -690,3 +690,47 @@ async def test_values_of_several_types_are_read_at_once(pair: list[Cache]) -> No
     for wrong in ("row", ("row",), 5):
         with pytest.raises(ValueError, match="a target is"):
             await a.get_targets([wrong], "acme")  # type: ignore[list-item]
+
+
+async def test_a_text_is_not_taken_apart(pair: list[Cache]) -> None:
+    """A single id in the place of several would be its characters: each a wrong id, and nobody would be told."""
+    a, _ = pair
+    await a.set("row", "7", 1, "acme")
+    rows: Any = a.of("row")
+    cache: Any = a
+    for text in ("77", b"77", bytearray(b"77")):
+        for call in (
+            lambda text=text: cache.get_many("row", text, "acme"),
+            lambda text=text: cache.get_or_load_many("row", text, lambda ids: {}, "acme"),
+            lambda text=text: cache.invalidate_many("row", text, "acme"),
+            lambda text=text: rows.get_many(text, "acme"),
+            lambda text=text: rows.get_or_load_many(text, lambda ids: {}, "acme"),
+            lambda text=text: rows.invalidate_many(text, "acme"),
+        ):
+            with pytest.raises(ValueError, match="resource_ids must be several, as a list, not a single"):
+                await call()
+        for targets in (text, [text]):
+            with pytest.raises(ValueError, match="targets must be several|a target is"):
+                await cache.get_targets(targets, "acme")
+            with pytest.raises(ValueError, match="targets must be several|a target is"):
+                await cache.invalidate_targets(targets, "acme")
+            with pytest.raises(ValueError, match="targets must be several|a target is"):
+                cache.write_guard(targets, "acme")
+    for wrong in ("t", b"t"):
+        with pytest.raises(ValueError, match="tags"):
+            await cache.set("row", "7", 1, "acme", tags=wrong)
+        with pytest.raises(ValueError, match="tags"):
+            await cache.invalidate_tags(wrong, "acme")
+        with pytest.raises(ValueError, match="tags"):
+            cache.write_guard(tenant_id="acme", tags=wrong)
+        with pytest.raises(ConfigError, match="tags"):
+            cache.of("row", tags=wrong)
+    assert await a.get("row", "7", "acme") == 1
+
+
+async def test_targets_are_hashable_where_values_come_by_them(pair: list[Cache]) -> None:
+    a, _ = pair
+    lists: Any = [["row", "77"]]
+    with pytest.raises(ValueError, match="take tuples, not a list"):
+        await a.get_targets(lists, "acme")
+    assert (await a.invalidate_targets(lists, "acme")).targets == {"row": 1}
