@@ -128,9 +128,9 @@ class Batches(Writes):
         Ids that others load already are not asked for again. Where another node loads some of them, the rest is loaded
         meanwhile. More than 250 ids go 250 after 250.
 
-        Returns the values by the ids asked; those that the source has not are left out. Raises what `get_or_load` does,
-        once all loads have ended: what was loaded of the others is kept. `ConfigError` for a loader that gives no
-        mapping, or ids that it was not asked for.
+        Returns the values by the ids asked; those that the source has not are left out, a None that was stored is not.
+        Raises what `get_or_load` does, once all loads have ended: what was loaded of the others is kept. `ConfigError`
+        for a loader that gives no mapping, or ids that it was not asked for.
         """
         parts, ids = self._live(), several("resource_ids", resource_ids)
         common = Common(data_type, tenant_id, (agent_id, conversation_id, collection_id))

@@ -179,7 +179,7 @@ async def load_keys(parts: Parts, common: Common, keys: Mapping[Id, Key], how: H
             for one in some
         ]
         answers = zip(some, await parts.loads.get_or_load_many(requests), strict=True)
-        found.update((one, answer.value) for one, answer in answers if answer.value is not None)
+        found.update((one, answer.value) for one, answer in answers if answer.value is not NOT_FOUND)
     return found
 
 

@@ -148,6 +148,25 @@ async def test_what_is_not_found_is_remembered_by_its_policy_alone(pair: list[Ca
     assert table.calls[1] == ["y"]
 
 
+@pytest.mark.parametrize("where", ["memory", "redis"])
+async def test_a_stored_none_is_a_value_on_either_level(where: str, redis_url: str) -> None:
+    """What the source has not is left out, on either level."""
+    async with Cache(Settings(url="memory://" if where == "memory" else redis_url, policies=POLICIES)) as cache:
+        table = Table()
+        table.rows = {2: None, 3: "x"}
+        for data_type in ("row", "negative", "twice"):
+            receipt = await cache.set(data_type, 1, None, "acme")
+            await reading(cache, table, 2, data_type=data_type)
+            table.calls.clear()
+            for how in ({}, {"use_memory": False}, {"after": receipt}):
+                found = await reading(cache, table, 1, 2, 3, data_type=data_type, **how)
+                assert found == {1: None, 3: "x"}, (data_type, how)
+                assert await cache.get_many(data_type, [1, 2, 3], "acme") == found
+            wider = await reading(cache, table, 1, 2, data_type=data_type, search_hierarchy=True, agent_id=1)
+            assert wider == {1: None}
+            assert all(1 not in call for call in table.calls)
+
+
 async def test_more_than_fit_go_in_pieces(pair: list[Cache]) -> None:
     a, b = pair
     table = Table()
@@ -710,11 +729,11 @@ async def test_a_text_is_not_taken_apart(pair: list[Cache]) -> None:
             with pytest.raises(ValueError, match="resource_ids must be several, as a list, not a single"):
                 await call()
         for targets in (text, [text]):
-            with pytest.raises(ValueError, match="targets must be several|a target is"):
+            with pytest.raises(ValueError, match=r"targets must be several|a target is"):
                 await cache.get_targets(targets, "acme")
-            with pytest.raises(ValueError, match="targets must be several|a target is"):
+            with pytest.raises(ValueError, match=r"targets must be several|a target is"):
                 await cache.invalidate_targets(targets, "acme")
-            with pytest.raises(ValueError, match="targets must be several|a target is"):
+            with pytest.raises(ValueError, match=r"targets must be several|a target is"):
                 cache.write_guard(targets, "acme")
     for wrong in ("t", b"t"):
         with pytest.raises(ValueError, match="tags"):
