@@ -121,7 +121,8 @@ class Batches(Writes):
 
         - `loader`: a function, sync or async, called with a list of the ids that are missing, as given, where that of
           `get_or_load` is given one; with up to 250. It returns a mapping of these ids to their values. Ids that it
-          leaves out, or gives None for, are not found. Ids count by the text that stands for them: 7 answers "7"
+          leaves out, or gives None for, are not found; an exception in the place of a value fails that id alone. Ids
+          count by the text that stands for them: 7 answers "7"
         - `tags`: of each of them
         - all else: as in `get_or_load`
 

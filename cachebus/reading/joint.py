@@ -36,7 +36,7 @@ from cachebus.reading.source import Bound, call_by, loaded_of, shareable
 BindIds = Callable[[list[Id]], Bound]
 """Makes the call of a source for these ids."""
 Gave = Mapping[str, object]
-"""What a source gave, by the text of the ids."""
+"""What a source gave, by the text of the ids: a value, or the error of this id alone."""
 
 
 class JointLoad:
@@ -94,24 +94,25 @@ class JointLoad:
             call.waits_for = set(party.expected)
         call.asked[me] = resource_id
         self._expect_no_more(party, me)
-        failed: Exception | None
+        failed: Exception | None = None
         try:
             with waiting_for(call.loading):
                 gave = await asyncio.shield(call.answer)
         except asyncio.CancelledError:
-            gave, failed = await call.left_by(me), None
+            gave = await call.left_by(me)
         except Exception as error:  # noqa: BLE001 (a source may raise anything)
             gave, failed = {}, error
-            if call.is_told:
-                self._told.add(me)
-            call.is_told = True
-        else:
-            failed = None
         finally:
             call.asked.pop(me, None)
-        if failed is not None:
-            raise own_error(failed)
-        return loaded_of(gave.get(text_of("resource_id", resource_id)))
+        given = gave.get(text_of("resource_id", resource_id))
+        if isinstance(given, Exception):  # of this id alone
+            failed = given
+        if failed is None:
+            return loaded_of(given)
+        if call.is_told:
+            self._told.add(me)
+        call.is_told = True
+        raise own_error(failed)
 
     def _expect_no_more(self, party: _Party, flight: FlightTask) -> None:
         """Call the source for those who have come, if this was the last that they wait for."""

@@ -611,6 +611,25 @@ async def test_a_batch_that_fails_fails_each_of_its_callers(pair: list[Cache]) -
     assert len({id(one) for one in found}) == 3  # each has one of its own
 
 
+async def test_one_id_fails_alone_by_an_error_in_its_place() -> None:
+    async with aging(1, **POLICIES) as world:
+        (a,) = world.nodes
+        await a.set_many("safe", {1: "old", 2: "old"}, "acme")
+        await world.pass_s(11)
+        table = Table()
+        table.rows = {1: KeyError("gone"), 2: "new", 3: ValueError("bad"), 4: "four", 5: KeyError("gone")}
+        assert await reading(a, table, 1, 2, data_type="safe") == {1: "old", 2: "new"}, "the first falls back"
+        with pytest.raises(ValueError, match="bad"):
+            await reading(a, table, 4, 3, 5, data_type="tried")
+        assert await a.get_many("tried", [3, 4, 5], "acme") == {4: "four"}
+        calls = [a.get_or_load("row", i, tenant_id="acme", batch=table.load) for i in (3, 4, 5, 5)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [repr(one) for one in found] == ["ValueError('bad')", "'four'", *["KeyError('gone')"] * 2]
+        assert found[2] is not found[3]
+        assert table.calls == [[1, 2], [4, 3, 5], [3, 4, 5]], "none is tried again"
+        assert a.stats().types["row"].load_errors == 2
+
+
 async def test_one_caller_of_a_tick_that_is_cancelled_costs_the_others_nothing(pair: list[Cache]) -> None:
     a, _ = pair
     table = Table(x=1, y=2)
