@@ -58,7 +58,11 @@ class Loads:
         itself."""
         passes = request.refresh or self._parts.reader.bypass.here()
         found = None if passes else self._in_memory(request)
-        return _given(await self._found(request) if found is None else found)
+        if found is None:
+            found = await self._found(request)
+            if request.joint is not None and found.loaded is not None:
+                await request.joint.landed(self._parts.fetch.l2_timeout_s)
+        return _given(found)
 
     async def get_or_load_many(self, requests: Sequence[Request]) -> list[Found]:
         """What L1 or L2 holds of each of these, else what the source gives, NOT_FOUND where that has nothing: all at

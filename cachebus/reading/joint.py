@@ -10,6 +10,8 @@ comes to it when it may load, and the source is called once for all who have com
    come. Nobody else is waited for, so that flights which hold a fill lease load, whoever holds the others', and however
    often those ask again. Who comes later has another call, likewise.
 4. A call ends when the last of its flights has left it.
+5. What it has brought is stored by each flight for itself, one sooner than another. Their callers go on together
+   (`landed`): what they load next by another source of several is then one call of that, too.
 
 Refreshes, for which nobody waits, have calls of their own.
 """
@@ -29,6 +31,7 @@ from cachebus.base.pieces import Room
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.policy import Rules
 from cachebus.reading.flight import own_error
+from cachebus.reading.landing import Landing
 from cachebus.reading.reentrance import Loading, waiting_for
 from cachebus.reading.request import FlightTask, Load, Loaded
 from cachebus.reading.source import Bound, call_by, loaded_of, shareable
@@ -51,6 +54,7 @@ class JointLoad:
         self._party_of: dict[FlightTask, _Party] = {}
         self._told: set[FlightTask] = set()
         self._room = Room()
+        self._landing = Landing()
 
     def load_of(self, resource_id: Id) -> Load:
         """The load of one id, as given: for one flight, in its own task."""
@@ -65,6 +69,7 @@ class JointLoad:
         """This flight has ended."""
         party = self._party_of.pop(flight)
         self._told.discard(flight)
+        self._landing.over(flight)
         self._expect_no_more(party, flight)
 
     @contextmanager
@@ -80,6 +85,10 @@ class JointLoad:
     def room(self, size_bytes: int) -> AbstractAsyncContextManager[None]:
         """See `Joint.room`."""
         return self._room.of(size_bytes)
+
+    async def landed(self, within_s: float) -> None:
+        """See `Joint.landed`."""
+        await self._landing.wait(within_s)
 
     def has_told(self, flight: FlightTask) -> bool:
         """Whether the failure of this flight's call is told by another one of it."""
@@ -108,6 +117,8 @@ class JointLoad:
         if isinstance(given, Exception):  # of this id alone
             failed = given
         if failed is None:
+            if party is self._parties[False]:
+                self._landing.begin(me)
             return loaded_of(given)
         if call.is_told:
             self._told.add(me)

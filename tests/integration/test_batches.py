@@ -611,6 +611,53 @@ async def test_a_batch_that_fails_fails_each_of_its_callers(pair: list[Cache]) -
     assert len({id(one) for one in found}) == 3  # each has one of its own
 
 
+@pytest.mark.parametrize("data_type", ["row", "safe"])
+async def test_callers_of_one_call_go_on_together_so_that_what_they_load_next_is_one_call(
+    data_type: str, pair: list[Cache]
+) -> None:
+    """However many pieces their fills are sent in."""
+    a, _ = pair
+    users, companies = Table(), Table()
+    users.rows = {i: {"company": i, "bio": "x" * 20_000} for i in range(100)}
+    companies.rows = dict.fromkeys(range(100), "inc")
+
+    async def resolve(i: int) -> Any:
+        user = await a.get_or_load(data_type, i, tenant_id="acme", batch=users.load)
+        assert user is not None
+        return await a.get_or_load("company", user["company"], tenant_id="acme", batch=companies.load)
+
+    assert await asyncio.gather(*map(resolve, range(100))) == ["inc"] * 100
+    assert [sorted(call) for call in companies.calls] == [list(range(100))]
+    assert len(users.calls) == 1
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_fill_that_hangs_holds_up_the_others_no_longer_than_l2_may_take(is_cut: bool, redis_url: str) -> None:
+    async with nodes(redis_url, 1, l2_timeout_s=0.3) as (a,):
+        store: Any = parts(a).store
+        fill, never, table = store.fill, asyncio.Event(), Table(x=1, y=2)
+
+        async def hanging(key: Any, *rest: Any) -> Any:
+            if key.resource_id == "x":
+                await never.wait()
+                raise L2Unavailable("hung")
+            return await fill(key, *rest)
+
+        store.fill = hanging
+        calls = [asyncio.create_task(a.get_or_load("row", i, tenant_id="acme", batch=table.load)) for i in ("x", "y")]
+        await table.asked.wait()
+        if is_cut:  # who waits for the others is cancelled: that costs them nothing
+            await until(lambda: a.stats().fills == 1)
+            calls[1].cancel()
+            await asyncio.wait(calls[1:])
+        else:
+            async with asyncio.timeout(5.0):
+                assert await calls[1] == 2
+        never.set()
+        assert await calls[0] == 1
+        assert await a.get("row", "y", "acme") == 2
+
+
 async def test_one_id_fails_alone_by_an_error_in_its_place() -> None:
     async with aging(1, **POLICIES) as world:
         (a,) = world.nodes
