@@ -344,6 +344,7 @@ async def test_what_others_load_holds_nobody_up(pair: list[Cache], monkeypatch: 
     both = reading(a, mine, "y", "x", "z")
     await until(lambda: mine.calls)
     assert mine.calls == [["x", "z"]]
+    await until(lambda: a.stats().fills == 2)  # else B may miss the hint, and never polls
     assert await asyncio.wait_for(b.get_or_load("row", "x", lambda: "b", "acme"), 5) == "a"  # it is there by now
     assert not both.done()
     theirs.gate.set()
