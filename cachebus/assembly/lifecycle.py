@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+from anyio import get_cancelled_exc_class
+
 from cachebus.assembly.factory import Parts, build
 from cachebus.assembly.figures import OFF, figures, health_of, is_ready
 from cachebus.assembly.hooking import Hooking
@@ -160,6 +162,7 @@ class Life(Hooking):
             parts.cascades.register(cascade)
         if self.settings.enabled:
             try:
+                get_cancelled_exc_class()  # anyio imports the rest of itself at its first use: before L2 is asked
                 if parts.keys is not None:
                     await parts.keys.read()
                     parts.keys.watch()

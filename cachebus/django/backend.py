@@ -17,9 +17,10 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from cachebus.base.ids import Id, check_part
 from cachebus.base.lifetimes import TTL_MIN_S
 from cachebus.cascade import Target
+from cachebus.django.awaited import AwaitedVerbs
 from cachebus.django.shared import SharedCache, shared
-from cachebus.django.values import UNREADABLE, decoded, encoded
-from cachebus.errors import InvalidKey
+from cachebus.django.values import REMOVED, UNREADABLE, decoded, encoded
+from cachebus.errors import CacheBusError, InvalidKey
 from cachebus.threads import BlockingCache
 from cachebus.writing.exchange import PresentValue
 
@@ -36,7 +37,11 @@ def resource_of(name: str) -> str:
     return HASHED + sha256(name.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class CacheBackend(BaseCache):  # type: ignore[misc]
+class _AlreadyRemoved(Exception):
+    """A call of `delete` has taken the value, and is about to invalidate it."""
+
+
+class CacheBackend(AwaitedVerbs, BaseCache):  # type: ignore[misc]
     """Django's cache interface over a coherent two-level cache: see `django.core.cache.backends.base.BaseCache`.
 
     - `LOCATION`: the URL, as `Settings.url`; "" leaves it to `CACHEBUS_URL`
@@ -45,8 +50,9 @@ class CacheBackend(BaseCache):  # type: ignore[misc]
       call; `POLICY`, fields of the type's `Policy`; `SERIALIZER`, what has `dumps` and `loads`, in place of msgpack
 
     A timeout of 0 or less stores nothing, None is for ever. `delete` and `touch` say whether there was a value.
-    `touch`, `incr` and `decr` are atomic, and the last two keep the lifetime. `get_or_set` loads once over all nodes.
-    `close` does nothing: the cache is the process's, and closes with it.
+    They, `incr` and `decr` are atomic, and the last two keep the lifetime. `get_or_set` loads once over all nodes.
+    The async twins are the same verbs, each on a thread. `close` does nothing: the cache is the process's, and closes
+    with it.
 
     Raises `NotSerializable`, a `TypeError`, for values that can't be carried; `L2Unavailable`, a `ConnectionError`,
     where the server does not answer; `ConfigError` for options that are wrong; `TenantRequired` where there is no
@@ -114,12 +120,16 @@ class CacheBackend(BaseCache):  # type: ignore[misc]
         return self._exchanged(key, version, lambda present: present._replace(left_s=left_s)) is not None
 
     def delete(self, key: Any, version: int | None = None) -> bool:
-        """Remove a value everywhere; whether there was one. A load of it that is under way is kept nowhere."""
+        """Remove a value everywhere; whether it was this call that removed one: of several at once one alone is told
+        so, and in an outage none. A load of it that is under way is kept nowhere."""
         resource_id = self.resource_id(key, version)
         cache, tenant_id = self._where()
-        existed = cache.get(self._type, resource_id, tenant_id) is not None
+        try:
+            removed = self._exchanged(key, version, lambda present: PresentValue(REMOVED, TTL_MIN_S)) is not None
+        except CacheBusError:  # who had it is not known: it goes all the same
+            removed = False
         cache.invalidate(self._type, resource_id, tenant_id)
-        return existed
+        return removed
 
     def incr(self, key: Any, delta: int = 1, version: int | None = None) -> Any:
         """Add to a number, whose lifetime stays; atomic. `ValueError` where there is no value."""
@@ -160,18 +170,26 @@ class CacheBackend(BaseCache):  # type: ignore[misc]
 
     def get_many(self, keys: Iterable[Any], version: int | None = None) -> dict[Any, Any]:
         """The values by their keys, absent ones left out; one round trip for 250."""
-        by_id = {self.resource_id(key, version): key for key in keys}
+        asked = {key: self.resource_id(key, version) for key in keys}
         cache, tenant_id = self._where()
-        found = cache.get_many(self._type, by_id, tenant_id)
-        values = {by_id[str(one)]: decoded(data, self._shared.options.serializer) for one, data in found.items()}
+        found = cache.get_many(self._type, set(asked.values()), tenant_id)
+        data = {key: found[resource_id] for key, resource_id in asked.items() if resource_id in found}
+        values = {key: decoded(one, self._shared.options.serializer) for key, one in data.items()}
         return {key: value for key, value in values.items() if value is not UNREADABLE}
 
     def set_many(
         self, data: Mapping[Any, Any], timeout: Any = DEFAULT_TIMEOUT, version: int | None = None
     ) -> list[Any]:
-        """Store several values. Returns the keys that were not stored: none, as it raises instead."""
-        for key, value in data.items():
-            self.set(key, value, timeout, version)
+        """Store several values, in one round trip for many; what can't be carried is told before anything is stored.
+        Returns the keys that were not stored: none, as it raises instead."""
+        ttl_s = self.get_backend_timeout(timeout)
+        if ttl_s is None:
+            self.delete_many(data, version)
+            return []
+        values = {self.resource_id(key, version): self._encoded(value) for key, value in data.items()}
+        cache, tenant_id = self._where()
+        if values:
+            cache.set_many(self._type, values, tenant_id, ttl=ttl_s)
         return []
 
     def delete_many(self, keys: Iterable[Any], version: int | None = None) -> None:
@@ -191,8 +209,18 @@ class CacheBackend(BaseCache):  # type: ignore[misc]
     def _exchanged(
         self, key: Any, version: int | None, change: Callable[[PresentValue], PresentValue]
     ) -> PresentValue | None:
+        """What `change` makes of a value, stored in its place; None where there is none."""
+
+        def changed(present: PresentValue) -> PresentValue:
+            if present.value == REMOVED:
+                raise _AlreadyRemoved
+            return change(present)
+
         resource_id, tenant_id = self.resource_id(key, version), self._shared.options.tenant_id()
-        return self._shared.exchange(resource_id, tenant_id, change)
+        try:
+            return self._shared.exchange(resource_id, tenant_id, changed)
+        except _AlreadyRemoved:
+            return None
 
 
 def _value_of(default: Any) -> Any:

@@ -17,12 +17,24 @@ from django.apps import apps
 from django.core.cache import caches
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import NOT_PROVIDED, Model
-from django.db.models.signals import m2m_changed, post_delete, post_save, pre_save
+from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
 
 from cachebus.base.ids import Id
 from cachebus.cascade import CascadeTable, Target
 from cachebus.django.backend import CacheBackend
 from cachebus.django.commits import Noted, note
+from cachebus.django.related import (
+    family,
+    holds_expressions,
+    keys_that_deleting_sets,
+    many_to_many,
+    partners,
+    pointing_at,
+    related_by,
+    rows_of,
+    seen_as,
+    with_subclasses,
+)
 from cachebus.errors import ConfigError
 from cachebus.keys.key import Keyspace
 from cachebus.keys.plan import Planner
@@ -34,7 +46,8 @@ Name = str | Target | tuple[Any, ...]
 NamesOf = Callable[[Any], Iterable[Name]]
 """What is cached of an instance."""
 TenantOf = Id | Callable[[Any], Id]
-_FORMER: Final = "_cachebus_former"
+Seen = tuple[NamesOf, Any]
+"""A function of the mapping, and an instance of the model that it is of."""
 _PLANNER: Final = Planner(Keyspace(1), CascadeTable(()))
 """For who looks whether names are right, before a transaction is committed."""
 
@@ -101,8 +114,8 @@ def invalidate_on(
     `invalidate_on({Product: lambda p: [("product", p.pk), f"page:{p.slug}"]})`. Call it in `AppConfig.ready`.
 
     - `mapping`: by model, or its "app.Model", a function that gives what is cached of an instance: keys of Django's
-      cache (str), or tuples of data type, resource id and, if need be, context ids. It holds for subclasses and proxies
-      too
+      cache (str), or tuples of data type, resource id and, if need be, context ids. It holds for a row that is saved by
+      the model's children, parents, or proxies of any of these
     - `alias`: of `CACHES`, whose cache is meant
     - `tenant`: whose data it is, an id or a function of the instance; None is the alias's `TENANT`
     - `outbox`: writes it into the transaction too, so that it is sure to happen: a relay must run, and each write be in
@@ -131,14 +144,6 @@ def _model(model: type[Model] | str) -> type[Model]:
     return model
 
 
-def _with_subclasses(model: type[Model]) -> Iterator[type[Model]]:
-    """The model, and those that inherit from it, whose signals are their own."""
-    if not model._meta.abstract:
-        yield model
-    for one in model.__subclasses__():
-        yield from _with_subclasses(one)
-
-
 class Invalidation:
     """A mapping that follows its models' signals, until it is disconnected. Made by `invalidate_on`."""
 
@@ -155,6 +160,10 @@ class Invalidation:
         self._tenant = tenant
         self._outbox = outbox
         self._former = former
+        self._models = {one for model in mapping for one in family(model)}
+        self._relations = {field for model in self._models for field in many_to_many(model)}
+        self._keys = {field for model in self._models for field in keys_that_deleting_sets(model)}
+        self._own = f"_cachebus_{id(self)}"  # what an instance carries from one signal to the next
 
     def connect(self) -> None:
         """Follow the signals."""
@@ -167,18 +176,25 @@ class Invalidation:
             signal.disconnect(receiver, sender=sender, dispatch_uid=(id(self), receiver.__name__))
 
     def _followed(self) -> Iterator[tuple[Any, Any, Any]]:
-        models = {one for model in self._mapping for one in _with_subclasses(model)}
-        for model in models:
+        for model in self._models:
             yield pre_save, self._before_save, model
-            yield post_save, self._changed, model
-            yield post_delete, self._changed, model
-        for through in {through for model in models for through in _relations(model)}:
+            yield post_save, self._saved, model
+        for model in self._models | set(self._others()):
+            yield pre_delete, self._before_delete, model
+            yield post_delete, self._deleted, model
+        for through in {field.remote_field.through for field in self._relations}:
             yield m2m_changed, self._related, through
+
+    def _others(self) -> Iterator[type[Model]]:
+        """Those with whose rows something of mapped ones goes."""
+        ends = [end for field in self._relations for end in (field.model, field.related_model)]
+        for model in (*ends, *(field.related_model for field in self._keys)):
+            yield from with_subclasses(model._meta.concrete_model)
 
     # -- signals ------------------------------------------------------------------------------------------------------
 
     def _before_save(self, sender: Any, instance: Any, using: str, **_: Any) -> None:
-        instance.__dict__.pop(_FORMER, None)
+        instance.__dict__.pop(self._own, None)
         if self._outbox is not None and not connections[using].in_atomic_block:
             raise ConfigError(f"{sender.__name__} goes with an outbox: save it in transaction.atomic()")
         if not self._former or instance.pk is None:
@@ -187,32 +203,50 @@ class Invalidation:
             return  # as Django takes it for a new row
         row = sender._base_manager.using(using).filter(pk=instance.pk).first()
         if row is not None:
-            instance.__dict__[_FORMER] = row
+            instance.__dict__[self._own] = list(self._seen(row, using))
 
-    def _changed(self, instance: Any, using: str, **_: Any) -> None:
-        former = instance.__dict__.pop(_FORMER, None)
-        self._note([instance] if former is None else [instance, former], using)
+    def _saved(self, sender: Any, instance: Any, using: str, **_: Any) -> None:
+        former = instance.__dict__.pop(self._own, ())
+        if holds_expressions(instance):
+            instance = sender._base_manager.using(using).filter(pk=instance.pk).first() or instance
+        self._note([*self._seen(instance, using), *former], using)
+
+    def _before_delete(self, instance: Any, using: str, **_: Any) -> None:
+        pointing = list(pointing_at(instance, using, self._keys))
+        related = [one for one in partners(instance, using, self._relations) if one[0] in self._models]
+        self._note(self._all_seen(rows_of((*pointing, *related), using), using), using)
+        instance.__dict__[self._own] = pointing
+
+    def _deleted(self, instance: Any, using: str, **_: Any) -> None:
+        pointing = rows_of(instance.__dict__.pop(self._own, ()), using)  # with what their keys were set to
+        self._note(self._all_seen((instance, *pointing), using), using)
 
     def _related(self, sender: Any, instance: Any, action: str, using: str, **more: Any) -> None:
         model, pks, reverse = more["model"], more["pk_set"], more["reverse"]
         if action == "pre_clear":
-            pks = _related_pks(sender, instance, model, using, reverse)  # afterwards nobody knows them
+            pks = related_by(sender, instance, model, using, reverse)  # afterwards nobody knows them
         elif not action.startswith("post_"):
             return
-        others = model._base_manager.using(using).filter(pk__in=pks) if pks and self._names_of(model) else ()
-        self._note([instance, *others], using)
+        others = rows_of([(model, pks or ())], using) if model in self._models else ()
+        self._note(self._all_seen((instance, *others), using), using)
 
     # -- what is to go ------------------------------------------------------------------------------------------------
 
-    def _names_of(self, model: type[Model]) -> list[NamesOf]:
-        return [names_of for mapped, names_of in self._mapping.items() if issubclass(model, mapped)]
+    def _seen(self, instance: Any, using: str) -> Iterator[Seen]:
+        if type(instance) in self._models:
+            for mapped, names_of in self._mapping.items():
+                for one in seen_as(instance, mapped, using):
+                    yield names_of, one
 
-    def _note(self, instances: Iterable[Any], using: str) -> None:
-        backend, by_tenant = backend_of(self._alias), dict[Id, list[Target]]()
+    def _all_seen(self, instances: Iterable[Any], using: str) -> Iterator[Seen]:
         for instance in instances:
-            for names_of in self._names_of(type(instance)):
-                tenant = self._tenant_of(instance, backend)
-                by_tenant.setdefault(tenant, []).extend(_targets(backend, names_of(instance), tenant))
+            yield from self._seen(instance, using)
+
+    def _note(self, seen: Iterable[Seen], using: str) -> None:
+        backend, by_tenant = backend_of(self._alias), dict[Id, list[Target]]()
+        for names_of, instance in seen:
+            tenant = self._tenant_of(instance, backend)
+            by_tenant.setdefault(tenant, []).extend(_targets(backend, names_of(instance), tenant))
         for tenant, targets in by_tenant.items():
             if targets:
                 if self._outbox is not None:
@@ -224,26 +258,6 @@ class Invalidation:
         if self._tenant is None:
             return backend.shared.options.tenant_id()
         return self._tenant(instance) if callable(self._tenant) else self._tenant
-
-
-def _relations(model: type[Model]) -> Iterator[Any]:
-    """The tables of its many-to-many relations, from both ends."""
-    for field in model._meta.many_to_many:
-        yield field.remote_field.through
-    for relation in model._meta.related_objects:
-        if relation.many_to_many:
-            yield relation.through
-
-
-def _related_pks(through: Any, instance: Any, model: Any, using: str, reverse: bool) -> list[Any]:
-    """What an instance is related to by this table."""
-    fields = (field for owner in (type(instance), model) for field in owner._meta.many_to_many)
-    field = next(field for field in fields if field.remote_field.through is through)
-    own, others = field.m2m_field_name(), field.m2m_reverse_field_name()
-    if reverse:
-        own, others = others, own
-    rows = through._base_manager.using(using).filter(**{own: instance})
-    return list(rows.values_list(others, flat=True))
 
 
 def _write(outbox: Outbox, targets: list[Target], tenant_id: Id, connection: Any) -> None:

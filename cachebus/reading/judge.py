@@ -218,7 +218,11 @@ class Judge:
         rules = self.rules(key)
         own_s = terms_of(record.more).l1_ttl_s if record.more else None
         l1_ttl_s = own_s or (INF if rules.l1_ttl_s is None else rules.l1_ttl_s)
-        decode = copier(record, value, rules) if rules.copy else None
+        try:
+            decode = self.copier_of(key, record, value)
+        except NotDecrypted as error:
+            self.unreadable.note_not_decrypted(error, key.family.data_type)
+            return False  # its key was taken away since it was read
         fallback_s = rules.fail_safe_s or 0.0
         return self.node.admit(
             Offer(key, value, record, as_of.reservation, as_of.at_s, l1_ttl_s, fallback_s, decode, fenced)

@@ -113,9 +113,12 @@ def unpack(record: Record, rules: Rules) -> object:
 
 
 def copier(record: Record, value: object, rules: Rules) -> Callable[[], object] | None:
-    """What makes a fresh value for each caller, where the type's policy wants copies of what can be changed."""
+    """What makes a fresh value for each caller, where the type's policy wants copies of what can be changed. The record
+    must be decrypted: else `ValueError`."""
     if not rules.copy or record.not_found or type(value) in values.UNCHANGING:
         return None
+    if record.is_encrypted:
+        raise ValueError("what is encrypted makes no copies")
     codec, payload, model, own_type = record.codec, record.payload, rules.model, rules.form.own_type
 
     def copied() -> object:

@@ -361,6 +361,43 @@ async def test_after_a_fork_the_child_is_told_to_open_its_own_and_the_parent_goe
     assert (done.returncode, done.stdout.strip()) == (0, "both went on"), done.stderr
 
 
+IMPORTS = """
+import asyncio, sys
+from cachebus import Cache
+from cachebus.assembly import lifecycle
+
+attach = lifecycle.attach
+async def watched(parts):
+    global before
+    before = set(sys.modules)
+    await attach(parts)
+lifecycle.attach = watched
+
+async def main():
+    async with Cache.open(sys.argv[1]) as cache:
+        while len(cache._parts.node.shards) and not cache.ready():
+            await asyncio.sleep(0.01)
+        await cache.probe()
+        await cache.set("config", "x", 1, tenant_id="acme")
+        print(sorted(name for name in set(sys.modules) - before if name.startswith("anyio")))
+asyncio.run(main())
+"""
+
+
+async def test_nothing_large_is_imported_while_l2_is_asked(redis_url: str) -> None:
+    """It takes a tenth of a second where a processor is shared, and the loop stands meanwhile."""
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-W", "ignore", "-c", IMPORTS, redis_url],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stdout + done.stderr
+
+
 async def test_a_disabled_cache_loads_from_the_source_and_connects_to_nothing() -> None:
     settings = Settings(url=f"redis://127.0.0.1:{free_port()}/0", enabled=False)
     async with Cache.open(settings) as cache:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cachebus import Cache, L2Unavailable, Policy
+from cachebus import Cache, Codec, L2Unavailable, Policy
 from cachebus.base.clock import monotonic
 from cachebus.core.ports import NodesReply
 from cachebus.listening import heat, warm_up
@@ -504,3 +504,23 @@ async def test_reads_need_not_wait_for_it(redis_url: str) -> None:
             hold.go_on.set()
             await new.warmed(10)
             assert new.stats().warmed == 4
+
+
+@pytest.mark.parametrize("codec", ["msgpack", "f32"])
+async def test_what_is_encrypted_and_copied_for_each_caller_is_taken_over_as_it_is(
+    redis_url: str, codec: Codec
+) -> None:
+    """Of some bytes any codec makes a value: that of a cipher's would be wrong in silence."""
+    secrets, policies = {"2026-11": bytes(range(32))}, {"price": Policy(codec=codec, copy=True)}
+    settings = quick(redis_url, warm_up=True, encryption=lambda: secrets, policies=policies)
+    async with Cache(settings) as source:
+        await source.set("price", 1, [1.0, 2.0, 3.0], "acme")
+        assert await source.warmed(10)
+        await source.probe()
+        async with Cache(settings) as new:
+            assert await new.warmed(10)
+            assert new.stats().warmed == 1
+            first = await new.get("price", 1, "acme")
+            assert first == [1.0, 2.0, 3.0]
+            assert await new.get("price", 1, "acme") is not first
+            assert new.stats().l1_hits == 2

@@ -35,6 +35,18 @@ class Product(models.Model):
         app_label = "django_shop"
 
 
+class Order(models.Model):
+    """What is left of an order when what it refers to is deleted."""
+
+    category = models.ForeignKey(Category, null=True, on_delete=models.SET_NULL)
+    fallback = models.ForeignKey(Category, default=1, on_delete=models.SET_DEFAULT, related_name="+")
+    product = models.ForeignKey(Product, null=True, on_delete=models.SET(lambda: None))
+    twin = models.OneToOneField("self", null=True, on_delete=models.SET_NULL)
+
+    class Meta:
+        app_label = "django_shop"
+
+
 class Book(Product):
     """A product with a table of its own beside."""
 
