@@ -8,11 +8,13 @@ from typing import Any, TypeVar, overload
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, several
 from cachebus.base.parameters import SourceFunction
+from cachebus.base.pieces import in_turns
 from cachebus.calls import as_target, set_request
 from cachebus.cascade import Target
+from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts
-from cachebus.keys.plan import target
-from cachebus.many import Common, HowToLoad, from_memory, in_order, in_turns, keys_of, load_keys, read_keys
+from cachebus.keys.plan import STEP_MAX, target
+from cachebus.many import Common, HowToLoad, from_memory, in_order, keys_of, load_keys, read_keys
 from cachebus.receipt import Receipt
 from cachebus.writes import Writes
 from cachebus.writing.confirm import check_wait
@@ -61,12 +63,15 @@ class Batches(Writes):
         Returns the values by the targets asked, absent ones left out. Raises what `get` does; `ValueError` for what is
         no target.
         """
-        parts, keys = self._live(), {}
-        for one in several("targets", targets):
+        parts, asked = self._live(), several("targets", targets)
+
+        def key_of(one: TargetT) -> Key:
             data_type, resource_id, *contexts, _ = as_target(one)
             if not isinstance(one, Hashable):
                 raise ValueError(f"get_targets gives values by their targets: take tuples, not a {type(one).__name__}")
-            keys[one] = parts.naming.key(data_type, resource_id, tenant_id, *contexts)
+            return parts.naming.key(data_type, resource_id, tenant_id, *contexts)
+
+        keys = dict(zip(asked, await in_turns(asked, key_of), strict=True))
         return in_order(keys, await read_keys(parts, keys, after))
 
     @overload
@@ -167,8 +172,9 @@ class Batches(Writes):
         - `tags`: of each of them
 
         Returns one receipt: that of the last write, which stands for all. Raises what `set` does: for a bad id, or a
-        value that can't be stored, before anything is written; `L2Unavailable` where any is not sure to be stored, and
-        the others may be. To call it again is safe. `ValueError` where there are none.
+        value that can't be stored, before anything is written; `L2Unavailable` where any is not sure to be stored: the
+        others of its 250 may be, and what comes behind is not written. To call it again is safe. `ValueError` where
+        there are none.
         """
         check_wait(wait)
         parts = self._live()
@@ -196,10 +202,12 @@ class Batches(Writes):
         """Invalidate several resources of one type, and their cascades, in one atomic step; see `invalidate`. Of
         several types: `invalidate_targets`.
 
-        Returns the receipt. Raises what `invalidate` does; `ValueError` where there are none.
+        Returns the receipt. Raises what `invalidate` does; `ValueError` where there are none, or more than one step
+        takes: 10,000 keys and scopes.
         """
         check_wait(wait)
         check_contexts(contexts, agent_id, conversation_id, collection_id)
         around = agent_id, conversation_id, collection_id
-        targets: list[Target] = [target(data_type, one, around) for one in several("resource_ids", resource_ids)]
+        asked = several("resource_ids", resource_ids, at_most=STEP_MAX + 1)
+        targets: list[Target] = [target(data_type, one, around) for one in asked]
         return await self.invalidate_targets(targets, tenant_id, contexts=contexts, wait=wait, reason=reason)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -11,6 +11,7 @@ from cachebus import context
 from cachebus.assembly.factory import Parts
 from cachebus.base.ids import Id
 from cachebus.base.parameters import SourceFunction, StandIn, name_of
+from cachebus.base.pieces import in_turns
 from cachebus.calls import LoadBy, checked_ttl, position_after
 from cachebus.errors import ConfigError
 from cachebus.keys.key import ABSENT, GIVEN, Key
@@ -24,8 +25,6 @@ from cachebus.reading.source import WithPrevious, bind, load_of
 from cachebus.receipt import Receipt
 
 AskedT = TypeVar("AskedT")
-ThingT = TypeVar("ThingT")
-MadeT = TypeVar("MadeT")
 
 MANY = 250
 """So many keys are asked for at a time: many more would hold up everybody else, here (4 ms) and at the server."""
@@ -97,16 +96,6 @@ def _some_from_memory(parts: Parts, around: tuple[str, str], ids: Sequence[Id], 
                 continue
         remaining.append((one, name))
     return remaining
-
-
-async def in_turns(things: Sequence[ThingT], make: Callable[[ThingT], MadeT]) -> list[MadeT]:
-    """What is made of each; the event loop is let go in between, so that many hold nobody up."""
-    made: list[MadeT] = []
-    for at in range(0, len(things), MANY):
-        if at:
-            await asyncio.sleep(0)
-        made += map(make, things[at : at + MANY])
-    return made
 
 
 async def keys_of(parts: Parts, common: Common, remaining: Remaining) -> dict[Id, Key]:

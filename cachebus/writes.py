@@ -8,9 +8,11 @@ from typing import Any
 from cachebus.assembly.lifecycle import Life
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, check_part, several
+from cachebus.base.pieces import in_turns
 from cachebus.calls import Guarding, as_target, checked_amount, checked_ttl, guard, invalidate_plans, set_request
 from cachebus.cascade import Target
 from cachebus.keys.naming import check_contexts
+from cachebus.keys.plan import STEP_MAX, too_many
 from cachebus.receipt import Receipt
 from cachebus.writing.confirm import check_wait
 from cachebus.writing.guard import WriteGuard
@@ -120,15 +122,22 @@ class Writes(Life):
         - `targets`: each a `Target`, or data type, resource id ("*": all of the type) and, if need be, agent,
           conversation and collection id: `("product", 7)`
         - `contexts`: "exact" is each target's own key; "all": one without a context id means its id in every context
+
+        One step takes up to 10,000 keys and scopes, those of cascades included; `contexts="all"` makes two of an id.
+        Up to 500 targets are always taken. `ValueError` for more: better invalidate a scope, or a tag.
         """
         check_wait(wait)
         check_contexts(contexts)
         parts = self._live()
-        asked = [as_target(one) for one in several("targets", targets)]
+        asked = several("targets", targets)
         if not asked:
             raise ValueError("nothing to invalidate: no targets")
-        tenant = parts.naming.tenant_of(asked[0].data_type, tenant_id)
-        plan = parts.planner.targets(asked, tenant, all_contexts=contexts == "all").because(reason)
+        if len(asked) > STEP_MAX:
+            raise too_many()
+        named = await in_turns(asked, lambda one: as_target(one).in_text())
+        tenant = parts.naming.tenant_of(named[0].data_type, tenant_id)
+        plan = await parts.planner.many_targets(named, tenant, all_contexts=contexts == "all")
+        plan.because(reason)
         return await parts.writer.invalidate(plan, wait=bool(wait))
 
     async def invalidate_scope(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import islice
 from typing import TypeVar
 from uuid import UUID
 
@@ -61,8 +62,9 @@ def check_part(name: str, part: object) -> str:
     return text
 
 
-def several(name: str, given: Iterable[T]) -> list[T]:
-    """What is given where several are asked for; `ValueError` for a text, whose characters nobody means."""
+def several(name: str, given: Iterable[T], *, at_most: int | None = None) -> list[T]:
+    """What is given where several are asked for, the first `at_most` of it; `ValueError` for a text, whose characters
+    nobody means."""
     if isinstance(given, str | bytes | bytearray):
         raise ValueError(f"{name} must be several, as a list, not a single {type(given).__name__}")
-    return list(given)
+    return list(islice(given, at_most))

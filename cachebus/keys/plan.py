@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Self
 
 from cachebus.base.ids import Id, check_part, text_of
+from cachebus.base.pieces import PIECE_MAX
 from cachebus.base.unicode import is_unicode
 from cachebus.cascade import WHOLE_SCOPE, CascadeTable, Target
 from cachebus.errors import InvalidKey
@@ -16,7 +18,17 @@ Contexts = tuple[Id | None, Id | None, Id | None]
 LONGEST_REASON: Final = 200
 AT_ONCE: Final = 500
 """Keys, and scopes and tags, of several invalidations that are joined into one."""
+STEP_MAX: Final = 10_000
+"""Keys and scopes of one invalidation: L2 serves nobody else until it is done with all of them (some 50 ms)."""
 _RELATED = ("agent_id", "conversation_id", "collection_id")
+
+
+def too_many() -> ValueError:
+    """The error of a call that would take L2 too long."""
+    return ValueError(
+        f"one invalidation takes {STEP_MAX:,} keys and scopes, those of cascades and of contexts='all' included: "
+        f"invalidate up to {AT_ONCE} targets at a time, or all of them by invalidate_scope, or by a tag"
+    )
 
 
 def trouble_of_reason(reason: object) -> str:
@@ -109,22 +121,40 @@ class Planner:
         context ids stands for the id in every context."""
         plan = Plan(self._keyspace.family(tenant_id, targets[0].data_type).shard)
         for target in self._cascades.expand(targets, tenant_id, on_set=on_set, refused=self.refused):
-            if self.refused is not None and not self._can_be_named(target, targets, tenant_id):
-                continue
-            contexts = target.agent_id, target.conversation_id, target.collection_id
-            plan.targets[target.data_type] = plan.targets.get(target.data_type, 0) + 1
-            if target.whole:
-                shard, name = self._keyspace.scope(tenant_id, target.data_type, *contexts)
-                plan.scopes.append(name)
-            else:
-                key = self._keyspace.key(target.data_type, target.resource_id, tenant_id, *contexts)
-                shard = key.shard
-                plan.keys.append(key)
-                if all_contexts and key.contexts == (None, None, None):
-                    plan.scopes.append(everywhere(key))
-            if shard != plan.shard:
-                raise InvalidKey("one invalidation can't span tenants")
+            if self.refused is None or self._can_be_named(target, targets, tenant_id):
+                self._address(plan, target, tenant_id, all_contexts=all_contexts)
         return plan
+
+    async def many_targets(self, targets: Sequence[Target], tenant_id: object, *, all_contexts: bool = False) -> Plan:
+        """What `targets` gives; the event loop is let go in between, so that many hold nobody up. `ValueError` for
+        more than one step of L2 should take."""
+        most = 0
+        for one in targets:
+            most += self.size(one.data_type, all_contexts=all_contexts)
+        if len(targets) > AT_ONCE and most > STEP_MAX:
+            raise too_many()
+        plan = Plan(self._keyspace.family(tenant_id, targets[0].data_type).shard)
+        for i, target in enumerate(self._cascades.expand(targets, tenant_id)):
+            if i % PIECE_MAX == PIECE_MAX - 1:
+                await asyncio.sleep(0)
+            self._address(plan, target, tenant_id, all_contexts=all_contexts)
+        return plan
+
+    def _address(self, plan: Plan, target: Target, tenant_id: object, *, all_contexts: bool) -> None:
+        """Have a plan address this target, too."""
+        contexts = target.agent_id, target.conversation_id, target.collection_id
+        plan.targets[target.data_type] = plan.targets.get(target.data_type, 0) + 1
+        if target.whole:
+            shard, name = self._keyspace.scope(tenant_id, target.data_type, *contexts)
+            plan.scopes.append(name)
+        else:
+            key = self._keyspace.key(target.data_type, target.resource_id, tenant_id, *contexts)
+            shard = key.shard
+            plan.keys.append(key)
+            if all_contexts and key.contexts == (None, None, None):
+                plan.scopes.append(everywhere(key))
+        if shard != plan.shard:
+            raise InvalidKey("one invalidation can't span tenants")
 
     def _can_be_named(self, target: Target, given: Sequence[Target], tenant_id: object) -> bool:
         """Whether it is given, or no cache refuses its name; else it is noted why."""

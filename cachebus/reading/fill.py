@@ -179,6 +179,8 @@ class Fill:
         flight = self._flight
         flags = FLAG_NOT_FOUND if loaded.value is None else FLAG_MAKESHIFT if loaded.makeshift else 0
         tags, terms = flight.tags, loaded.terms
+        if flight.request.takes_previous and not flags:
+            terms = terms._replace(ttl_s=flight.ttl_s)  # what is "not modified" lives as long again
         late = [tag for tag in loaded.late_tags if tag not in tags]
         if late or terms.late_tags:
             tags, terms = [*tags, *late], terms._replace(late_tags=len(late))

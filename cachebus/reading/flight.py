@@ -73,7 +73,7 @@ class Flight:
     def __init__(self, owner: object, departure: Departure, fly: Fly, clock: Clock) -> None:
         """`owner`: whose key it is. `fly`: what it does, in a task of its own; it begins when the caller next waits."""
         self.departure = departure
-        self._loading = Loading(owner, departure.request.key)
+        self._loading = Loading(owner, departure.request.key, is_refresh=bool(departure.refreshes))
         self._fallback = departure.fallback
         self._released = False
         """Whether those who wait are given the fallback at once."""

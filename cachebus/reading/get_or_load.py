@@ -91,6 +91,14 @@ class Loads:
             return await self._past_the_cache(request)
         if request.refresh:
             return await self._anew(request)
+        found = await self._tried(request)
+        while found is None:  # once at most: the next load is of now
+            found = self._in_memory(request) or await self._tried(request, from_now_on=True)
+        return found
+
+    async def _tried(self, request: Request, *, from_now_on: bool = False) -> Found | None:
+        """What is found in L2 or by a load; None where a load was shared that is not for who came when its source had
+        been asked. `from_now_on`: share no such load. So those to whom that has happened share one that follows."""
         began_s = self._clock()
         found = await self._searched(request) if request.searches else None
         if found is not None:
@@ -100,13 +108,14 @@ class Loads:
         if fallback is not None and self._parts.cooldowns.of(request.key.l1, fallback.version) is Cooldown.ACTIVE:
             self.background.check_l2(request)
             return self._count(request, fallback.found)
-        joined = self._join(request)
+        joined = self._join(request, from_now_on=from_now_on)
         if joined is None:
             spent_s = self._clock() - began_s if request.searches else 0.0
             return self._count(request, await self._begin(request, fallback, spent_s).wait(request))
+        came_late = joined.has_asked
         found = await joined.wait(request)
-        if found.is_of_first:
-            return await self._found(request)
+        if found.is_of_first and came_late:
+            return None
         if found.is_fallback and found.level == "l1" and not request.use_memory:
             found = await self._begin(request, None).wait(request)  # that is for others: who wants no memory loads
         return self._count(request, found)
@@ -119,8 +128,7 @@ class Loads:
         flight = self.flights.find(name)
         if flight is not None and not flight.has_asked and flight.joinable(request):
             flight.join(request)
-            found = await flight.wait()
-            return await self._anew(request) if found.is_of_first else self._count(request, found)
+            return self._count(request, await flight.wait())
         fresh = Freshness.of_a_get(self._node.shards[request.key.shard], request, self._clock())
         departure = Departure(request, fresh, must_load=True)
         return self._count(request, await self.flights.begin(name, departure, self._fly).wait())
@@ -164,9 +172,9 @@ class Loads:
             self.background.refresh(request, found.soft_version)
         return found
 
-    def _join(self, request: Request) -> Flight | None:
+    def _join(self, request: Request, *, from_now_on: bool) -> Flight | None:
         flight = self.flights.find(request.key.l1)
-        if flight is None or not flight.joinable(request):
+        if flight is None or not flight.joinable(request) or (from_now_on and flight.has_asked):
             return None
         flight.join(request)
         return flight

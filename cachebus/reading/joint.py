@@ -47,9 +47,9 @@ class JointLoad:
 
     def __init__(self, source: SourceFunction, bind_ids: BindIds, rules: Rules, owner: object) -> None:
         """`owner`: whose keys they are. The source runs in the context variables of whoever makes this."""
-        self._source, self._bind, self._rules, self._owner = source, bind_ids, rules, owner
+        self._source, self._bind, self._rules = source, bind_ids, rules
         self._context = copy_context()
-        self._parties = {False: _Party(owner), True: _Party(owner)}
+        self._parties = {is_refresh: _Party(owner, is_refresh=is_refresh) for is_refresh in (False, True)}
         """Those for whom somebody waits, and refreshes."""
         self._party_of: dict[FlightTask, _Party] = {}
         self._told: set[FlightTask] = set()
@@ -131,7 +131,7 @@ class JointLoad:
         party.next_call.waits_for.discard(flight)
         if party.next_call.waits_for or not party.next_call.asked:
             return
-        call, party.next_call = party.next_call, _Call(self._owner)
+        call = party.take_next()
         loop = asyncio.get_running_loop()
         call.task = loop.create_task(self._called(call), name="cachebus-joint-load", context=self._context.copy())
         call.task.add_done_callback(call.hand_on)
@@ -171,12 +171,21 @@ class JointLoad:
 class _Party:
     """Flights that come to the source together."""
 
-    __slots__ = ("expected", "next_call")
+    __slots__ = ("_is_refresh", "_owner", "expected", "next_call")
 
-    def __init__(self, owner: object) -> None:
+    def __init__(self, owner: object, *, is_refresh: bool) -> None:
+        self._owner, self._is_refresh = owner, is_refresh
         self.expected: set[FlightTask] = set()
         """Those that may still come."""
-        self.next_call = _Call(owner)
+        self.next_call = self._new_call()
+
+    def _new_call(self) -> _Call:
+        return _Call(Loading(self._owner, None, is_refresh=self._is_refresh))
+
+    def take_next(self) -> _Call:
+        """The call that is due. Who comes now has another one."""
+        due, self.next_call = self.next_call, self._new_call()
+        return due
 
 
 class _Call:
@@ -184,8 +193,8 @@ class _Call:
 
     __slots__ = ("answer", "asked", "is_told", "loading", "task", "waits_for")
 
-    def __init__(self, owner: object) -> None:
-        self.loading = Loading(owner, None)
+    def __init__(self, loading: Loading) -> None:
+        self.loading = loading
         self.asked: dict[FlightTask, Id] = {}
         """By the flights that wait for it: their ids."""
         self.waits_for: set[FlightTask] = set()

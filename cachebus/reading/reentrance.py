@@ -26,10 +26,11 @@ from cachebus.keys.key import Key
 class Loading:
     """One load under way. What runs inside `with loading:`, and in tasks started there, runs for this load."""
 
-    __slots__ = ("_outer", "key", "over", "owner", "waiters")
+    __slots__ = ("_outer", "is_refresh", "key", "over", "owner", "waiters")
 
-    def __init__(self, owner: object, key: Key | None) -> None:
-        self.owner = owner
+    def __init__(self, owner: object, key: Key | None, *, is_refresh: bool = False) -> None:
+        """`is_refresh`: whether nobody waits for it."""
+        self.owner, self.is_refresh = owner, is_refresh
         """Whose key it is: a key of another cache is another key."""
         self.key = key
         """None of what loads for several others, which wait for it."""
@@ -87,6 +88,12 @@ def loads_for(owner: object) -> bool:
     """Whether this code runs for a load of a key of this owner's that is not over."""
     loading = _running()
     return loading is not None and loading.owner is owner
+
+
+def is_refresh() -> bool:
+    """Whether this code runs for a refresh, for which nobody waits."""
+    loading = _running()
+    return loading is not None and loading.is_refresh
 
 
 def _running() -> Loading | None:

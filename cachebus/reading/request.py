@@ -148,8 +148,8 @@ class Found(NamedTuple):
     soft_version: bytes = b""
     """The version of a record that is past its soft expiry, and is to be refreshed; else b""."""
     is_of_first: bool = False
-    """Whether it is only for those who have begun the load: an invalidation that nobody knew of may lie between them
-    and who came later."""
+    """Whether it is only for those who came before the source was asked: an invalidation that nobody knew of may lie
+    between them and who came later."""
     copy: Callable[[], object] | None = None
     """Makes a value of its own for each caller, where the policy wants that."""
 

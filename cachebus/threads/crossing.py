@@ -5,9 +5,10 @@
    connection of the database, its transaction. The loop puts an errand into the inbox, and waits for the answer.
 3. The coroutine has ended: its outcome is in the inbox.
 
-A thread that waits runs each errand at once. A call of its own loader has a crossing and an inbox of its own, so it
-waits in there, and not for itself. A thread that goes, by a time limit or an interruption, says so on the loop: its
-coroutine is cancelled, and what it was to run is run by another thread, if others wait for that load.
+A thread that waits runs an errand at once. While it does, the others of its call go to threads of their own, since
+their time limits run. A call of its own loader has a crossing and an inbox of its own, so it waits in there, and not
+for itself. A thread that goes, by a time limit or an interruption, says so on the loop: its coroutine is cancelled, and
+what it was to run is run by another thread, if others wait for that load.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from queue import Empty, SimpleQueue
 from typing import Any, Final, NamedTuple
 
 from cachebus.base.clock import monotonic
-from cachebus.base.parameters import SourceFunction, StandIn
+from cachebus.base.parameters import SourceFunction, StandIn, name_of
 from cachebus.errors import ConfigError, L2Unavailable
+from cachebus.reading.reentrance import is_refresh
 from cachebus.threads.errand import Ended, Errand
 from cachebus.threads.loaders import in_a_thread
 from cachebus.threads.loop import LoopThread, loop_thread
@@ -41,7 +43,7 @@ class Limit(NamedTuple):
 class Crossing:
     """One call on its way."""
 
-    __slots__ = ("_errands", "_inbox", "_task", "_thread", "over")
+    __slots__ = ("_errands", "_inbox", "_is_busy", "_task", "_thread", "over")
 
     def __init__(self) -> None:
         """`ConfigError` on the loop itself, and at the exit of the process."""
@@ -50,6 +52,8 @@ class Crossing:
         self._inbox: SimpleQueue[Errand | Ended] = SimpleQueue()
         self._errands: set[Errand] = set()
         self._task: asyncio.Task[None] | None = None
+        self._is_busy = False
+        """Whether the thread has an errand."""
         self.over = False
         """Whether nobody is at the inbox any more. Changed and read on the loop alone, so that no errand is put into it
         behind that."""
@@ -125,15 +129,18 @@ class Crossing:
             self._thread.loop.call_later(GONE_S, errand.answer, Ended(nobody=True))
 
     async def ask(self, function: Callable[[], Any]) -> Any:
-        """What a sync function gives, on the thread that waits; on another one where none waits here any more."""
-        if not self.over:
-            errand = Errand(function)
+        """What a sync function gives, on the thread that waits; on another one where none waits here any more, or it
+        runs another one."""
+        if not self.over and not self._is_busy:
+            self._is_busy = True
+            errand = Errand(self._freeing(function))
             self._errands.add(errand)
             self._inbox.put(errand)
             try:
                 outcome = await errand.answered()
             except asyncio.CancelledError:
-                errand.give_up()
+                if errand.give_up():
+                    self._is_busy = False
                 raise
             finally:
                 self._errands.discard(errand)
@@ -142,6 +149,18 @@ class Crossing:
             if not outcome.nobody:
                 return outcome.value
         return await in_a_thread(function)
+
+    def _freeing(self, function: Callable[[], Any]) -> Callable[[], Any]:
+        """The same. The thread is free before anybody knows what it gives: another attempt finds it so."""
+
+        def run() -> Any:
+            try:
+                return function()
+            finally:
+                self._is_busy = False
+
+        run.__qualname__ = name_of(function)
+        return run
 
 
 class OnCaller(StandIn):
@@ -154,6 +173,6 @@ class OnCaller(StandIn):
 
     async def __call__(self, *args: Any, **kwargs: Any) -> Any:
         bound = partial(self.source, *args, **kwargs)
-        result = await (in_a_thread(bound) if self._apart else self._crossing.ask(bound))
+        result = await (in_a_thread(bound) if self._apart or is_refresh() else self._crossing.ask(bound))
         # Of a lambda around an async function: that one runs on the loop.
         return await result if asyncio.iscoroutine(result) else result

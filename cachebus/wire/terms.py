@@ -3,7 +3,8 @@
 A msgpack map, of which each entry is left out where nothing was said:
 
 - `version`: text, the source's own
-- `ttl_ms` (0: for ever), `soft_ttl_ms`, `l1_ttl_ms`: its lifetimes, which a value that is "not modified" gets anew
+- `ttl_ms` (0: for ever), `soft_ttl_ms`, `l1_ttl_ms`: its lifetimes, which a value that is "not modified" gets anew. The
+  first may be that of a call which has loaded it
 - `late_tags`: how many of the record's last tags the loader has given; all others are those of the callers
 """
 

@@ -99,7 +99,8 @@ class Writer:
 
     async def set_many(self, requests: Sequence[SetRequest], *, wait: bool = False) -> Receipt:
         """Store several values of one shard, as `set` does each. What can't be encoded is told before anything is
-        written. Once all have been tried, raises the first error of those that failed."""
+        written. Where any of those fails that are sent at once, raises the first error once all of these have been
+        tried: what comes behind is not written, as an L2 that is away would be waited for each time."""
         shard = requests[0].key.shard
         if not self._enabled:
             return disabled_receipt(shard)

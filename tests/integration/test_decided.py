@@ -200,6 +200,24 @@ async def test_its_own_lifetimes_live_on_and_grow_no_longer() -> None:
             await world.pass_s(21)
 
 
+async def test_so_does_that_of_the_call_which_has_loaded_it() -> None:
+    async with aging(1, config=Policy(ttl_s=1000, fail_safe_s=1000)) as world:
+        (a,) = world.nodes
+        source, more = Conditional(x=1), {"ttl": 20}
+        for number in range(4):
+            await load(a, source, **more)
+            left_s = (await a.look("config", "x", "acme")).ttl_left_s
+            assert left_s is not None
+            assert 18 <= left_s <= 20
+            assert a.stats().types["config"].not_modified == number
+            more = {}
+            await world.pass_s(21)
+        source.values["x"] = 2
+        await load(a, source)
+        left_s = (await a.look("config", "x", "acme")).ttl_left_s
+        assert left_s is not None and left_s > 900, "what is loaded anew has the type's"
+
+
 async def test_a_refresh_may_find_nothing_modified(redis_url: str) -> None:
     async with nodes(redis_url, 2, policies={"config": Policy(ttl_s=1000, soft_ttl_s=0.05)}, guard_max_s=0) as (a, b):
         source = Conditional(x="old")
