@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from itertools import islice
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
 from cachebus.base.choices import ContextMatch, Wait
-from cachebus.base.ids import Id
+from cachebus.base.ids import Id, several
 from cachebus.base.parameters import SourceFunction
 from cachebus.base.pieces import in_turns
 from cachebus.calls import as_target, set_request
@@ -45,7 +44,7 @@ class Batches(Writes):
 
         Returns the values by the ids asked, absent ones left out. Raises what `get` does.
         """
-        parts, ids = self._live(), list(resource_ids)
+        parts, ids = self._live(), several("resource_ids", resource_ids)
         common = Common(data_type, tenant_id, (agent_id, conversation_id, collection_id))
         found: dict[Id, Any] = {}
         remaining = await from_memory(parts, common, ids, found) if after is None else [(one, "") for one in ids]
@@ -65,10 +64,12 @@ class Batches(Writes):
         Returns the values by the targets asked, absent ones left out. Raises what `get` does; `ValueError` for what is
         no target.
         """
-        parts, asked = self._live(), list(targets)
+        parts, asked = self._live(), several("targets", targets)
 
         def key_of(one: TargetT) -> Key:
             data_type, resource_id, *contexts, _ = as_target(one)
+            if not isinstance(one, Hashable):
+                raise ValueError(f"get_targets gives values by their targets: take tuples, not a {type(one).__name__}")
             return parts.naming.key(data_type, resource_id, tenant_id, *contexts)
 
         keys = dict(zip(asked, await in_turns(asked, key_of), strict=True))
@@ -142,18 +143,19 @@ class Batches(Writes):
 
         - `loader`: a function, sync or async, called with a list of the ids that are missing, as given, where that of
           `get_or_load` is given one; with up to 250. It returns a mapping of these ids to their values. Ids that it
-          leaves out, or gives None for, are not found. Ids count by the text that stands for them: 7 answers "7"
+          leaves out, or gives None for, are not found; an exception in the place of a value fails that id alone. Ids
+          count by the text that stands for them: 7 answers "7"
         - `tags`: of each of them
         - all else: as in `get_or_load`
 
         Ids that others load already are not asked for again. Where another node loads some of them, the rest is loaded
         meanwhile. More than 250 ids go 250 after 250.
 
-        Returns the values by the ids asked; those that the source has not are left out. Raises what `get_or_load` does,
-        once all loads have ended: what was loaded of the others is kept. `ConfigError` for a loader that gives no
-        mapping, or ids that it was not asked for.
+        Returns the values by the ids asked; those that the source has not are left out, a None that was stored is not.
+        Raises what `get_or_load` does, once all loads have ended: what was loaded of the others is kept. `ConfigError`
+        for a loader that gives no mapping, or ids that it was not asked for.
         """
-        parts, ids = self._live(), list(resource_ids)
+        parts, ids = self._live(), several("resource_ids", resource_ids)
         common = Common(data_type, tenant_id, (agent_id, conversation_id, collection_id))
         found: dict[Id, Any] = {}
         if use_memory and after is None:
@@ -223,5 +225,6 @@ class Batches(Writes):
         check_wait(wait)
         check_contexts(contexts, agent_id, conversation_id, collection_id)
         around = agent_id, conversation_id, collection_id
-        targets: list[Target] = [target(data_type, one, around) for one in islice(resource_ids, STEP_MAX + 1)]
+        asked = several("resource_ids", resource_ids, at_most=STEP_MAX + 1)
+        targets: list[Target] = [target(data_type, one, around) for one in asked]
         return await self.invalidate_targets(targets, tenant_id, contexts=contexts, wait=wait, reason=reason)

@@ -341,8 +341,7 @@ class Cache(Batches):
         """Have reads of this cache ask the source alone, in this task and in those that it starts in the block:
         `with cache.bypassed():`. What `get_or_load` loads there is given to its caller, and no level keeps it; `get`
         gives its default, `get_many` nothing, `look` something absent. Writes and invalidations are as ever."""
-        parts = self._live()
-        with parts.reader.bypass.entered(self, parts.node.l1.entries):
+        with self._live().reader.bypass.entered(self):
             yield
 
     @overload

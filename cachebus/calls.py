@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cachebus.assembly.factory import Parts
 from cachebus.base.choices import ContextMatch, Wait
-from cachebus.base.ids import Id
+from cachebus.base.ids import Id, several
 from cachebus.base.lifetimes import check_ttl
 from cachebus.cascade import Target
 from cachebus.core.ports import Position
@@ -53,7 +53,7 @@ def as_target(one: Sequence[Any]) -> Target:
     `InvalidKey`."""
     if isinstance(one, Target):
         return one
-    if isinstance(one, str) or not isinstance(one, Sequence) or not 2 <= len(one) <= 5:
+    if isinstance(one, str | bytes | bytearray) or not isinstance(one, Sequence) or not 2 <= len(one) <= 5:
         raise ValueError("a target is a data type and a resource id, and up to three context ids behind them")
     data_type, resource_id, *contexts = one
     return target(data_type, resource_id, (*contexts, None, None, None)[:3])
@@ -129,14 +129,15 @@ class Guarding(NamedTuple):
 
 def guard(parts: Parts, guarding: Guarding) -> WriteGuard:
     """The guard, to be entered; what is wrong with the call is raised before."""
-    targets, scopes, tags, settings = guarding.targets, guarding.scopes, guarding.tags, parts.settings
+    scopes, tags, settings = guarding.scopes, guarding.tags, parts.settings
+    targets = [as_target(one) for one in several("targets", guarding.targets)]
     check_wait(guarding.wait)
     check_contexts(guarding.contexts)
     if not targets and not scopes and not tags:
         raise ValueError("nothing to guard: no targets, scopes or tags")
-    if isinstance(tags, str) or isinstance(scopes, str | Mapping):
+    if isinstance(tags, str | bytes) or isinstance(scopes, str | bytes | Mapping):
         raise ValueError("tags and scopes must be sequences")
-    tenant = parts.naming.tenant_of(targets[0][0] if targets else None, guarding.tenant_id)
+    tenant = parts.naming.tenant_of(targets[0].data_type if targets else None, guarding.tenant_id)
     plan = parts.planner.guarded(targets, tenant, scopes, tags, all_contexts=guarding.contexts == "all").because(
         guarding.reason
     )

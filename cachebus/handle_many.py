@@ -31,7 +31,7 @@ class TypedMany(Generic[T]):
     def __init__(self, cache: Any, data_type: str, tags: Sequence[str] = (), ttl: float | None = None) -> None:
         """`cache`: whose verbs it calls."""
         self._data_type = check_part("data_type", data_type)
-        if isinstance(tags, str):
+        if isinstance(tags, str | bytes):
             raise ConfigError(f"the tags of {data_type!r} must be a sequence of strings")
         self._tags = tuple(check_part("tag", tag) for tag in tags)
         if len(self._tags) > TAGS_MAX:
@@ -199,7 +199,7 @@ class TypedMany(Generic[T]):
     # -- what they have in common ---------------------------------------------------------------------------------
 
     def _with_tags(self, tags: Sequence[str]) -> Sequence[str]:
-        return (*self._tags, *tags) if self._tags and not isinstance(tags, str) else tags
+        return (*self._tags, *tags) if self._tags and not isinstance(tags, str | bytes) else tags
 
     def _ids(
         self, tenant_id: Id | None, agent_id: Id | None, conversation_id: Id | None, collection_id: Id | None

@@ -17,6 +17,7 @@ from cachebus.errors import ConfigError
 from cachebus.keys.key import ABSENT, GIVEN, Key
 from cachebus.keys.naming import tag_scopes
 from cachebus.keys.plan import Contexts
+from cachebus.reading.bypass import block_here
 from cachebus.reading.joint import JointLoad
 from cachebus.reading.judge import MISSING, NOT_FOUND
 from cachebus.reading.request import Request
@@ -167,7 +168,7 @@ async def load_keys(parts: Parts, common: Common, keys: Mapping[Id, Key], how: H
             for one in some
         ]
         answers = zip(some, await parts.loads.get_or_load_many(requests), strict=True)
-        found.update((one, answer.value) for one, answer in answers if answer.value is not None)
+        found.update((one, answer.value) for one, answer in answers if answer.value is not NOT_FOUND)
     return found
 
 
@@ -220,6 +221,7 @@ def _coalesced(parts: Parts, key: Key, tenant: Any, batch: SourceFunction, most:
         raise ConfigError(
             f"{name_of(batch)} has no hash, so that nobody can tell which calls share it: give a function"
         ) from None
-    alike = shared, most, id(ctx), type(tenant), tenant, key.family.data_type, key.family.tenant, key.contexts
+    around = id(ctx), block_here()  # of the others only the first one's: what it is called with, and reads itself
+    alike = shared, most, *around, type(tenant), tenant, key.family.data_type, key.family.tenant, key.contexts
     make = partial(joint_load, parts, key, tenant, batch)
     return parts.loads.coalescing.joint(alike, ctx, most, make)

@@ -7,7 +7,7 @@ from typing import Any
 
 from cachebus.assembly.lifecycle import Life
 from cachebus.base.choices import ContextMatch, Wait
-from cachebus.base.ids import Id, check_part
+from cachebus.base.ids import Id, check_part, several
 from cachebus.base.pieces import in_turns
 from cachebus.calls import Guarding, as_target, checked_amount, checked_ttl, guard, invalidate_plans, set_request
 from cachebus.cascade import Target
@@ -129,13 +129,14 @@ class Writes(Life):
         check_wait(wait)
         check_contexts(contexts)
         parts = self._live()
-        if not targets:
+        asked = several("targets", targets)
+        if not asked:
             raise ValueError("nothing to invalidate: no targets")
-        if len(targets) > STEP_MAX:
+        if len(asked) > STEP_MAX:
             raise too_many()
-        several = await in_turns(targets, lambda one: as_target(one).in_text())
-        tenant = parts.naming.tenant_of(several[0].data_type, tenant_id)
-        plan = await parts.planner.many_targets(several, tenant, all_contexts=contexts == "all")
+        named = await in_turns(asked, lambda one: as_target(one).in_text())
+        tenant = parts.naming.tenant_of(named[0].data_type, tenant_id)
+        plan = await parts.planner.many_targets(named, tenant, all_contexts=contexts == "all")
         plan.because(reason)
         return await parts.writer.invalidate(plan, wait=bool(wait))
 

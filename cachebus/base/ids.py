@@ -7,6 +7,9 @@ An id is a str, an int or a UUID. It counts by what it holds, never by what it s
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from itertools import islice
+from typing import TypeVar
 from uuid import UUID
 
 from cachebus.errors import InvalidKey
@@ -14,6 +17,8 @@ from cachebus.errors import InvalidKey
 Id = str | int | UUID
 """What may be given as an id. In a key it is the text that stands for it."""
 PART_MAX_BYTES = 512
+
+T = TypeVar("T")
 
 _INT_END = 10**PART_MAX_BYTES
 _INT_LEAST = -_INT_END // 10
@@ -55,3 +60,11 @@ def check_part(name: str, part: object) -> str:
     if not text.isprintable() and (found := _control(text)):  # what is printable has none, and that is quicker to see
         raise InvalidKey(f"{name} has a control character ({found.group()!r})")
     return text
+
+
+def several(name: str, given: Iterable[T], *, at_most: int | None = None) -> list[T]:
+    """What is given where several are asked for, the first `at_most` of it; `ValueError` for a text, whose characters
+    nobody means."""
+    if isinstance(given, str | bytes | bytearray):
+        raise ValueError(f"{name} must be several, as a list, not a single {type(given).__name__}")
+    return list(islice(given, at_most))

@@ -224,11 +224,11 @@ class Node:
 
     # -- L1 ------------------------------------------------------------------------------------------------------
 
-    def take_away(self, key: Key, seq: int) -> None:
+    def take_away(self, key: Key, seq: int, *, of_any_load: bool = False) -> None:
         """Drop what is held of a key, unless it is of a later time than this seq. What was loaded without L2 stays: it
-        ends within D of its load, and is no fallback."""
+        ends within D of its load, and is no fallback. `of_any_load`: that goes, too."""
         entry = self.l1.entries.get(key.l1)
-        if entry is not None and entry.seq <= seq and entry.group.fenced:
+        if entry is not None and entry.seq <= seq and (of_any_load or entry.group.fenced):
             self.l1.remove(key.l1)
 
     def end_fallback(self, key: Key, seq: int) -> None:

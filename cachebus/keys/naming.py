@@ -147,7 +147,7 @@ class Naming:
 
 def tag_scopes(key: Key, tags: Sequence[str], rules: Rules) -> list[str]:
     """The scopes of a value's tags: those given, and those of its type; `ValueError`, `InvalidKey`."""
-    if isinstance(tags, str):
+    if isinstance(tags, str | bytes):
         raise ValueError("tags must be a sequence of strings")
     if not tags and not rules.tags:
         return []

@@ -252,7 +252,7 @@ class Planner:
 
     def tags(self, tenant_id: object, tags: Sequence[str]) -> Plan:
         """What an invalidation of tags addresses; `ValueError` for none, or for a single string."""
-        if isinstance(tags, str) or not tags:
+        if isinstance(tags, str | bytes) or not tags:
             raise ValueError("tags must be a non-empty sequence of strings")
         shard, scopes = self._keyspace.tags(tenant_id, tags)
         plan = Plan(shard)

@@ -8,7 +8,7 @@
    waits (`waiting`).
 5. `load`: the source is asked, by `source` (`promises`: what it says that it gives), and told what is still there
    (`previous`); or once for several flights, which come to it together: `joint`, and for calls of one tick
-   `coalescing`. `fill`: what it gave is kept where it may be.
+   `coalescing` (`landing`: its callers go on together). `fill`: what it gave is kept where it may be.
 6. Beside the way: `background` refreshes, and not again at once (`pauses`); `cooldown` remembers failed sources,
    `refusals` tells what L2 refuses, `unreadable` what can't be read here, `reentrance` finds loads that wait for
    themselves, `parts` is what all loads share. `looked`: what is known of a value. `bypass`: reads that pass the cache

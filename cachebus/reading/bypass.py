@@ -33,13 +33,15 @@ class HoldsEntries(Protocol):
 
 
 class Bypass:
-    """The blocks of one cache."""
+    """The blocks of one cache, and of those through which other threads see it."""
 
-    __slots__ = ("_lock", "blocks")
+    __slots__ = ("_asking", "_lock", "blocks")
 
     def __init__(self) -> None:
         self.blocks = 0
         """How many are entered, in whichever tasks and threads."""
+        self._asking: list[tuple[HoldsEntries, BypassedEntries, Any]] = []
+        """Those whose hits ask, by what they ask, and what they go by otherwise."""
         self._lock = Lock()
 
     def here(self) -> bool:
@@ -50,23 +52,42 @@ class Bypass:
         return block is not None
 
     @contextmanager
-    def entered(self, holder: HoldsEntries, entries: Mapping[str, Any]) -> Iterator[None]:
-        """Inside it reads pass the cache by. `holder`: of these entries."""
+    def entered(self, *holders: HoldsEntries) -> Iterator[None]:
+        """Inside it reads pass the cache by. `holders`: all whose hits go by its entries."""
         block = _Block(self, _innermost.get())
         _innermost.set(block)
         with self._lock:
             self.blocks += 1
-            holder._entries = BypassedEntries(self, entries)
+            for holder in holders:
+                entries = holder._entries
+                if not isinstance(entries, BypassedEntries):
+                    asking = holder._entries = BypassedEntries(self, entries)
+                    self._asking.append((holder, asking, entries))
         try:
             yield
         finally:
             block.is_over = True
             with self._lock:
                 self.blocks -= 1
-                if not self.blocks and isinstance(holder._entries, BypassedEntries):  # else it was closed
-                    holder._entries = entries
+                if not self.blocks:
+                    self._ask_no_more()
             if _innermost.get() is block:  # in another task than it was entered in there is nothing to take back
                 _innermost.set(block.outer)
+
+    def _ask_no_more(self) -> None:
+        for holder, asking, entries in self._asking:
+            if holder._entries is asking:  # else it was closed
+                holder._entries = entries
+        self._asking.clear()
+
+
+def block_here() -> object:
+    """The innermost block of any cache that a call made here is in, None where it is in none: what two calls have in
+    common of which reads pass which cache by."""
+    block = _innermost.get()
+    while block is not None and block.is_over:
+        block = block.outer
+    return block
 
 
 class BypassedEntries:

@@ -66,12 +66,13 @@ class Fetcher:
         self.clock = node.clock
         self.nudge = nudge
         self.superseded = Superseded()
-        self._l2_timeout_s = l2_timeout_s
+        self.l2_timeout_s = l2_timeout_s
+        """In seconds."""
         self._shards = node.shards
 
     def budget(self, spent_s: float = 0.0) -> Budget:
         """What a call may wait for L2, if it has waited for so long."""
-        return Budget(self.clock, self._l2_timeout_s, spent_s)
+        return Budget(self.clock, self.l2_timeout_s, spent_s)
 
     async def read_one(
         self,
@@ -135,7 +136,7 @@ class Fetcher:
         return list(zip(found, data, strict=True))
 
     async def _read_by_script_in_time_left(self, keys: Sequence[Key], admit: bool, began_s: float) -> list[Seen]:
-        budget = Budget(self.clock, self._l2_timeout_s, self.clock() - began_s, NESTED)
+        budget = Budget(self.clock, self.l2_timeout_s, self.clock() - began_s, NESTED)
         return await budget.spent_on(self._read_by_script(keys, admit))
 
     async def _read_by_script(self, keys: Sequence[Key], admit: bool) -> list[Seen]:

@@ -91,10 +91,12 @@ class Fill:
         """Keep what was loaded in L1 alone, until D after the load began. `seq`: what it is newer than, at least."""
         record, found = self._packed(found)
         epoch = as_of.reservation.epoch
+        if record is None:
+            self._leave_nothing(seq, epoch, as_of)
+            return found
         self._end_former_fallback(seq, epoch, as_of)
-        if record is not None:
-            record.set_position(epoch, seq)
-            self._admit(found, record, as_of, fenced=False)
+        record.set_position(epoch, seq)
+        self._admit(found, record, as_of, fenced=False)
         return found
 
     def unkept(self, found: Found) -> Found:
@@ -109,10 +111,16 @@ class Fill:
                 await self._fill_lease.store(gone, 1, over)
             except L2Unavailable as error:
                 self._fetch.refusals.count(error, "fills", self._key.family.data_type)
-        self._take_former_away(granted.seq, granted.epoch, as_of)
+        self._leave_nothing(granted.seq, granted.epoch, as_of)
+
+    def _leave_nothing(self, seq: int, epoch: bytes, as_of: AsOf) -> None:
+        """The source has answered, and its answer is kept nowhere, as it says or as it can't be. What it gave before
+        goes from L1, however that was loaded."""
+        self._node.take_away(self._key, seq, of_any_load=True)
+        self._note_answer(epoch, as_of)
 
     def _take_former_away(self, seq: int, epoch: bytes, as_of: AsOf) -> None:
-        """The source has answered, and its answer is not kept. What it gave before goes from L1."""
+        """The source has answered, and L2 refuses its answer. What it gave before goes from L1."""
         self._node.take_away(self._key, seq)
         self._note_answer(epoch, as_of)
 

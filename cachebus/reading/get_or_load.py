@@ -58,11 +58,16 @@ class Loads:
         itself."""
         passes = request.refresh or self._parts.reader.bypass.here()
         found = None if passes else self._in_memory(request)
-        return _given(await self._found(request) if found is None else found)
+        if found is None:
+            found = await self._found(request)
+            if request.joint is not None and found.loaded is not None:
+                await request.joint.landed(self._parts.fetch.l2_timeout_s)
+        return _given(found)
 
     async def get_or_load_many(self, requests: Sequence[Request]) -> list[Found]:
-        """What `get_or_load` gives for each of these, all at once: what one tick asks of L2 is one round trip. Raises,
-        once all have ended, what the first of those does that fail."""
+        """What L1 or L2 holds of each of these, else what the source gives, NOT_FOUND where that has nothing: all at
+        once, and what one tick asks of L2 is one round trip. Raises, once all have ended, what the first of those does
+        that fail."""
         passes = self._parts.reader.bypass.here()
         founds = [None if passes else self._in_memory(request) for request in requests]
         asking = [request for request, found in zip(requests, founds, strict=True) if found is None]
@@ -73,7 +78,7 @@ class Loads:
             found_or_error = next(answers) if known is None else known
             if isinstance(found_or_error, BaseException):
                 raise found_or_error
-            given.append(_given(found_or_error))
+            given.append(_told_apart(found_or_error))
         return given
 
     async def look(self, key: Key, after: Position | None) -> CachedValue[object]:
@@ -208,3 +213,9 @@ class Loads:
 def _given(found: Found) -> Found:
     """What a caller is given: None where the source has nothing."""
     return found._replace(value=None) if found.value is NOT_FOUND else found
+
+
+def _told_apart(found: Found) -> Found:
+    """The same, with NOT_FOUND where the source has just said so: the None of who has stored that is a value."""
+    nothing = found.loaded is not None and found.loaded.value is None
+    return found._replace(value=NOT_FOUND) if nothing else found

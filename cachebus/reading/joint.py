@@ -10,6 +10,8 @@ comes to it when it may load, and the source is called once for all who have com
    come. Nobody else is waited for, so that flights which hold a fill lease load, whoever holds the others', and however
    often those ask again. Who comes later has another call, likewise.
 4. A call ends when the last of its flights has left it.
+5. What it has brought is stored by each flight for itself, one sooner than another. Their callers go on together
+   (`landed`): what they load next by another source of several is then one call of that, too.
 
 Refreshes, for which nobody waits, have calls of their own.
 """
@@ -29,6 +31,7 @@ from cachebus.base.pieces import Room
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.policy import Rules
 from cachebus.reading.flight import own_error
+from cachebus.reading.landing import Landing
 from cachebus.reading.reentrance import Loading, waiting_for
 from cachebus.reading.request import FlightTask, Load, Loaded
 from cachebus.reading.source import Bound, call_by, loaded_of, shareable
@@ -36,7 +39,7 @@ from cachebus.reading.source import Bound, call_by, loaded_of, shareable
 BindIds = Callable[[list[Id]], Bound]
 """Makes the call of a source for these ids."""
 Gave = Mapping[str, object]
-"""What a source gave, by the text of the ids."""
+"""What a source gave, by the text of the ids: a value, or the error of this id alone."""
 
 
 class JointLoad:
@@ -51,6 +54,7 @@ class JointLoad:
         self._party_of: dict[FlightTask, _Party] = {}
         self._told: set[FlightTask] = set()
         self._room = Room()
+        self._landing = Landing()
 
     def load_of(self, resource_id: Id) -> Load:
         """The load of one id, as given: for one flight, in its own task."""
@@ -65,6 +69,7 @@ class JointLoad:
         """This flight has ended."""
         party = self._party_of.pop(flight)
         self._told.discard(flight)
+        self._landing.over(flight)
         self._expect_no_more(party, flight)
 
     @contextmanager
@@ -81,6 +86,10 @@ class JointLoad:
         """See `Joint.room`."""
         return self._room.of(size_bytes)
 
+    async def landed(self, within_s: float) -> None:
+        """See `Joint.landed`."""
+        await self._landing.wait(within_s)
+
     def has_told(self, flight: FlightTask) -> bool:
         """Whether the failure of this flight's call is told by another one of it."""
         return flight in self._told
@@ -94,24 +103,27 @@ class JointLoad:
             call.waits_for = set(party.expected)
         call.asked[me] = resource_id
         self._expect_no_more(party, me)
-        failed: Exception | None
+        failed: Exception | None = None
         try:
             with waiting_for(call.loading):
                 gave = await asyncio.shield(call.answer)
         except asyncio.CancelledError:
-            gave, failed = await call.left_by(me), None
+            gave = await call.left_by(me)
         except Exception as error:  # noqa: BLE001 (a source may raise anything)
             gave, failed = {}, error
-            if call.is_told:
-                self._told.add(me)
-            call.is_told = True
-        else:
-            failed = None
         finally:
             call.asked.pop(me, None)
-        if failed is not None:
-            raise own_error(failed)
-        return loaded_of(gave.get(text_of("resource_id", resource_id)))
+        given = gave.get(text_of("resource_id", resource_id))
+        if isinstance(given, Exception):  # of this id alone
+            failed = given
+        if failed is None:
+            if party is self._parties[False]:
+                self._landing.begin(me)
+            return loaded_of(given)
+        if call.is_told:
+            self._told.add(me)
+        call.is_told = True
+        raise own_error(failed)
 
     def _expect_no_more(self, party: _Party, flight: FlightTask) -> None:
         """Call the source for those who have come, if this was the last that they wait for."""

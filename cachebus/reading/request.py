@@ -85,6 +85,10 @@ class Joint(Protocol):
         """Inside it a flight sends L2 so much: what they send at once must not be too much for it."""
         ...
 
+    async def landed(self, within_s: float) -> None:
+        """Wait, no longer than so many seconds, until the flights that the source has answered have stored that."""
+        ...
+
     def has_told(self, flight: FlightTask) -> bool:
         """Whether the failure of this flight's source is told by another flight."""
         ...

@@ -7,7 +7,7 @@ from inspect import iscoroutinefunction
 from typing import Any, overload
 
 from cachebus.base.choices import ContextMatch, Wait
-from cachebus.base.ids import Id
+from cachebus.base.ids import Id, several
 from cachebus.base.parameters import SourceFunction, passing_of
 from cachebus.batches import IdT, T, TargetT
 from cachebus.cache import Cache
@@ -33,7 +33,7 @@ class BlockingBatches(BlockingWrites):
         after: Receipt | str | None = None,
     ) -> dict[Id, Any]:
         """As `Cache.get_many`."""
-        asked = list(resource_ids)  # here: an iterator of the caller's may be bound to its thread
+        asked = several("resource_ids", resource_ids)  # here: an iterator of the caller's may be bound to its thread
         contexts = tenant_id, agent_id, conversation_id, collection_id
         return self._ask(lambda cache: cache.get_many(data_type, asked, *contexts, after=after))
 
@@ -41,7 +41,7 @@ class BlockingBatches(BlockingWrites):
         self, targets: Iterable[TargetT], tenant_id: Id | None = None, *, after: Receipt | str | None = None
     ) -> dict[TargetT, Any]:
         """As `Cache.get_targets`."""
-        asked = list(targets)
+        asked = several("targets", targets)
         return self._ask(lambda cache: cache.get_targets(asked, tenant_id, after=after))
 
     @overload
@@ -108,7 +108,7 @@ class BlockingBatches(BlockingWrites):
         use_memory: bool = True,
     ) -> dict[Any, Any]:
         """As `Cache.get_or_load_many`. On which thread the loader runs is told at `BlockingCache`."""
-        asked = list(resource_ids)
+        asked = several("resource_ids", resource_ids)
 
         async def load(cache: Cache, source: SourceFunction) -> Any:
             contexts = tenant_id, agent_id, conversation_id, collection_id
@@ -158,7 +158,7 @@ class BlockingBatches(BlockingWrites):
         reason: str | None = None,
     ) -> Receipt:
         """As `Cache.invalidate_many`."""
-        asked, around = list(resource_ids), (tenant_id, agent_id, conversation_id, collection_id)
+        asked, around = several("resource_ids", resource_ids), (tenant_id, agent_id, conversation_id, collection_id)
         return self._ask(
             lambda cache: cache.invalidate_many(data_type, asked, *around, contexts=contexts, wait=wait, reason=reason),
             self._sending,

@@ -257,11 +257,11 @@ class BlockingCache(BlockingBatches):
     def bypassed(self) -> Iterator[None]:
         """As `Cache.bypassed`, for this thread."""
 
-        async def live(cache: Cache) -> Parts:
-            return cache._live()
+        async def live(cache: Cache) -> tuple[Cache, Parts]:
+            return cache, cache._live()
 
-        parts = self._ask(live)
-        with parts.reader.bypass.entered(self, parts.node.l1.entries):
+        there, parts = self._ask(live)
+        with parts.reader.bypass.entered(self, there):  # what this thread does not answer, that one does
             yield
 
     def explain(

@@ -148,6 +148,25 @@ async def test_what_is_not_found_is_remembered_by_its_policy_alone(pair: list[Ca
     assert table.calls[1] == ["y"]
 
 
+@pytest.mark.parametrize("where", ["memory", "redis"])
+async def test_a_stored_none_is_a_value_on_either_level(where: str, redis_url: str) -> None:
+    """What the source has not is left out, on either level."""
+    async with Cache(Settings(url="memory://" if where == "memory" else redis_url, policies=POLICIES)) as cache:
+        table = Table()
+        table.rows = {2: None, 3: "x"}
+        for data_type in ("row", "negative", "twice"):
+            receipt = await cache.set(data_type, 1, None, "acme")
+            await reading(cache, table, 2, data_type=data_type)
+            table.calls.clear()
+            for how in ({}, {"use_memory": False}, {"after": receipt}):
+                found = await reading(cache, table, 1, 2, 3, data_type=data_type, **how)
+                assert found == {1: None, 3: "x"}, (data_type, how)
+                assert await cache.get_many(data_type, [1, 2, 3], "acme") == found
+            wider = await reading(cache, table, 1, 2, data_type=data_type, search_hierarchy=True, agent_id=1)
+            assert wider == {1: None}
+            assert all(1 not in call for call in table.calls)
+
+
 async def test_more_than_fit_go_in_pieces(pair: list[Cache]) -> None:
     a, b = pair
     table = Table()
@@ -325,6 +344,7 @@ async def test_what_others_load_holds_nobody_up(pair: list[Cache], monkeypatch: 
     both = reading(a, mine, "y", "x", "z")
     await until(lambda: mine.calls)
     assert mine.calls == [["x", "z"]]
+    await until(lambda: a.stats().fills == 2)  # else B may miss the hint, and never polls
     assert await asyncio.wait_for(b.get_or_load("row", "x", lambda: "b", "acme"), 5) == "a"  # it is there by now
     assert not both.done()
     theirs.gate.set()
@@ -592,6 +612,72 @@ async def test_a_batch_that_fails_fails_each_of_its_callers(pair: list[Cache]) -
     assert len({id(one) for one in found}) == 3  # each has one of its own
 
 
+@pytest.mark.parametrize("data_type", ["row", "safe"])
+async def test_callers_of_one_call_go_on_together_so_that_what_they_load_next_is_one_call(
+    data_type: str, pair: list[Cache]
+) -> None:
+    """However many pieces their fills are sent in."""
+    a, _ = pair
+    users, companies = Table(), Table()
+    users.rows = {i: {"company": i, "bio": "x" * 20_000} for i in range(100)}
+    companies.rows = dict.fromkeys(range(100), "inc")
+
+    async def resolve(i: int) -> Any:
+        user = await a.get_or_load(data_type, i, tenant_id="acme", batch=users.load)
+        assert user is not None
+        return await a.get_or_load("company", user["company"], tenant_id="acme", batch=companies.load)
+
+    assert await asyncio.gather(*map(resolve, range(100))) == ["inc"] * 100
+    assert [sorted(call) for call in companies.calls] == [list(range(100))]
+    assert len(users.calls) == 1
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+async def test_a_fill_that_hangs_holds_up_the_others_no_longer_than_l2_may_take(is_cut: bool, redis_url: str) -> None:
+    async with nodes(redis_url, 1, l2_timeout_s=0.3) as (a,):
+        store: Any = parts(a).store
+        fill, never, table = store.fill, asyncio.Event(), Table(x=1, y=2)
+
+        async def hanging(key: Any, *rest: Any) -> Any:
+            if key.resource_id == "x":
+                await never.wait()
+                raise L2Unavailable("hung")
+            return await fill(key, *rest)
+
+        store.fill = hanging
+        calls = [asyncio.create_task(a.get_or_load("row", i, tenant_id="acme", batch=table.load)) for i in ("x", "y")]
+        await table.asked.wait()
+        if is_cut:  # who waits for the others is cancelled: that costs them nothing
+            await until(lambda: a.stats().fills == 1)
+            calls[1].cancel()
+            await asyncio.wait(calls[1:])
+        else:
+            async with asyncio.timeout(5.0):
+                assert await calls[1] == 2
+        never.set()
+        assert await calls[0] == 1
+        assert await a.get("row", "y", "acme") == 2
+
+
+async def test_one_id_fails_alone_by_an_error_in_its_place() -> None:
+    async with aging(1, **POLICIES) as world:
+        (a,) = world.nodes
+        await a.set_many("safe", {1: "old", 2: "old"}, "acme")
+        await world.pass_s(11)
+        table = Table()
+        table.rows = {1: KeyError("gone"), 2: "new", 3: ValueError("bad"), 4: "four", 5: KeyError("gone")}
+        assert await reading(a, table, 1, 2, data_type="safe") == {1: "old", 2: "new"}, "the first falls back"
+        with pytest.raises(ValueError, match="bad"):
+            await reading(a, table, 4, 3, 5, data_type="tried")
+        assert await a.get_many("tried", [3, 4, 5], "acme") == {4: "four"}
+        calls = [a.get_or_load("row", i, tenant_id="acme", batch=table.load) for i in (3, 4, 5, 5)]
+        found = await asyncio.gather(*calls, return_exceptions=True)
+        assert [repr(one) for one in found] == ["ValueError('bad')", "'four'", *["KeyError('gone')"] * 2]
+        assert found[2] is not found[3]
+        assert table.calls == [[1, 2], [4, 3, 5], [3, 4, 5]], "none is tried again"
+        assert a.stats().types["row"].load_errors == 2
+
+
 async def test_one_caller_of_a_tick_that_is_cancelled_costs_the_others_nothing(pair: list[Cache]) -> None:
     a, _ = pair
     table = Table(x=1, y=2)
@@ -690,3 +776,47 @@ async def test_values_of_several_types_are_read_at_once(pair: list[Cache]) -> No
     for wrong in ("row", ("row",), 5):
         with pytest.raises(ValueError, match="a target is"):
             await a.get_targets([wrong], "acme")  # type: ignore[list-item]
+
+
+async def test_a_text_is_not_taken_apart(pair: list[Cache]) -> None:
+    """A single id in the place of several would be its characters: each a wrong id, and nobody would be told."""
+    a, _ = pair
+    await a.set("row", "7", 1, "acme")
+    rows: Any = a.of("row")
+    cache: Any = a
+    for text in ("77", b"77", bytearray(b"77")):
+        for call in (
+            lambda text=text: cache.get_many("row", text, "acme"),
+            lambda text=text: cache.get_or_load_many("row", text, lambda ids: {}, "acme"),
+            lambda text=text: cache.invalidate_many("row", text, "acme"),
+            lambda text=text: rows.get_many(text, "acme"),
+            lambda text=text: rows.get_or_load_many(text, lambda ids: {}, "acme"),
+            lambda text=text: rows.invalidate_many(text, "acme"),
+        ):
+            with pytest.raises(ValueError, match="resource_ids must be several, as a list, not a single"):
+                await call()
+        for targets in (text, [text]):
+            with pytest.raises(ValueError, match=r"targets must be several|a target is"):
+                await cache.get_targets(targets, "acme")
+            with pytest.raises(ValueError, match=r"targets must be several|a target is"):
+                await cache.invalidate_targets(targets, "acme")
+            with pytest.raises(ValueError, match=r"targets must be several|a target is"):
+                cache.write_guard(targets, "acme")
+    for wrong in ("t", b"t"):
+        with pytest.raises(ValueError, match="tags"):
+            await cache.set("row", "7", 1, "acme", tags=wrong)
+        with pytest.raises(ValueError, match="tags"):
+            await cache.invalidate_tags(wrong, "acme")
+        with pytest.raises(ValueError, match="tags"):
+            cache.write_guard(tenant_id="acme", tags=wrong)
+        with pytest.raises(ConfigError, match="tags"):
+            cache.of("row", tags=wrong)
+    assert await a.get("row", "7", "acme") == 1
+
+
+async def test_targets_are_hashable_where_values_come_by_them(pair: list[Cache]) -> None:
+    a, _ = pair
+    lists: Any = [["row", "77"]]
+    with pytest.raises(ValueError, match="take tuples, not a list"):
+        await a.get_targets(lists, "acme")
+    assert (await a.invalidate_targets(lists, "acme")).targets == {"row": 1}

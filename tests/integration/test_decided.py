@@ -412,6 +412,22 @@ async def test_who_has_invalidated_a_tag_joins_no_load_that_may_carry_it(redis_u
         assert a.stats().fills_rejected == 1
 
 
+@pytest.mark.parametrize("kept_by", ["l2", "an outage"])
+@pytest.mark.parametrize("is_back", [False, True])
+async def test_what_was_kept_goes_without_l2_too(kept_by: str, is_back: bool) -> None:
+    """Who is answered "nothing" or "don't keep it" is not given the old value by the next read."""
+    for answer in (None, DontCache("once"), Fresh(None), {1: object()}):
+        async with Fleet(1, staleness_bound_s=5.0) as fleet:
+            (a,) = fleet.caches
+            source = Source(x="old")
+            fleet.away = kept_by == "an outage"
+            assert await load(a, source) == "old"
+            fleet.away = not is_back
+            given = await a.get_or_load("config", "x", lambda answer=answer: answer, "acme", refresh=True)
+            assert given == getattr(answer, "value", answer)
+            assert await a.get_or_load("config", "x", lambda: "anew", "acme") == "anew"
+
+
 async def test_without_l2_neither() -> None:
     async with Fleet(1, pending_max=10, staleness_bound_s=5.0) as fleet:
         (a,) = fleet.caches

@@ -154,6 +154,16 @@ def test_what_another_serializer_has_made_counts_as_absent(server: str) -> None:
     assert cache.get("k") == "anew"
 
 
+def test_a_bypass_of_the_cache_below_is_one_of_the_backend(server: str) -> None:
+    cache.set("k", "old")
+    with blocking_cache().bypassed():
+        assert cache.get("k") is None
+        assert cache.get_many(["k"]) == {}
+        assert "k" not in cache
+        assert blocking_cache().get("django", ":1:k", "django") is None
+    assert cache.get("k") == "old"
+
+
 # -- keys, aliases, tenants -------------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from cachebus import Cache, Fresh, L2Unavailable, Policy, get_with_cache_aside, lifespan
+from cachebus import BlockingCache, Cache, Fresh, L2Unavailable, Policy, get_with_cache_aside, lifespan
 from cachebus.testing import Fleet
 from tests.support.aging import aging
 from tests.support.caches import Source, asked, deaf, nodes, quick, until
+from tests.support.threads import given, threads
 
 
 async def read(cache: Cache, source: Source, data_type: str = "config", **more: Any) -> Any:
@@ -235,6 +236,66 @@ async def test_a_bypass_is_of_its_own_task_and_cache() -> None:
         go_on.set()
         await task
         assert type(a._entries) is dict, "a hit asks nothing of it any more"
+
+
+def test_a_thread_passes_by_what_both_of_its_caches_hold(redis_url: str) -> None:
+    """A hit is answered by the thread, or by the cache on the event loop."""
+    with BlockingCache.open(quick(redis_url)) as cache, threads(1) as others:
+        cache.set("config", "x", "old", "acme")
+        asked_for: list[Any] = []
+
+        def load(resource_id: str) -> str:
+            asked_for.append((resource_id, cache.get("config", "x", "acme")))
+            return "new"
+
+        @cache.cached("config", resource_id="x", tenant_id="acme")
+        def decorated() -> str:
+            return "decorated"
+
+        for _ in range(2):
+            with cache.bypassed():
+                assert cache.get("config", "x", "acme", default=7) == 7
+                assert cache.get("config", "x", "acme", agent_id=1, search_hierarchy=True) is None
+                assert cache.get_or_load("config", "x", load, "acme") == "new"
+                assert cache.get_or_load("config", "x", tenant_id="acme", batch=lambda ids: {"x": "all"}) == "all"
+                assert cache.get_many("config", ["x"], "acme") == {}
+                assert cache.get_targets([("config", "x")], "acme") == {}
+                assert cache.get_or_load_many("config", ["x"], lambda ids: {"x": "all"}, "acme") == {"x": "all"}
+                assert cache.look("config", "x", "acme").absent
+                assert decorated() == "decorated"
+                assert given(others.start(cache.get, "config", "x", "acme")) == "old", "another thread"
+            assert cache.get("config", "x", "acme") == "old", "nothing was kept"
+        assert asked_for == [("x", None)] * 2, "what a loader reads passes by, too"
+        assert type(cache._entries) is dict, "a hit asks nothing of it any more"
+        assert cache._there is not None
+        assert type(cache._there._entries) is dict
+
+
+async def test_who_passes_by_shares_no_batch_with_who_does_not() -> None:
+    async with Fleet(1) as fleet:
+        (a,) = fleet.caches
+        await a.set("rate", "eur", "cached", "acme")
+        asked_for: list[list[int]] = []
+
+        async def load(ids: list[int]) -> dict[int, Any]:
+            asked_for.append(ids)
+            rate = await a.get_or_load("rate", "eur", lambda: "asked", "acme")
+            return dict.fromkeys(ids, rate)
+
+        async def one(i: int) -> Any:
+            return await a.get_or_load("price", i, tenant_id="acme", batch=load)
+
+        async def passing(i: int) -> Any:
+            with a.bypassed():
+                return await one(i)
+
+        async def passing_several() -> Any:
+            with a.bypassed():
+                return await asyncio.gather(one(4), one(5))
+
+        found = await asyncio.gather(one(1), passing(2), one(3), passing_several())
+        assert found == ["cached", "asked", "cached", ["asked", "asked"]]
+        assert sorted(asked_for) == [[1, 3], [2], [4, 5]]
 
 
 async def test_cache_aside_passes_by_too() -> None:

@@ -90,6 +90,14 @@ def test_many_at_once(cache: BlockingCache) -> None:
 
 
 def test_wrong_arguments_raise_as_in_a_cache(cache: BlockingCache) -> None:
+    with pytest.raises(ValueError, match="several"):
+        cache.get_many("config", "xy", "acme")
+    with pytest.raises(ValueError, match="several"):
+        cache.get_or_load_many("config", "xy", lambda ids: {}, "acme")
+    with pytest.raises(ValueError, match="several"):
+        cache.invalidate_many("config", "xy", "acme")
+    with pytest.raises(ValueError, match="several"):
+        cache.get_targets("xy", "acme")  # type: ignore[type-var]
     with pytest.raises(TenantRequired):
         cache.get("config", "x")
     with pytest.raises(InvalidKey):

@@ -18,6 +18,7 @@ from cachebus import (
     ConfigError,
     Context,
     InvalidKey,
+    NotSerializable,
     Policy,
     TenantRequired,
     TypedCache,
@@ -312,3 +313,19 @@ def test_it_is_no_larger_than_it_must_be() -> None:
     handle = Cache("memory://").of("x")
     assert isinstance(handle, TypedCache)
     assert not hasattr(handle, "__dict__")
+
+
+async def test_what_does_not_fit_the_model_is_refused_by_set_and_given_by_a_load() -> None:
+    """So it is whoever says the model: its callers have what the source gave, and no level keeps it."""
+    async with Cache(quick("memory://misfit", policies={"by_policy": Policy(model=Product)})) as cache:
+        misfit: Any = {"nom": "lamp"}
+        for handle in (cache.of("by_handle", model=Product), cache.of("by_policy", model=Product)):
+            with pytest.raises(NotSerializable):
+                await handle.set(1, misfit, "acme")
+            with told() as lines:
+                assert await handle.get_or_load(1, lambda: misfit, "acme") == misfit
+                many = await handle.get_or_load_many([1, 2], lambda ids: {1: misfit, 2: {"name": "desk"}}, "acme")
+            assert many == {1: misfit, 2: DESK}
+            assert any("can't be cached" in line for line in lines)
+            assert cache.stats().types[handle.data_type].serialization_errors == 2
+            assert await handle.get_many([1, 2], "acme") == {2: DESK}
