@@ -11,6 +11,7 @@ from cachebus.base.parameters import SourceFunction
 from cachebus.base.pieces import in_turns
 from cachebus.calls import as_target, set_request
 from cachebus.cascade import Target
+from cachebus.decided import Answer, Decided
 from cachebus.keys.key import Key
 from cachebus.keys.naming import check_contexts
 from cachebus.keys.plan import STEP_MAX, target
@@ -79,7 +80,7 @@ class Batches(Writes):
         self,
         data_type: str,
         resource_ids: Iterable[IdT],
-        loader: Callable[..., Awaitable[Mapping[Any, T]]],
+        loader: Callable[..., Awaitable[Mapping[Any, Decided[T]]] | Mapping[Any, Decided[T]]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -95,7 +96,23 @@ class Batches(Writes):
         self,
         data_type: str,
         resource_ids: Iterable[IdT],
-        loader: Callable[..., Mapping[Any, T]],
+        loader: Callable[..., Awaitable[Mapping[Any, Answer[T]]]],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+    ) -> dict[IdT, T]: ...
+    @overload
+    async def get_or_load_many(
+        self,
+        data_type: str,
+        resource_ids: Iterable[IdT],
+        loader: Callable[..., Mapping[Any, Answer[T]]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,

@@ -37,7 +37,9 @@ def checked_amount(value: object) -> int:
         raise ValueError(f"a counter takes an int, not {type(value).__name__}")
     amount = int.__int__(value)  # what a subclass holds, however it writes or compares itself
     if not -AMOUNT_LIMIT <= amount < AMOUNT_LIMIT:
-        raise ValueError(f"a counter takes amounts of 64 bits, not {amount.bit_length()} bits")
+        raise ValueError(
+            f"a counter takes amounts from -2**63 to 2**63 - 1, and this has {amount.bit_length()} bits beside its sign"
+        )
     return amount
 
 

@@ -15,11 +15,11 @@ from cachebus.base.definition import Definition
 from cachebus.base.ids import Id, check_part
 from cachebus.base.parameters import SourceFunction
 from cachebus.context import IDS
+from cachebus.decided import Answer
 from cachebus.handle_many import TypedMany
 from cachebus.many import MANY
 from cachebus.receipt import Receipt
 from cachebus.values import check_model
-from cachebus.values.results import model_in
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -37,11 +37,10 @@ class NoMemory:
 
 def handled(cache: Any, decode_into: DecodeInto, data_type: str, model: Any, rest: Rest) -> TypedCache[Any]:
     """A handle whose model is that of its type from now on; `ConfigError` where the type has another one, or for what
-    no value can be decoded into. What comes back as it is anyway, as an int, needs no model."""
+    no value can be decoded into. Any says nothing."""
     made = TypedCache[Any](cache, data_type, *rest)
-    if model is not None:
+    if model is not None and model is not Any:
         check_model(model)
-    if model is not None and model_in(model) is not None:
         decode_into(made.data_type, model, Definition(f"of({made.data_type!r})", "cache", None, None))
     return made
 
@@ -181,7 +180,7 @@ class TypedCache(TypedMany[T]):
     async def get_or_load(
         self,
         resource_id: Id,
-        loader: Callable[..., Awaitable[T] | T],
+        loader: Callable[..., Awaitable[Answer[T]] | Answer[T]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -197,7 +196,7 @@ class TypedCache(TypedMany[T]):
     async def get_or_load(
         self,
         resource_id: Id,
-        loader: Callable[..., Awaitable[T | None] | T | None],
+        loader: Callable[..., Awaitable[Answer[T | None]] | Answer[T | None]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -225,7 +224,7 @@ class TypedCache(TypedMany[T]):
         use_memory: bool = True,
         refresh: bool = False,
         *,
-        batch: Callable[..., Awaitable[Mapping[Any, T]] | Mapping[Any, T]],
+        batch: Callable[..., Awaitable[Mapping[Any, Answer[T | None]]] | Mapping[Any, Answer[T | None]]],
         batch_max: int = MANY,
     ) -> T | None: ...
     async def get_or_load(

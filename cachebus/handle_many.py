@@ -11,8 +11,8 @@ from typing import Any, Generic, TypeVar, cast
 from cachebus.base.choices import ContextMatch, Wait
 from cachebus.base.ids import Id, check_part
 from cachebus.base.lifetimes import TAGS_MAX, check_ttl
-from cachebus.base.parameters import SourceFunction
 from cachebus.context import IDS, Ids
+from cachebus.decided import Answer
 from cachebus.errors import ConfigError, InvalidKey
 from cachebus.reading.looked import CachedValue
 from cachebus.receipt import Receipt
@@ -85,7 +85,7 @@ class TypedMany(Generic[T]):
     async def get_or_load_many(
         self,
         resource_ids: Iterable[IdT],
-        loader: Callable[..., Awaitable[Mapping[Any, T]] | Mapping[Any, T]] | SourceFunction,
+        loader: Callable[..., Awaitable[Mapping[Any, Answer[T | None]]] | Mapping[Any, Answer[T | None]]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,

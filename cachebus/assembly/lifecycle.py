@@ -25,7 +25,7 @@ from cachebus.observe import Health, Stats
 from cachebus.policy import Policy, Rules
 from cachebus.reading.reentrance import loads_for
 from cachebus.settings import Settings
-from cachebus.values.results import Asked, one_model
+from cachebus.values.results import Asked, model_in, one_model
 
 CANCELLED_S = 1.0
 """What loads may take to end that closing has cancelled; and what leaving may take where nothing else is left."""
@@ -261,13 +261,14 @@ class Life(Hooking):
 
     def _with_model(self, data_type: str, policy: Policy) -> Policy:
         model, _ = self._models.get(data_type, (None, None))
-        if model is None or policy.model is not None or policy.codec != "msgpack" or policy.decode is not None:
+        if policy.model is not None or policy.codec != "msgpack" or policy.decode is not None:
             return policy
-        return policy.model_copy(update={"model": model})
+        return policy if model_in(model) is None else policy.model_copy(update={"model": model})
 
     def decode_into(self, data_type: str, model: Any, asker: Definition) -> None:
         """Have values of a data type decoded into this model where its policy names none, now and whenever another
-        policy is registered. `ConfigError` where it names another, or another asker has. `asker`: who wants that."""
+        policy is registered. `ConfigError` where it names another, or another asker has. `asker`: who wants that.
+        What comes back as it is anyway, as an int, is the type's model as well, and needs no decoding."""
         known = self._models.get(data_type)
         policy = self._policies.get(data_type) or self.settings.policies.get(data_type) or Policy()
         if known is not None and policy.model == known[0]:
@@ -277,6 +278,8 @@ class Life(Hooking):
                 f"{asker} returns {model!r}, and the policy of {data_type!r} has the model {policy.model!r}"
             )
         self._models[data_type] = one_model(known, data_type, model, asker)
+        if model_in(model) is None:
+            return
         self.register(policies={data_type: policy})
         if known is None and policy.model is None and self._parts is not None:
             _decode_anew(self._parts, data_type)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from cachebus.errors import CacheBusError, InvalidKey
-from cachebus.keys.key import TENANT_REMEDY
+from cachebus.keys.key import tenant_remedy
 
 _IDS: Final[Mapping[str, str]] = {
     "data_type": "TYPE",
@@ -26,5 +26,5 @@ def in_options(error: CacheBusError) -> str:
     as it stands in the rules."""
     said = " ".join(str(error).split())
     named = {**_IDS, **_OF_WORKERS} if isinstance(error, InvalidKey) else _OF_WORKERS
-    said = said.replace(TENANT_REMEDY, _TENANT_REMEDY)
+    said = said.replace(tenant_remedy(), _TENANT_REMEDY)
     return re.sub(rf"\b({'|'.join(named)})\b", lambda found: named[found[1]], said)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.conf import settings
-from django.utils.module_loading import import_string
 
 from cachebus.django.invalidation import invalidate_on
 
@@ -19,6 +18,5 @@ class CacheBusConfig(AppConfig):  # type: ignore[misc]
     def ready(self) -> None:
         """Called by Django when all models are there."""
         mapping = getattr(settings, "CACHEBUS_INVALIDATE_ON", {})
-        functions = {model: import_string(of) if isinstance(of, str) else of for model, of in mapping.items()}
-        if functions:
-            invalidate_on(functions)
+        if mapping:
+            invalidate_on(mapping)

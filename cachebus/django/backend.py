@@ -17,9 +17,10 @@ from django.core.cache.backends.base import DEFAULT_TIMEOUT, BaseCache
 from cachebus.base.ids import Id, check_part
 from cachebus.base.lifetimes import TTL_MIN_S
 from cachebus.cascade import Target
+from cachebus.decided import DontCache, Fresh
 from cachebus.django.awaited import AwaitedVerbs
 from cachebus.django.shared import SharedCache, shared
-from cachebus.django.values import REMOVED, UNREADABLE, decoded, encoded
+from cachebus.django.values import REMOVED, UNREADABLE, decoded, encoded, encoded_answer
 from cachebus.errors import CacheBusError, InvalidKey
 from cachebus.threads import BlockingCache
 from cachebus.writing.exchange import PresentValue
@@ -149,22 +150,24 @@ class CacheBackend(AwaitedVerbs, BaseCache):  # type: ignore[misc]
 
     def get_or_set(self, key: Any, default: Any, timeout: Any = DEFAULT_TIMEOUT, version: int | None = None) -> Any:
         """The value; where there is none, what `default` is, or gives if it is a function: that is called once over all
-        nodes, and on this thread if it is this call that loads. What is deleted meanwhile is stored nowhere."""
+        nodes, and on this thread if it is this call that loads. What is deleted meanwhile is stored nowhere. It may
+        decide by `Fresh` or `DontCache`; the shortest of its `ttl_s` and the timeout counts."""
         resource_id, ttl_s = self.resource_id(key, version), self.get_backend_timeout(timeout)
         if ttl_s is None:
             value = self.get(key, UNREADABLE, version)
             return _value_of(default) if value is UNREADABLE else value
         cache, tenant_id = self._where()
+        serializer = self._shared.options.serializer
 
-        def load() -> bytes:
-            return self._encoded(_value_of(default))
+        def load() -> Any:
+            return encoded_answer(_answer_of(default), serializer)
 
-        data = cache.get_or_load(self._type, resource_id, load, tenant_id, ttl=ttl_s)
-        value = decoded(data, self._shared.options.serializer)
-        if value is UNREADABLE:
-            value = _value_of(default)
-            self.set(key, value, timeout, version)
-        return value
+        for refresh in (False, True):  # what can't be read is loaded anew
+            data = cache.get_or_load(self._type, resource_id, load, tenant_id, ttl=ttl_s, refresh=refresh)
+            value = decoded(data, serializer)
+            if value is not UNREADABLE:
+                return value
+        return _value_of(default)
 
     # -- many -------------------------------------------------------------------------------------------------------
 
@@ -223,5 +226,11 @@ class CacheBackend(AwaitedVerbs, BaseCache):  # type: ignore[misc]
             return None
 
 
-def _value_of(default: Any) -> Any:
+def _answer_of(default: Any) -> Any:
     return default() if callable(default) else default
+
+
+def _value_of(default: Any) -> Any:
+    """What is given to who asks, of what is stored nowhere."""
+    answer = _answer_of(default)
+    return answer.value if isinstance(answer, Fresh | DontCache) else answer

@@ -18,6 +18,7 @@ from django.core.cache import caches
 from django.db import DEFAULT_DB_ALIAS, connections
 from django.db.models import NOT_PROVIDED, Model
 from django.db.models.signals import m2m_changed, post_delete, post_save, pre_delete, pre_save
+from django.utils.module_loading import import_string
 
 from cachebus.base.ids import Id
 from cachebus.cascade import CascadeTable, Target
@@ -103,7 +104,7 @@ def _targets(backend: CacheBackend, names: Iterable[Name], tenant_id: Id) -> lis
 
 
 def invalidate_on(
-    mapping: Mapping[type[Model] | str, NamesOf],
+    mapping: Mapping[type[Model] | str, NamesOf | str],
     *,
     alias: str = "default",
     tenant: TenantOf | None = None,
@@ -113,9 +114,9 @@ def invalidate_on(
     """Have what is cached of models invalidated whenever an instance is saved, deleted, or related to others anew:
     `invalidate_on({Product: lambda p: [("product", p.pk), f"page:{p.slug}"]})`. Call it in `AppConfig.ready`.
 
-    - `mapping`: by model, or its "app.Model", a function that gives what is cached of an instance: keys of Django's
-      cache (str), or tuples of data type, resource id and, if need be, context ids. It holds for a row that is saved by
-      the model's children, parents, or proxies of any of these
+    - `mapping`: by model, or its "app.Model", a function, or its dotted name, that gives what is cached of an instance:
+      keys of Django's cache (str), or tuples of data type, resource id and, if need be, context ids. It holds for a row
+      that is saved by the model's children, parents, or proxies of any of these
     - `alias`: of `CACHES`, whose cache is meant
     - `tenant`: whose data it is, an id or a function of the instance; None is the alias's `TENANT`
     - `outbox`: writes it into the transaction too, so that it is sure to happen: a relay must run, and each write be in
@@ -124,12 +125,23 @@ def invalidate_on(
 
     It happens after the commit, as by `invalidate_on_commit`; see there what it raises. A process that is killed
     between the commit and that loses it, but not with an `outbox`. Returns what can be disconnected. Raises
-    `ConfigError` for a model that there is none of.
+    `ConfigError` for a model or a function that there is none of.
     """
-    models = {_model(model): names_of for model, names_of in mapping.items()}
+    models = {_model(model): _function(names_of) for model, names_of in mapping.items()}
     invalidation = Invalidation(models, alias, tenant, outbox, former)
     invalidation.connect()
     return invalidation
+
+
+def _function(names_of: NamesOf | str) -> NamesOf:
+    if isinstance(names_of, str):
+        try:
+            names_of = import_string(names_of)
+        except ImportError as error:
+            raise ConfigError(f"invalidate_on: {error}") from None
+    if not callable(names_of):
+        raise ConfigError(f"invalidate_on: a function that gives names is needed, or its dotted name, not {names_of!r}")
+    return names_of
 
 
 def _model(model: type[Model] | str) -> type[Model]:

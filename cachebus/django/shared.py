@@ -7,6 +7,8 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from django.db import connections
+
 from cachebus.base import home
 from cachebus.base.ids import Id
 from cachebus.cache import Cache
@@ -87,7 +89,17 @@ def _cache_for(options: AliasOptions) -> BlockingCache:
             )
     cache = beside[0].cache if beside else BlockingCache.open(options.settings)
     cache.register(policies={options.data_type: options.policy})
+    cache._run_apart = _apart
     return cache
+
+
+def _apart(load: Callable[[], Any]) -> Any:
+    """What a load gives in a thread of its own, whose connections of databases Django would leave open: no request ends
+    there."""
+    try:
+        return load()
+    finally:
+        connections.close_all()
 
 
 def close_caches() -> None:

@@ -12,6 +12,7 @@ So memory holds bytes, which nobody can change: each caller is given a value of 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from http.cookies import Morsel
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from django.utils.safestring import SafeString, mark_safe
 
 from cachebus import values
 from cachebus.base.log import logger
+from cachebus.decided import Decided, DontCache, Fresh
 from cachebus.errors import NotSerializable
 from cachebus.values import UNCHANGING
 
@@ -47,6 +49,10 @@ class Serializer(Protocol):
 
 def encoded(value: object, serializer: Serializer | None) -> bytes:
     """The bytes of a value; `NotSerializable`, and whatever the serializer raises."""
+    if isinstance(value, Decided):
+        raise NotSerializable(
+            f"value is of type {type(value).__qualname__}: get_or_set alone takes it, from its default"
+        )
     if serializer is not None:
         data = serializer.dumps(value)
         if not isinstance(data, bytes):
@@ -92,6 +98,15 @@ def _marked(value: Any, safe: Any) -> Any:
         key, one = items[at]
         value[key] = _marked(one, inside)
     return value
+
+
+def encoded_answer(answer: Any, serializer: Serializer | None) -> Any:
+    """The bytes of what a loader gives, in what it decides of them."""
+    if isinstance(answer, Fresh):
+        return replace(answer, value=encoded(answer.value, serializer))
+    if isinstance(answer, DontCache):
+        return DontCache(encoded(answer.value, serializer))
+    return answer if isinstance(answer, Decided) else encoded(answer, serializer)
 
 
 def _framed(kind: int, value: object) -> bytes:

@@ -9,6 +9,7 @@ miss, parts are validated and percent-encoded for L2.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from hashlib import sha1
@@ -23,10 +24,6 @@ GIVEN, ABSENT = "\x1f", "\x1e"
 NO_CONTEXT = ABSENT * 3
 SYSTEM = "system"
 """The one data type that may go without a tenant."""
-TENANT_REMEDY = (
-    "give tenant_id, run inside a Context (one that a dependency of FastAPI enters is seen only where that is async: "
-    "others run in a thread), or set default_tenant in the settings"
-)
 TAG = "G"
 """With this letter the scope of a tag begins."""
 ALL_OF_SHARD = "N"
@@ -216,7 +213,7 @@ class Keyspace:
         checked = check_part("data_type", data_type)
         if tenant_id is None:
             if checked != SYSTEM:
-                raise TenantRequired(f"tenant_id is needed for data type {checked!r}: {TENANT_REMEDY}")
+                raise TenantRequired(f"tenant_id is needed for data type {checked!r}: {tenant_remedy()}")
             tenant = ""
         else:
             tenant = check_part("tenant_id", tenant_id)
@@ -291,7 +288,7 @@ class Keyspace:
         if len(given) > 1:
             raise InvalidKey("a scope takes at most one of agent_id, conversation_id, collection_id")
         if tenant_id is None and data_type is None:
-            raise TenantRequired(f"tenant_id is needed for a scope of all data types: {TENANT_REMEDY}")
+            raise TenantRequired(f"tenant_id is needed for a scope of all data types: {tenant_remedy()}")
         family = self.family(tenant_id, SYSTEM if data_type is None else data_type)
         parts = [family.tenant] if data_type is None else [family.tenant, family.data_type]
         shape = ("T" if data_type is None else "D") + "".join(s for s, _ in given)
@@ -300,7 +297,7 @@ class Keyspace:
     def tags(self, tenant_id: object, tags: Iterable[str]) -> tuple[int, list[str]]:
         """Shard and scopes of a tenant's tags."""
         if tenant_id is None:
-            raise TenantRequired(f"tags belong to a tenant: {TENANT_REMEDY}")
+            raise TenantRequired(f"tags belong to a tenant: {tenant_remedy()}")
         family = self.family(tenant_id, SYSTEM)
         return family.shard, [tag_scope(family.tenant, tag) for tag in tags]
 
@@ -314,3 +311,11 @@ def guard_name(key: Key) -> str:
     """The name under which a guard stands on the key itself; scopes and tags are guarded under their own
     names, of which none begins like this."""
     return f"K\x1f{key.l1}"
+
+
+def tenant_remedy() -> str:
+    """What to do where a tenant is missing."""
+    context = "run inside a Context"
+    if "fastapi" in sys.modules:
+        context += " (one that a dependency of FastAPI enters is seen only where that is async: others run in a thread)"
+    return f"give tenant_id, {context}, or set default_tenant in the settings"

@@ -11,6 +11,7 @@ from cachebus.cascade import WHOLE_SCOPE
 from cachebus.keys.key import ALL_OF_SHARD, GIVEN
 from cachebus.keys.naming import tag_scopes
 from cachebus.keys.plan import Plan
+from cachebus.threads import BlockingCache
 
 
 class Invalidations:
@@ -88,20 +89,21 @@ class Invalidations:
 
 
 @contextmanager
-def record_invalidations(*caches: Cache) -> Iterator[Invalidations]:
+def record_invalidations(*caches: Cache | BlockingCache) -> Iterator[Invalidations]:
     """Record what these open caches are asked to invalidate: by `invalidate` and its like, by `delete`, and by write
     guards that are entered. A value that is `set` is none of it.
 
-    - `caches`: several, such as `*fleet.caches`, tell into one record
+    - `caches`: several, such as `*fleet.caches`, tell into one record. A `BlockingCache` that is not open is opened
 
-    Gives the `Invalidations`, also of a cache that is disabled. Raises `ConfigError` for a cache that is not open, and
-    `ValueError` for none.
+    Gives the `Invalidations`, also of a cache that is disabled. Raises `ConfigError` for a `Cache` that is not open,
+    and `ValueError` for none.
     """
     if not caches:
         raise ValueError("no caches to record the invalidations of")
-    seen = Invalidations(caches[0])
+    there = [cache._at_hand() if isinstance(cache, BlockingCache) else cache for cache in caches]
+    seen = Invalidations(there[0])
     with ExitStack() as stack:
-        for cache in caches:
+        for cache in there:
             stack.enter_context(cache._observed_parts().writer.recorded_by(seen._plans.append))
         yield seen
 

@@ -11,6 +11,7 @@ from cachebus.base.ids import Id, several
 from cachebus.base.parameters import SourceFunction, passing_of
 from cachebus.batches import IdT, T, TargetT
 from cachebus.cache import Cache
+from cachebus.decided import Answer, Decided
 from cachebus.errors import ConfigError
 from cachebus.receipt import Receipt
 from cachebus.threads.crossing import Crossing, OnCaller
@@ -48,7 +49,7 @@ class BlockingBatches(BlockingWrites):
         self,
         data_type: str,
         resource_ids: Iterable[IdT],
-        loader: Callable[..., Awaitable[Mapping[Any, T]]],
+        loader: Callable[..., Awaitable[Mapping[Any, Decided[T]]] | Mapping[Any, Decided[T]]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,
@@ -64,7 +65,23 @@ class BlockingBatches(BlockingWrites):
         self,
         data_type: str,
         resource_ids: Iterable[IdT],
-        loader: Callable[..., Mapping[Any, T]],
+        loader: Callable[..., Awaitable[Mapping[Any, Answer[T]]]],
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+    ) -> dict[IdT, T]: ...
+    @overload
+    def get_or_load_many(
+        self,
+        data_type: str,
+        resource_ids: Iterable[IdT],
+        loader: Callable[..., Mapping[Any, Answer[T]]],
         tenant_id: Id | None = None,
         agent_id: Id | None = None,
         conversation_id: Id | None = None,

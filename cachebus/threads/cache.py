@@ -149,7 +149,7 @@ class BlockingCache(BlockingBatches):
         use_memory: bool = True,
         refresh: bool = False,
         *,
-        batch: Callable[..., Awaitable[Mapping[Any, T]]],
+        batch: Callable[..., Awaitable[Mapping[Any, Decided[T]]] | Mapping[Any, Decided[T]]],
         batch_max: int = MANY,
     ) -> T | None: ...
     @overload
@@ -169,7 +169,27 @@ class BlockingCache(BlockingBatches):
         use_memory: bool = True,
         refresh: bool = False,
         *,
-        batch: Callable[..., Mapping[Any, T]],
+        batch: Callable[..., Awaitable[Mapping[Any, Answer[T]]]],
+        batch_max: int = MANY,
+    ) -> T | None: ...
+    @overload
+    def get_or_load(
+        self,
+        data_type: str,
+        resource_id: Id,
+        loader: None = None,
+        tenant_id: Id | None = None,
+        agent_id: Id | None = None,
+        conversation_id: Id | None = None,
+        collection_id: Id | None = None,
+        search_hierarchy: bool = False,
+        ttl: float | None = None,
+        tags: Sequence[str] = (),
+        after: Receipt | str | None = None,
+        use_memory: bool = True,
+        refresh: bool = False,
+        *,
+        batch: Callable[..., Mapping[Any, Answer[T]]],
         batch_max: int = MANY,
     ) -> T | None: ...
     def get_or_load(

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, Self, TypeVar, cast, overload
 
-from cachebus.decided import Previous
+from cachebus.decided import Answer, Decided, Previous
 from cachebus.declaration import CachedOptions, Declared, declaration_of
 from cachebus.decorator import ResultIds
 from cachebus.errors import ConfigError
@@ -100,14 +100,20 @@ class BlockingFunction(Generic[P, T]):
 class BlockingDecorator(Protocol):
     """What `cache.cached(...)` gives: it is put above a sync function or method."""
 
-    def __call__(self, function: Callable[P, T]) -> BlockingFunction[P, T]:
+    @overload
+    def __call__(self, function: Callable[P, Decided[T]]) -> BlockingFunction[P, T]: ...
+    @overload
+    def __call__(self, function: Callable[P, Decided[T] | None]) -> BlockingFunction[P, T | None]: ...
+    @overload
+    def __call__(self, function: Callable[P, Answer[T]]) -> BlockingFunction[P, T]: ...
+    def __call__(self, function: Any) -> Any:
         """The cached function; `ConfigError`."""
 
 
 def decorator_of(options: CachedOptions) -> BlockingDecorator:
     """What makes cached functions of sync ones."""
 
-    def decorate(function: Callable[P, T]) -> BlockingFunction[P, T]:
+    def decorate(function: Any) -> Any:
         if isinstance(function, staticmethod | classmethod):
             raise ConfigError(
                 f"{function.__func__.__qualname__}: cached goes below @staticmethod, and class methods can't be cached "

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Self
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Self, TypeVar
 
 from cachebus.assembly.hooking import Hooking
 from cachebus.base.definition import Definition
@@ -15,9 +15,11 @@ from cachebus.observe import Health, Stats
 from cachebus.policy import Policy, Rules
 from cachebus.settings import Settings
 from cachebus.threads.crossing import Crossing, Limit
+from cachebus.threads.loaders import RunApart, run_apart
 from cachebus.threads.loop import is_running
 from cachebus.threads.resident import Resident
 
+R = TypeVar("R")
 USUAL_S = 60.0
 
 
@@ -40,6 +42,8 @@ class BlockingLife(Resident[Cache], Hooking):
         """Never open: what is declared, for each cache that is made like it."""
         self._made: Cache | None = None
         """The one that is open, or being opened."""
+        self._run_apart: RunApart | None = None
+        """How a framework wants the loads that run in threads of their own; None: as they are."""
         self._clock = self._declared._clock
         self._entries: Any = {}
         """L1's, while it is open: what a hit goes by. In the child of a fork it is empty, as memory that hears nothing
@@ -56,6 +60,11 @@ class BlockingLife(Resident[Cache], Hooking):
         happened then, else `L2Unavailable`.
         """
         return cls(settings, timeout_s=timeout_s)
+
+    async def _asked(self, verb: Callable[[Cache], Awaitable[R]]) -> R:
+        if self._run_apart is not None:
+            run_apart.set(self._run_apart)  # seen by this call's own task, and what that begins
+        return await super()._asked(verb)
 
     def _make(self) -> Cache:
         self._made = self._declared._anew()

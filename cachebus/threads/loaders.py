@@ -8,6 +8,7 @@ import math
 from asyncio import get_running_loop
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from contextvars import ContextVar
 from typing import Any, Final, ParamSpec, TypeVar
 
 from anyio import CapacityLimiter, to_thread
@@ -25,9 +26,15 @@ THREADS: Final = 40
 """Loaders that run in threads at a time, on one event loop."""
 
 _limiter: RunVar[CapacityLimiter] = RunVar("cachebus_loaders")
+RunApart = Callable[[Callable[[], Any]], Any]
+"""Runs a function in a thread of its own, as a framework wants it there, and gives what it gives."""
+run_apart: ContextVar[RunApart | None] = ContextVar("cachebus_run_apart", default=None)
+"""For the loads of a call, on the event loop: that of the framework whose cache is called."""
 
 
-def blocking(loader: Callable[P, T], *, limiter: CapacityLimiter | None = None) -> Callable[P, Coroutine[Any, Any, T]]:
+def blocking(
+    loader: Callable[P, T], *, limiter: CapacityLimiter | None = None
+) -> Callable[P, Coroutine[object, object, T]]:
     """Have a sync loader run in a thread, so that the event loop goes on: `get_or_load(..., blocking(load))`.
 
     It is given what the loader takes of `resource_id`, `tenant_id` and `ctx`, and sees the context variables of who
@@ -60,12 +67,12 @@ async def in_a_thread(function: Callable[[], Any], limiter: CapacityLimiter | No
     limiter = limiter or _usual()
     await limiter.acquire_on_behalf_of(function)
     release = functools.partial(_release, limiter, function)
-    loop = get_running_loop()
+    loop, apart = get_running_loop(), run_apart.get()
 
     def run() -> Any:
         # By the thread itself, however long it takes: else those that are left behind would be more and more.
         try:
-            return function()
+            return function() if apart is None else apart(function)
         finally:
             with suppress(RuntimeError):  # the loop has ended
                 loop.call_soon_threadsafe(release)

@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from cachebus.decided import Decided
 from cachebus.errors import NotSerializable
 from cachebus.values import models
 from cachebus.values.extension import EXTRA, FROZENSET, SET, NotEncodable, Tagged, name_of, shown
@@ -86,6 +87,10 @@ class _Walk:
         """What is of none of the known types exactly. Most special first: a numpy float is a float too."""
         if issubclass(kind, Enum):
             return self.of(value.value, depth)
+        if issubclass(kind, Decided):
+            raise NotEncodable(
+                f"is of type {name_of(kind)}: a loader returns it around its value, and it is none itself"
+            )
         if "numpy" in sys.modules:
             from cachebus.values import arrays
 

@@ -19,7 +19,7 @@ from django.test import AsyncClient, Client, override_settings
 from django.utils.safestring import SafeString, mark_safe
 from django.utils.translation import gettext_lazy
 
-from cachebus import ConfigError, Context, L2Unavailable, NotSerializable, TenantRequired
+from cachebus import ConfigError, Context, DontCache, Fresh, L2Unavailable, NotModified, NotSerializable, TenantRequired
 from cachebus.django import CacheBackend, blocking_cache, close_caches
 from cachebus.threads import BlockingCache
 from cachebus.tools.servers.redis import EmbeddedServer
@@ -294,6 +294,33 @@ def test_what_get_or_set_is_told_not_to_keep(server: str) -> None:
     with pytest.raises(ZeroDivisionError):
         cache.get_or_set("k", lambda: 1 // 0)
     assert cache.get("k") is None
+
+
+def test_get_or_set_obeys_what_its_function_decides(server: str) -> None:
+    assert cache.get_or_set("k", lambda: Fresh({"a": 1}, ttl_s=5), timeout=60) == {"a": 1}
+    left_s = blocking_cache().look("django", ":1:k", "django").ttl_left_s
+    assert left_s is not None
+    assert left_s <= 5
+    assert cache.get("k") == {"a": 1}
+    assert cache.get_or_set("brief", lambda: DontCache(3)) == 3
+    assert cache.get("brief") is None
+    assert cache.get_or_set("none", lambda: Fresh(None)) is None
+    assert cache.get("none", "absent") is None
+    assert cache.get_or_set("k0", lambda: Fresh(3), timeout=0) == 3
+    blocking_cache().set("django", ":1:odd", b"?", "django")
+    assert cache.get_or_set("odd", lambda: Fresh("anew")) == "anew"
+    assert cache.get("odd") == "anew"
+    with pytest.raises(ConfigError, match="no `previous`"):
+        cache.get_or_set("m", NotModified)
+
+
+@pytest.mark.parametrize("alias", ["default", "pickled"])
+@pytest.mark.parametrize("given", [Fresh(3), DontCache(3), NotModified()], ids=lambda it: type(it).__name__)
+def test_what_only_a_loader_may_give_is_no_value(server: str, given: Any, alias: str) -> None:
+    for store in (caches[alias].set, caches[alias].add, lambda k, v: caches[alias].set_many({k: v})):
+        with pytest.raises(NotSerializable, match="get_or_set alone"):
+            store("k", given)
+    assert caches[alias].get("k") is None
 
 
 def test_an_outage_is_no_miss(own_server: EmbeddedServer) -> None:

@@ -11,7 +11,7 @@ import pytest
 from django.apps import apps
 from django.core.cache import cache
 from django.db import connection, transaction
-from django.test import override_settings
+from django.test import TestCase, override_settings
 
 from cachebus import ConfigError, InvalidationFailed, InvalidKey, Settings, Target
 from cachebus.consumers.outbox import OutboxRelay
@@ -78,13 +78,24 @@ def gone(shop: BlockingCache) -> set[str]:
 
 
 def test_what_is_saved_and_what_it_was_goes(shop: BlockingCache, followed: list[Any]) -> None:
-    followed.append(invalidate_on({"django_shop.Product": names_of}))
+    followed.append(invalidate_on({"django_shop.Product": f"{__name__}.names_of"}))
     of("Category").objects.create(id=2, name="paper")
     product = of("Product").objects.get(pk=1)
     fill(shop)
     product.name, product.category_id = "ink", 2
     product.save()
     assert gone(shop) == {"product 1", "category 1", "category 2", "pen", "ink"}
+
+
+def test_in_a_test_that_never_commits_callbacks_are_captured(shop: BlockingCache, followed: list[Any]) -> None:
+    followed.append(invalidate_on({of("Product"): names_of}))
+    fill(shop)
+    with transaction.atomic():
+        with TestCase.captureOnCommitCallbacks(execute=True):
+            of("Product").objects.get(pk=1).save()
+            assert gone(shop) == set()
+        assert gone(shop) == {"product 1", "category 1", "pen"}
+        transaction.set_rollback(True)
 
 
 def test_what_it_was_costs_a_query_that_may_be_done_without(shop: BlockingCache, followed: list[Any]) -> None:
@@ -320,7 +331,15 @@ async def test_a_process_that_is_killed_after_the_commit_loses_nothing(
 
 
 def test_what_is_wrong_is_told_before_the_commit(shop: BlockingCache, followed: list[Any]) -> None:
-    for mapping in ({"django_shop.Nothing": names_of}, {"nothing": names_of}, {str: names_of}):
+    product = of("Product")
+    for mapping in (
+        {"django_shop.Nothing": names_of},
+        {"nothing": names_of},
+        {str: names_of},
+        {product: "nope.names_of"},
+        {product: "names_of"},
+        {product: ["product"]},
+    ):
         with pytest.raises(ConfigError, match="invalidate_on: "):
             invalidate_on(mapping)  # type: ignore[arg-type]
     for names, error, words in (

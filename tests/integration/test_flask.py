@@ -97,6 +97,14 @@ def test_each_request_is_inside_its_tenants_context(shop: tuple[Flask, CacheBus]
     assert bus.of(app).get("price", "p1", "acme") == "acme"
 
 
+@pytest.mark.parametrize("tenant", ["", "a\tb", "t" * 600], ids=["empty", "control", "long"])
+def test_a_client_whose_tenant_is_no_id_is_told(shop: tuple[Flask, CacheBus], tenant: str) -> None:
+    app, _ = shop
+    answer = app.test_client().get("/p1", headers={"X-Tenant": tenant})
+    assert answer.status_code == 400
+    assert b"tenant_id" in answer.data
+
+
 def test_threads_have_each_their_own_tenant(shop: tuple[Flask, CacheBus]) -> None:
     app, _ = shop
 

@@ -161,6 +161,16 @@ async def test_one_model_a_type_whoever_says_it(redis_url: str) -> None:
         async def product(number: int) -> Other:
             return Other(str(number))
 
+    for plain in (dict, list, int, str, object, dict[str, int]):
+        for data_type in ("product", "page"):
+            with pytest.raises(ConfigError, match=f"cache.of.*{data_type}.* returns "):
+                cache.of(data_type, model=plain)
+        other = f"first {plain}"
+        cache.of(other, model=plain)
+        cache.of(other, model=plain)
+        cache.of(other, model=Any)
+        with pytest.raises(ConfigError, match=r"cache.of.* returns .*Product.*, and cache.of"):
+            cache.of(other, model=Product)
     with pytest.raises(ConfigError):
         cache.of("stream", model=type(asyncio))
     numbers = cache.of("number", model=int)

@@ -176,6 +176,16 @@ def load_rows_sync(ids: Sequence[str], tenant_id: str) -> Mapping[str, bytes]:
     return {one: tenant_id.encode() for one in ids}
 
 
+async def load_fresh_rows(ids: list[int]) -> dict[int, Fresh[str]]:
+    """One that says how long each lives."""
+    return {one: Fresh(str(one)) for one in ids}
+
+
+def load_mixed_rows(ids: list[int]) -> Mapping[int, Fresh[bytes] | bytes]:
+    """One that decides of some."""
+    return {one: Fresh(b"") if one else b"" for one in ids}
+
+
 async def batches(cache: Cache) -> None:
     """Those of many give what theirs give, by the ids that they are given."""
     assert_type(await cache.get_or_load_many("a", [1, 2], load_rows, "acme"), dict[int, str])
@@ -183,6 +193,10 @@ async def batches(cache: Cache) -> None:
     assert_type(await cache.get_or_load("a", 1, batch=load_rows, tenant_id="acme"), str | None)
     assert_type(await cache.get_or_load("a", 1, batch=load_rows_sync, batch_max=50), bytes | None)
     assert_type(await CacheManager.get_or_load_many("a", [1, 2], load_rows, "acme", ttl=60), dict[int, str])
+    assert_type(await cache.get_or_load_many("a", [1, 2], load_fresh_rows, "acme"), dict[int, str])
+    assert_type(await cache.get_or_load_many("a", [1, 2], load_mixed_rows, "acme"), dict[int, bytes])
+    assert_type(await cache.get_or_load("a", 1, batch=load_fresh_rows, tenant_id="acme"), str | None)
+    assert_type(await cache.get_or_load("a", 1, batch=load_mixed_rows, tenant_id="acme"), bytes | None)
 
 
 async def process_wide() -> None:
@@ -307,6 +321,26 @@ async def load_product_perhaps(resource_id: str) -> Product | None:
     return Product(name=resource_id) if resource_id else None
 
 
+def load_fresh_product(resource_id: str) -> Fresh[Product]:
+    """One that says how long it lives."""
+    return Fresh(Product(name=resource_id))
+
+
+async def load_changed_product(resource_id: str, previous: Previous[Product] | None) -> Fresh[Product] | NotModified:
+    """One that is told what is still cached."""
+    return NotModified() if previous else Fresh(Product(name=resource_id))
+
+
+def load_brief_product(resource_id: str) -> DontCache[Product] | None:
+    """One whose source may have nothing."""
+    return DontCache(Product(name=resource_id)) if resource_id else None
+
+
+async def load_fresh_products(resource_ids: Sequence[int]) -> Mapping[int, Fresh[Product]]:
+    """Several, and how long each lives."""
+    return {number: Fresh(Product(name="x")) for number in resource_ids}
+
+
 async def handles(cache: Cache) -> None:
     """A handle's verbs have its model's type."""
     products = assert_type(cache.of("product", model=Product, tags=["catalog"]), TypedCache[Product])
@@ -319,6 +353,12 @@ async def handles(cache: Cache) -> None:
     assert_type(await products.get_or_load(7, load_product, "acme"), Product)
     assert_type(await products.get_or_load(7, batch=load_products, tenant_id="acme"), Product | None)
     assert_type(await products.get_or_load_many([7, 8], load_products, "acme"), dict[int, Product])
+    assert_type(await products.get_or_load(7, load_fresh_product, "acme"), Product)
+    assert_type(await products.get_or_load(7, load_changed_product, "acme"), Product)
+    assert_type(await products.get_or_load(7, load_brief_product, "acme"), Product | None)
+    assert_type(await products.get_or_load(7, lambda: Fresh(Product(name="x")), "acme"), Product)
+    assert_type(await products.get_or_load(7, batch=load_fresh_products, tenant_id="acme"), Product | None)
+    assert_type(await products.get_or_load_many([7, 8], load_fresh_products, "acme"), dict[int, Product])
     assert_type((await products.look(7, "acme")).value, Product | None)
     assert_type(await products.set_many({7: Product(name="x")}, "acme"), Receipt)
     assert_type(await products.invalidate_many([7], "acme"), Receipt)
@@ -394,6 +434,8 @@ def synchronous(cache: BlockingCache, producer: BlockingProducer) -> None:
     assert_type(cache.get_or_load("config", "x", load_async, "acme"), bytes)
     found: dict[str, int] = cache.get_or_load("config", "x", loader, "acme")
     print(found)
+    assert_type(cache.get_or_load("config", "x", in_thread, "acme"), dict[str, int])
+    assert_type(cache.get_or_load("config", "x", blocking(load), "acme"), dict[str, int])
     assert_type(cache.get_many("config", ["x"], "acme"), dict[str | int | UUID, Any])
     assert_type(cache.set("config", "x", 1, "acme", wait="nodes"), Receipt)
     assert_type(cache.invalidate("config", "x", "acme"), Receipt)
@@ -412,6 +454,23 @@ def synchronous(cache: BlockingCache, producer: BlockingProducer) -> None:
     @cache.cached("price", resource_id="{number}", tenant_id="acme")
     def price(number: int) -> list[int]:
         return [number]
+
+    @cache.cached("fresh", resource_id="{number}", tenant_id="acme")
+    def fresh(number: int) -> Fresh[list[int]] | NotModified:
+        return Fresh([number])
+
+    @cache.cached("brief", resource_id="{number}", tenant_id="acme")
+    def brief(number: int) -> DontCache[int] | None:
+        return DontCache(number) if number else None
+
+    assert_type(fresh(7), list[int])
+    assert_type(fresh.get(7), list[int] | None)
+    assert_type(fresh.refresh(7), list[int])
+    assert_type(brief(7), int | None)
+    assert_type(cache.get_or_load("config", "x", load_fresh_sync, "acme"), int)
+    assert_type(cache.get_or_load_many("a", [1], load_fresh_rows, "acme"), dict[int, str])
+    assert_type(cache.get_or_load_many("a", [1], load_mixed_rows, "acme"), dict[int, bytes])
+    assert_type(cache.get_or_load("a", 1, batch=load_fresh_rows, tenant_id="acme"), str | None)
 
     class Shop:
         @cache.cached("price", resource_id="{number}", tenant_id="acme")

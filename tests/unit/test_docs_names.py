@@ -39,6 +39,7 @@ CODE = [
 OTHERS = {
     *("binlog_row_image", "sql_log_bin", "pg_logical_emit_message", "pool_mode", "rds_replication", "temp_file_limit"),
     *("max_slot_wal_keep_size", "pg_replication_slots", "transaction_timeout", "post_fork", "bind_arguments"),
+    *("TestCase", "TransactionTestCase", "stream_with_context"),
     *(
         "ExtractNewRecordState",
         "model_fields_set",

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from cachebus import Cache, Cascade, ConfigError, Policy, Target
+from cachebus import BlockingCache, Cache, Cascade, ConfigError, Policy, Target
 from cachebus.testing import Fleet, Invalidations, record_invalidations
 
 
@@ -138,4 +138,16 @@ async def test_a_cache_that_is_not_open_has_none() -> None:
     with pytest.raises(ConfigError, match="not open"), record_invalidations(Cache.open("memory://")):
         pass
     with pytest.raises(ValueError, match="no caches"), record_invalidations():
+        pass
+
+
+def test_a_blocking_cache_is_recorded_too() -> None:
+    cache = BlockingCache.open("memory://recorded")
+    with record_invalidations(cache) as seen:
+        cache.invalidate("config", "x", "acme")
+        cache.set("config", "y", 1, "acme")
+    seen.assert_invalidated("config", "x", "acme")
+    seen.assert_not_invalidated("config", "y", "acme")
+    cache.close()
+    with pytest.raises(ConfigError), record_invalidations(cache):
         pass

@@ -21,6 +21,7 @@ import pytest
 from hypothesis import example, given
 
 from cachebus import values
+from cachebus.decided import DontCache, Fresh, NotModified
 from cachebus.errors import ConfigError, NotSerializable
 from cachebus.values import CODECS, MSGPACK, encode
 from cachebus.values import plain as plain_values
@@ -211,6 +212,9 @@ def test_a_key_that_is_a_str_of_another_class_comes_back_as_str() -> None:
         (datetime(2026, 1, 2, tzinfo=timezone(timedelta(microseconds=1))), "no offset of whole seconds"),
         (Exception("x"), "value is of type Exception"),
         (int, "value is of type type"),
+        ([1, Fresh(3)], r"value\[1\] is of type cachebus.decided.Fresh: a loader returns it around its value"),
+        ({"a": DontCache(3)}, r'value\["a"\] is of type cachebus.decided.DontCache'),
+        ({"a": (NotModified(),)}, r'value\["a"\]\[0\] is of type cachebus.decided.NotModified'),
     ],
 )
 def test_not_serializable_names_type_and_place(value: object, message: str) -> None:
