@@ -375,7 +375,7 @@ lifecycle.attach = watched
 
 async def main():
     async with Cache.open(sys.argv[1]) as cache:
-        while len(cache._parts.node.shards) and not cache.ready():
+        while not cache.ready():
             await asyncio.sleep(0.01)
         await cache.probe()
         await cache.set("config", "x", 1, tenant_id="acme")
